@@ -1,0 +1,53 @@
+# make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
+# make train RAW=log.tsv  the same from your own logs (Criteo's format, plain or .gz; several: RAW="a b")
+# make test               the tests;  make lint  the linters
+# make bench              what is claimed about speed, measured here
+
+PYTHON ?= python3
+NP ?= 2
+FLAGS ?=
+VENV := .venv
+# horovodrun and TensorFlow announce themselves on every rank; see main.py.
+RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH" TF_CPP_MIN_LOG_LEVEL=2;
+
+ifdef RAW
+PRESET := logs
+DATA := build/logs
+RAW_FILES := $(RAW)
+else
+PRESET := demo
+DATA := build/demo
+RAW_FILES := $(DATA)/raw.tsv
+endif
+
+.PHONY: train test lint bench setup clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt setup/environment.sh setup/horovod.sh
+	PYTHON=$(PYTHON) setup/environment.sh
+	touch $@
+
+train: setup $(RAW_FILES)
+	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA)
+	$(RUN) python3 split_bin.py $(DATA)/train_data.bin $(DATA)/train
+	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
+	$(RUN) horovodrun -np $(NP) ./hvd_wrapper.sh python3 main.py --flagfile=presets/$(PRESET).flags \
+	    --data_dir=$(DATA) --run_dir=$(DATA)/run $(FLAGS)
+
+build/demo/raw.tsv: | setup
+	mkdir -p $(@D)
+	$(RUN) python3 -m preprocess.synthetic $@ --rows 2000000
+
+test: setup
+	$(RUN) python3 -m pytest
+
+lint: setup
+	$(RUN) ruff check . && ruff format --check . && mypy .
+
+bench: setup
+	$(RUN) for benchmark in benchmarks/*.py; do echo "== $$benchmark"; python3 $$benchmark; done
+
+clean:
+	rm -rf build

@@ -1,0 +1,122 @@
+"""Samples a second of the readers, beside plain reading of the same bytes.
+
+    python3 -m benchmarks.reader [--samples N] [--rounds N] [--readers N] [--folder DIR]
+
+One process, warm files, 13 dense columns with logarithm and 26 tables. The bound reads the bytes of
+the three column files into one reused buffer and does nothing with them. It is the split files'
+bound; the other two rows stand beside it for comparison only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from dataset import SYNTHETIC_NUM_DENSE as NUM_DENSE
+from dataset import SYNTHETIC_VOCAB_SIZES as SIZES
+from dataset import Batches, PerCategorySource, Source, SplitSource, SyntheticSource
+from dataset.per_category import id_type
+from metadata import Metadata, write_metadata
+
+BATCHES = (8192, 65536)
+COLUMN_FILES = ("label.bin", "dense.bin", "category.bin")
+
+
+def make_split(folder: Path, samples: int, seed: int = 0) -> None:
+    """Write random column files in the default variant."""
+    rng = np.random.default_rng(seed)
+    rng.integers(0, 2, samples, np.int32).tofile(folder / "label.bin")
+    rng.integers(0, 1000, (samples, NUM_DENSE), np.int32).tofile(folder / "dense.bin")
+    rng.integers(0, SIZES, (samples, len(SIZES)), np.int32).tofile(folder / "category.bin")
+    write_metadata(folder, Metadata(SIZES, "int32", "int32", "int32", True, NUM_DENSE))
+
+
+def make_per_category(folder: Path, samples: int, seed: int = 0) -> None:
+    """Write random column files, one a table."""
+    rng = np.random.default_rng(seed)
+    rng.integers(0, 2, samples, np.uint8).tofile(folder / "label.bin")
+    rng.random((samples, NUM_DENSE), np.float32).astype(np.float16).tofile(folder / "dense.bin")
+    for table, size in enumerate(SIZES):
+        ids = rng.integers(0, size, samples).astype(id_type(size))
+        ids.tofile(folder / f"category_{table}.bin")
+    (folder / "metadata.json").write_text(json.dumps({"vocab_sizes": SIZES}))
+
+
+def read_plain(folder: Path, batch: int, samples: int) -> None:
+    """Read the three column files, a batch of each in turn, into one buffer."""
+    sizes = [4, 4 * NUM_DENSE, 4 * len(SIZES)]
+    buffer = memoryview(bytearray(batch * max(sizes)))
+    with ExitStack() as stack:
+        files = [stack.enter_context(FileIO(folder / name)) for name in COLUMN_FILES]
+        for _ in range(samples // batch):
+            for file, size in zip(files, sizes):
+                file.readinto(buffer[: batch * size])
+
+
+def drain(source: Source, batch: int, readers: int) -> None:
+    """Take every batch of an epoch and do nothing with it."""
+    batches = Batches(
+        source, batch, 0, 1, drop_remainder=True, readers=readers, lookahead=1 + readers
+    )
+    for _ in batches:
+        pass
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure in alternation, and print one line a reader and batch size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--samples", type=int, default=2_097_152)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--readers", type=int, default=1, help="reading threads")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the system's)")
+    options = parser.parse_args()
+    samples, readers = options.samples, options.readers
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        split, parts = Path(name) / "split", Path(name) / "parts"
+        for folder, make in ((split, make_split), (parts, make_per_category)):
+            folder.mkdir()
+            make(folder, samples)
+        sources: dict[str, Source] = {
+            "split files": SplitSource(split),
+            "per-category files": PerCategorySource(parts),
+            "synthetic": SyntheticSource(SIZES, NUM_DENSE, samples, seed=0),
+        }
+        print(f"{samples} samples, median of {options.rounds} rounds, {readers} reading threads")
+        for batch in BATCHES:
+            actions: dict[str, Callable[[], None]] = {
+                "plain reading": partial(read_plain, split, batch, samples)
+            }
+            for label, source in sources.items():
+                actions[label] = partial(drain, source, batch, readers)
+            seconds: dict[str, list[float]] = {label: [] for label in actions}
+            for _ in range(options.rounds + 1):
+                for label, action in actions.items():
+                    seconds[label].append(_seconds(action))
+            done = samples // batch * batch
+            # The first round warms the page cache.
+            rates = {label: done / statistics.median(times[1:]) for label, times in seconds.items()}
+            for label, rate in rates.items():
+                print(
+                    f"batch {batch:6d}  {label:20s} {rate / 1e6:7.2f} M samples/s  "
+                    f"{rate / rates['plain reading']:5.2f} of plain reading"
+                )
+
+
+if __name__ == "__main__":
+    main()

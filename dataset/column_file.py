@@ -1,0 +1,97 @@
+"""One open column file: rows of fixed width, read by number, from several threads at once.
+
+It knows bytes and rows, not what the values mean.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+REMEDY = "write the folder again with split_bin.py"
+
+
+class ColumnFile:
+    """A file of little-endian values, `width` a row.
+
+    Reading by offset (never a mapping) turns a file that shrinks under the run into an error
+    message instead of a SIGBUS.
+    """
+
+    def __init__(self, path: Path, dtype: str, width: int, rows: int | None = None) -> None:
+        """Open a file and check its size.
+
+        Args:
+            path: The file.
+            dtype: NumPy name of the stored type.
+            width: Values a row.
+            rows: Rows that the file must hold; None takes what is there, at least one.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The size is not that of `rows` rows.
+        """
+        self.path = path
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.width = width
+        self.row_bytes = width * self.dtype.itemsize
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: no such file; {REMEDY}") from None
+        weakref.finalize(self, os.close, self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        if rows is None:
+            self.rows, rest = divmod(size, self.row_bytes)
+            if rest or not self.rows:
+                raise ValueError(
+                    f"{path}: expected whole rows of {self.row_bytes} bytes, at least one, found "
+                    f"{size} bytes; {REMEDY}"
+                )
+        else:
+            self.rows = rows
+            if size != rows * self.row_bytes:
+                raise ValueError(
+                    f"{path}: expected {rows} samples (label.bin's) of {self.row_bytes} bytes = "
+                    f"{rows * self.row_bytes} bytes, found {size} bytes; {REMEDY}"
+                )
+
+    def read_into(self, start: int, out: NDArray[Any]) -> None:
+        """Fill `out` with the rows from `start` on.
+
+        Args:
+            start: First row.
+            out: C-contiguous, of the file's type, [rows] or [rows, width].
+
+        Raises:
+            ValueError: The file ends too early: it was cut after it had been opened.
+        """
+        view = out.reshape(-1).view(np.uint8).data
+        offset = start * self.row_bytes
+        done = 0
+        while done < len(view):
+            # The kernel may return less, at most 2 GiB at a time.
+            count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise ValueError(
+                    f"{self.path}: expected {self.rows * self.row_bytes} bytes as when it was "
+                    f"opened, found its end at byte {offset + done}; {REMEDY}"
+                )
+            done += count
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows [start, stop) as a fresh array of the file's type, [rows, width]."""
+        out = np.empty((stop - start, self.width), self.dtype)
+        self.read_into(start, out)
+        return out
+
+
+def check_range(start: int, stop: int, num_samples: int) -> None:
+    """Raise `IndexError` unless [start, stop) lies within the samples."""
+    if not 0 <= start <= stop <= num_samples:
+        raise IndexError(f"expected samples within [0, {num_samples}), found [{start}, {stop})")

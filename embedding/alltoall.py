@@ -1,0 +1,170 @@
+"""The tables over plain TensorFlow and an all-to-all exchange, on CPUs and GPUs alike.
+
+Routing is done once a step: the keys go to their owners, each owner finds its distinct rows, and
+the way back for vectors and gradients is kept as splits and positions. An owner reads each distinct
+row once, keeps it until the gradients arrive, sums these by row, and writes each row once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from collective import Collective
+from embedding.fused import FusedTable, local_table
+
+
+class Route(NamedTuple):
+    """The way of one local batch's keys to their owners and back. N is the number of ranks.
+
+    Attributes:
+        rows: int64 [U], the distinct local rows that this rank must read for all ranks.
+        row_of: int32 [R], for each key received, its place in `rows`.
+        sent: int32 [N], keys sent to each rank.
+        received: int32 [N], keys received from each rank; R in all.
+        place_of: int32 [local batch * tables], where each vector's key stands among those sent.
+        present: bool [local batch, tables, 1] with bad_ids `zero`, False for ids outside their
+            table; else empty.
+        bad: int32 [], ids outside their table, counted with bad_ids `error`, else 0.
+    """
+
+    rows: tf.Tensor
+    row_of: tf.Tensor
+    sent: tf.Tensor
+    received: tf.Tensor
+    place_of: tf.Tensor
+    present: tf.Tensor
+    bad: tf.Tensor
+
+
+class Lookup(NamedTuple):
+    """A batch's vectors, and what their gradient needs on the way back.
+
+    Attributes:
+        vectors: [local batch, tables, width] in the exchange type.
+        values: float32 [U, width], the distinct rows as they were read.
+        route: the way that the vectors came.
+    """
+
+    vectors: tf.Tensor
+    values: tf.Tensor
+    route: Route
+
+
+class AllToAllEmbedding:
+    """This rank's share of the tables.
+
+    Args:
+        table: vocabulary, width and seed.
+        collective: the ranks that share the tables.
+        compress: send each distinct key of the local batch once.
+        bad_ids: `error` counts ids outside their table in `Route.bad` (they are clipped, so that
+            memory stays safe until the caller stops), `clip` takes the nearest id, `zero` gives a
+            vector of zeros and trains nothing.
+        exchange_dtype: the type in which vectors and gradients travel.
+    """
+
+    def __init__(
+        self,
+        table: FusedTable,
+        collective: Collective,
+        *,
+        compress: bool = False,
+        bad_ids: str = "error",
+        exchange_dtype: str = "float32",
+    ) -> None:
+        self.table = table
+        self.variable = local_table(table, collective.rank, collective.size)
+        self._collective = collective
+        # Alone, the owner's own search for distinct rows already is the compression.
+        self._compress = compress and collective.size > 1
+        self._bad_ids = bad_ids
+        self._dtype = exchange_dtype
+
+    def route(self, ids: tf.Tensor) -> Route:
+        """Sends the keys of a batch to their owners.
+
+        Args:
+            ids: int32 or int64 [local batch, tables].
+        """
+        size = self._collective.size
+        ids, present, bad = self._checked(tf.cast(ids, tf.int64))
+        keys = tf.reshape(ids + tf.constant(self.table.offsets), [-1])
+        if size == 1:
+            rows, row_of = tf.unique(keys)
+            count = tf.shape(keys)
+            return Route(rows, row_of, count, count, tf.range(count[0]), present, bad)
+
+        key_of = None
+        if self._compress:
+            keys, key_of = tf.unique(keys)
+        owner = tf.cast(keys % size, tf.int32)
+        sent_keys = tf.dynamic_partition(keys, owner, size)
+        sent_from = tf.concat(tf.dynamic_partition(tf.range(tf.size(keys)), owner, size), 0)
+        place_of = tf.math.invert_permutation(sent_from)
+        if key_of is not None:
+            place_of = tf.gather(place_of, key_of)
+        sent = tf.stack([tf.size(part) for part in sent_keys])
+        received_keys, received = self._collective.alltoall(
+            tf.concat(sent_keys, 0), sent, name="keys"
+        )
+        rows, row_of = tf.unique(received_keys // size)
+        return Route(rows, row_of, sent, received, place_of, present, bad)
+
+    def lookup(self, route: Route) -> Lookup:
+        """Fetches the vectors of a routed batch."""
+        values = tf.gather(self.variable, route.rows)
+        vectors = tf.gather(tf.cast(values, self._dtype), route.row_of)
+        if self._collective.size > 1:
+            vectors, _ = self._collective.alltoall(vectors, route.received, name="vectors")
+            vectors = tf.gather(vectors, route.place_of)
+        vectors = tf.reshape(vectors, [-1, len(self.table.vocab_sizes), self.table.width])
+        if self._bad_ids == "zero":
+            vectors = tf.where(route.present, vectors, tf.zeros_like(vectors))
+        return Lookup(vectors, values, route)
+
+    def update(self, lookup: Lookup, gradient: tf.Tensor, learning_rate: tf.Tensor) -> None:
+        """One step of gradient descent: row -= learning_rate * sum of its vectors' gradients.
+
+        The exchange does not wait for `learning_rate`, so a check that the step may be taken can
+        be hung on it.
+
+        Args:
+            lookup: of this batch; the tables must not have been updated since.
+            gradient: [local batch, tables, width], of the vectors.
+            learning_rate: float32 [].
+        """
+        route = lookup.route
+        gradient = tf.cast(gradient, self._dtype)
+        if self._bad_ids == "zero":
+            gradient = tf.where(route.present, gradient, tf.zeros_like(gradient))
+        gradient = tf.reshape(gradient, [-1, self.table.width])
+        if self._collective.size > 1:
+            # Sums of equal keys are taken in float32; without --compress this only reorders.
+            summed = tf.cast(gradient, tf.float32) if self._compress else gradient
+            summed = tf.math.unsorted_segment_sum(
+                summed, route.place_of, tf.reduce_sum(route.sent)
+            )
+            gradient = tf.cast(summed, self._dtype)
+            gradient, _ = self._collective.alltoall(gradient, route.sent, name="gradients")
+        sums = tf.math.unsorted_segment_sum(
+            tf.cast(gradient, tf.float32), route.row_of, tf.size(route.rows)
+        )
+        tf.raw_ops.ResourceScatterUpdate(
+            resource=self.variable.handle,
+            indices=route.rows,
+            updates=lookup.values - learning_rate * sums,
+        )
+
+    def _checked(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Ids that are safe to use, and `Route`'s `present` and `bad`."""
+        last = tf.constant(self.table.vocab_sizes, tf.int64) - 1
+        safe = tf.clip_by_value(ids, tf.zeros_like(last), last)
+        inside = tf.equal(ids, safe)
+        none_present, none_bad = tf.zeros([0], tf.bool), tf.constant(0)
+        if self._bad_ids == "zero":
+            return safe, inside[:, :, None], none_bad
+        if self._bad_ids == "clip":
+            return safe, none_present, none_bad
+        return safe, none_present, tf.math.count_nonzero(~inside, dtype=tf.int32)

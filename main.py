@@ -1,0 +1,79 @@
+"""Trains a DLRM: flags -> Config -> run.
+
+    python3 main.py --data_dir=DATA ...                                        one rank
+    horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...      eight
+
+Flags are the fields of config.Config; a file of flags is given with --flagfile=FILE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import typing
+
+from absl import app, flags
+
+from config import Config
+
+# Before TensorFlow is imported. Its start-up notices would hide our lines; oneDNN is on by default
+# on x86, and announced twice a rank unless it is asked for.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+def define_flags() -> None:
+    """Makes a flag of each field of Config."""
+    types = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        text, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, field.default, choices, text)
+        elif types[field.name] is bool:
+            flags.DEFINE_bool(field.name, field.default, text)
+        elif types[field.name] in (int, typing.Optional[int]):
+            flags.DEFINE_integer(field.name, field.default, text)
+        elif types[field.name] is float:
+            flags.DEFINE_float(field.name, field.default, text)
+        elif types[field.name] == tuple[int, ...]:
+            flags.DEFINE_list(field.name, [str(units) for units in field.default], text)
+        else:
+            flags.DEFINE_string(field.name, field.default, text)
+
+
+def config_from_flags() -> Config:
+    """The parsed flags as one frozen value.
+
+    Raises:
+        ValueError: a flag's value, or several together, make no sense.
+    """
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
+    for name in ("bottom_mlp", "top_mlp"):
+        try:
+            values[name] = tuple(int(units) for units in values[name])
+        except ValueError:
+            raise ValueError(
+                f"expected --{name} of integers such as 512,256,128, found {','.join(values[name])}"
+            ) from None
+    return Config(**values)
+
+
+def main(argv: list[str]) -> int:
+    """Runs what the flags say; returns the exit code."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"expected flags only, found {argv[1]!r}; write --name=value")
+        config = config_from_flags()
+        from run import run  # imports TensorFlow: flag errors and --help come before it
+
+        run(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,78 @@
+"""Lines on the console, with a progress bar below them if it is a terminal."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+
+class Console:
+    """Prints lines; on a terminal with a progress bar below them.
+
+    Args:
+        stream: where to; no bar and no escape code goes to anything but a terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._progress: Any = None
+        self._task: Any = None
+
+    def start_bar(self, step: int, total_steps: int) -> None:
+        """Shows the bar.
+
+        Args:
+            step: completed iterations.
+            total_steps: iterations at which the bar is full.
+        """
+        if not self._stream.isatty():
+            return
+        from rich import progress
+        from rich.console import Console as RichConsole
+
+        self._progress = progress.Progress(
+            progress.TextColumn("training"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            console=RichConsole(file=self._stream),
+            # The drawing thread shares the interpreter with the training loop.
+            refresh_per_second=2,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task("training", completed=step, total=total_steps, note="")
+        self._progress.start()
+
+    def advance(self, step: int, note: str | None = None) -> None:
+        """Moves the bar.
+
+        Args:
+            step: completed iterations.
+            note: short text beside the bar; None leaves the one before.
+        """
+        if self._progress is not None:
+            fields = {} if note is None else {"note": note}
+            self._progress.update(self._task, completed=step, **fields)
+
+    def line(self, text: str) -> None:
+        """Prints a line as it is, above the bar.
+
+        Args:
+            text: without its final newline.
+        """
+        if self._progress is None:
+            print(text, file=self._stream, flush=True)
+            return
+        from rich.segment import Segment, Segments
+
+        # As a bare segment: rich would turn the tabs, which users split at, into blanks.
+        self._progress.console.print(Segments([Segment(text), Segment.line()]), end="", crop=False)
+
+    def stop_bar(self) -> None:
+        """Removes the bar; lines are printed plainly from here on."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

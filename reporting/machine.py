@@ -1,0 +1,58 @@
+"""What a run ran on: package versions and hardware, for its log.
+
+Asks package metadata and the operating system; imports none of the packages it names.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "merlin-sok", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter to a run, where installed."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, object]:
+    """This machine's name, system, processor, cores, memory and GPUs."""
+    found: dict[str, object] = {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [],
+    }
+    if shutil.which("nvidia-smi"):
+        import subprocess
+
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return found
+        found["gpus"] = answer.stdout.splitlines()
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

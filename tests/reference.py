@@ -1,0 +1,89 @@
+"""DLRM and its gradient in float64 NumPy, written for reading: what the fast code must agree with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class ReferenceDLRM:
+    """One process, whole tables, plain loops.
+
+    Args:
+        tables: float64 [rows, width] each.
+        bottom, top: lists of (kernel, bias), ReLU on all but the top's last.
+    """
+
+    def __init__(self, tables, bottom, top):
+        self.tables = [np.array(table, np.float64) for table in tables]
+        self.bottom = [(np.array(k, np.float64), np.array(b, np.float64)) for k, b in bottom]
+        self.top = [(np.array(k, np.float64), np.array(b, np.float64)) for k, b in top]
+
+    def logits(self, dense, ids):
+        """Logits [batch]; keeps what `step` needs."""
+        self._bottom_values = forward(self.bottom, dense.astype(np.float64), last_relu=True)
+        vectors = [table[column] for table, column in zip(self.tables, ids.T)]
+        self._stacked = np.stack([self._bottom_values[-1], *vectors], axis=1)
+        interaction = interact(self._stacked, self.top[0][0].shape[0])
+        self._top_values = forward(self.top, interaction, last_relu=False)
+        return self._top_values[-1][:, 0]
+
+    def step(self, dense, ids, labels, learning_rate):
+        """One step of gradient descent on the batch's mean loss; returns that loss."""
+        logits = self.logits(dense, ids)
+        loss = np.mean(np.logaddexp(0, logits) - labels * logits)
+        upstream = ((1 / (1 + np.exp(-logits)) - labels) / len(labels))[:, None]
+        upstream, top = backward(self.top, self._top_values, upstream, last_relu=False)
+        stacked = interact_gradient(self._stacked, upstream)
+        _, bottom = backward(self.bottom, self._bottom_values, stacked[:, 0], last_relu=True)
+        for table, column, gradient in zip(self.tables, ids.T, stacked[:, 1:].swapaxes(0, 1)):
+            np.subtract.at(table, column, learning_rate * gradient)
+        for layers, gradients in ((self.top, top), (self.bottom, bottom)):
+            for (kernel, bias), (kernel_gradient, bias_gradient) in zip(layers, gradients):
+                kernel -= learning_rate * kernel_gradient
+                bias -= learning_rate * bias_gradient
+        return loss
+
+
+def forward(layers, values, *, last_relu):
+    """The input and each layer's output."""
+    outputs = [values]
+    for index, (kernel, bias) in enumerate(layers):
+        values = outputs[-1] @ kernel + bias
+        if last_relu or index < len(layers) - 1:
+            values = np.maximum(values, 0)
+        outputs.append(values)
+    return outputs
+
+
+def backward(layers, outputs, upstream, *, last_relu):
+    """The gradient of the input, and (kernel, bias) gradients a layer."""
+    gradients = []
+    for index in reversed(range(len(layers))):
+        if last_relu or index < len(layers) - 1:
+            upstream = upstream * (outputs[index + 1] > 0)
+        gradients.append((outputs[index].T @ upstream, upstream.sum(0)))
+        upstream = upstream @ layers[index][0].T
+    return upstream, gradients[::-1]
+
+
+def interact(stacked, output_width):
+    """The first row of each sample, the strict lower triangle of X X^T row by row, zeros."""
+    rows, columns = np.tril_indices(stacked.shape[1], -1)
+    products = np.einsum("bid,bjd->bij", stacked, stacked)[:, rows, columns]
+    values = np.concatenate([stacked[:, 0], products], axis=1)
+    return np.pad(values, [(0, 0), (0, output_width - values.shape[1])])
+
+
+def interact_gradient(stacked, upstream):
+    """Of `interact`, with respect to `stacked`."""
+    features, width = stacked.shape[1:]
+    gradient = np.zeros_like(stacked)
+    gradient[:, 0] = upstream[:, :width]
+    position = width
+    for row in range(features):
+        for column in range(row):
+            pair = upstream[:, position : position + 1]
+            gradient[:, row] += pair * stacked[:, column]
+            gradient[:, column] += pair * stacked[:, row]
+            position += 1
+    return gradient

@@ -1,0 +1,125 @@
+"""The tables of one rank: first values, routes, lookups, updates and the policies for bad ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import embedding
+from collective import Collective
+from embedding import AllToAllEmbedding, FusedTable
+from embedding.fused import local_table, uniform
+
+VOCAB_SIZES = (11, 1, 400)
+SEED = 20261121
+
+
+def create(**options):
+    return AllToAllEmbedding(FusedTable(VOCAB_SIZES, 6, SEED), Collective(), **options)
+
+
+def splitmix64(counter, seed):
+    """The generator on Python's own integers."""
+    mask = 2**64 - 1
+    golden = 0x9E3779B97F4A7C15
+    z = (seed * golden * golden + (counter + 1) * golden) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_uniform_is_splitmix64():
+    counters = np.array([0, 1, 2, 10**12, 2**63], np.uint64)
+    expected = [(splitmix64(int(c), SEED) >> 40) / 2**23 - 1 for c in counters]
+    np.testing.assert_array_equal(uniform(tf.constant(counters), SEED).numpy(), expected)
+
+
+def test_uniform_is_uniform():
+    values = uniform(tf.cast(tf.range(200_000), tf.uint64), SEED).numpy()
+    assert abs(values.mean()) < 0.01
+    assert abs(values.var() - 1 / 3) < 0.01
+    assert values.min() >= -1
+    assert values.max() < 1
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_every_rank_holds_its_share_and_all_shares_make_the_table(size):
+    table = FusedTable(VOCAB_SIZES, 6, SEED)
+    whole = local_table(table, 0, 1).numpy()
+    for rank in range(size):
+        share = local_table(table, rank, size).numpy()
+        np.testing.assert_array_equal(share, whole[rank::size])
+
+
+def test_first_values_are_bounded_by_their_own_table():
+    whole = local_table(FusedTable(VOCAB_SIZES, 64, SEED), 0, 1).numpy()
+    for rows, part in zip(VOCAB_SIZES, np.split(whole, np.cumsum(VOCAB_SIZES)[:-1])):
+        bound = rows**-0.5
+        assert np.abs(part).max() <= bound
+        assert np.abs(part).max() > 0.9 * bound
+
+
+def test_a_table_larger_than_a_chunk(monkeypatch):
+    table = FusedTable(VOCAB_SIZES, 6, SEED)
+    whole = local_table(table, 0, 1).numpy()
+    monkeypatch.setattr("embedding.fused.INITIAL_CHUNK", 6 * 10)
+    np.testing.assert_array_equal(local_table(table, 0, 1).numpy(), whole)
+
+
+def test_more_ranks_than_rows():
+    share = local_table(FusedTable((2,), 4, SEED), 5, 8)
+    assert share.shape == (1, 4)
+
+
+def test_lookup_and_update_against_numpy():
+    rng = np.random.default_rng(SEED)
+    tables = create()
+    before = tables.variable.numpy()
+    ids = (rng.random((32, 3)) * VOCAB_SIZES).astype(np.int32)
+    keys = ids + tables.table.offsets
+    lookup = tables.lookup(tables.route(tf.constant(ids)))
+    np.testing.assert_array_equal(lookup.vectors.numpy(), before[keys])
+
+    gradient = rng.standard_normal((32, 3, 6)).astype(np.float32)
+    tables.update(lookup, tf.constant(gradient), tf.constant(0.1))
+    expected = before.astype(np.float64)
+    np.subtract.at(expected, keys.ravel(), 0.1 * gradient.reshape(-1, 6).astype(np.float64))
+    np.testing.assert_allclose(tables.variable.numpy(), expected, atol=1e-6)
+    untouched = np.setdiff1d(np.arange(len(before)), keys)
+    np.testing.assert_array_equal(tables.variable.numpy()[untouched], before[untouched])
+
+
+@pytest.mark.parametrize("policy", embedding.BAD_IDS)
+def test_bad_ids(policy):
+    tables = create(bad_ids=policy)
+    before = tables.variable.numpy()
+    ids = np.array([[0, 0, 399], [-1, 0, 400], [10, 7, 0]], np.int32)  # three bad ones
+    route = tables.route(tf.constant(ids))
+    assert route.bad.numpy() == (3 if policy == "error" else 0)
+    lookup = tables.lookup(route)
+    vectors = lookup.vectors.numpy()
+    np.testing.assert_array_equal(vectors[0], before[[0, 11, 411]])
+    clipped = before[[0, 11, 411]]
+    expected = clipped if policy != "zero" else clipped * [[0], [1], [0]]
+    np.testing.assert_array_equal(vectors[1], expected)
+    if policy == "zero":
+        tables.update(lookup, tf.ones([3, 3, 6]), tf.constant(1.0))
+        after = tables.variable.numpy()
+        np.testing.assert_allclose(after[0], before[0] - 1, atol=1e-6)  # by sample 0, not sample 1
+        np.testing.assert_allclose(after[11], before[11] - 2, atol=1e-6)  # sample 2's id 7 is bad
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_vectors_travel_in_16_bits_and_rows_stay_in_32(dtype):
+    tables = create(exchange_dtype=dtype)
+    before = tables.variable.numpy()
+    lookup = tables.lookup(tables.route(tf.constant([[1, 0, 5]], tf.int32)))
+    assert lookup.vectors.dtype == dtype
+    np.testing.assert_allclose(
+        tf.cast(lookup.vectors, tf.float32).numpy()[0], before[[1, 11, 17]], rtol=1e-2
+    )
+    # 1000 times the smallest step that 16 bits can tell from 1 is lost unless summed in float32.
+    tables.update(lookup, tf.zeros([1, 3, 6], dtype), tf.constant(1.0))
+    np.testing.assert_array_equal(tables.variable.numpy(), before)

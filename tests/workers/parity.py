@@ -1,0 +1,95 @@
+"""Trains the same few steps in each of several settings and saves the weights of every rank."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from collective import connect
+from config import Config
+from dataset import Batches
+from run import Data, build_trainer
+
+SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
+# One table with a single row, one larger than a batch, most smaller: duplicates in every batch.
+VOCAB_SIZES = (50, 7, 1, 300, 3)
+SETTINGS = [
+    {"compress": compress, "xla": xla, "bad_ids": "error"}
+    for compress, xla in itertools.product((False, True), (False, True))
+] + [{"compress": True, "xla": False, "bad_ids": "zero"}]
+
+
+class Samples:
+    """A source of random samples, some ids outside their table if `bad`."""
+
+    def __init__(self, bad: bool) -> None:
+        rng = np.random.default_rng(SEED)
+        self.num_samples, self.num_dense = STEPS * GLOBAL_BATCH, NUM_DENSE
+        self.vocab_sizes = VOCAB_SIZES
+        self.dense = rng.random((self.num_samples, NUM_DENSE), np.float32)
+        self.ids = (rng.random((self.num_samples, len(VOCAB_SIZES))) ** 2 * VOCAB_SIZES).astype(
+            np.int32
+        )
+        if bad:
+            self.ids[rng.random(self.ids.shape) < 0.05] = 1000
+        self.labels = rng.integers(0, 2, self.num_samples).astype(np.float32)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Samples [start, stop)."""
+        return self.dense[start:stop], self.ids[start:stop], self.labels[start:stop]
+
+
+class Silent:
+    """Hears no reports."""
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Nothing."""
+
+    def evaluation(self, result: object) -> None:
+        """Nothing."""
+
+
+def config_of(**settings: object) -> Config:
+    """The small model of this test; a constant learning rate large enough to move weights."""
+    return Config(
+        use_synthetic_dataset=True,
+        global_batch_size=GLOBAL_BATCH,
+        embedding_dim=8,
+        bottom_mlp=(16, 8),
+        top_mlp=(16, 8, 1),
+        seed=SEED,
+        lr=0.5,
+        warmup_steps=0,
+        decay_start_step=1000,
+        **settings,
+    )
+
+
+def main(folder: str) -> None:
+    """Saves `settings index`-`rank`.npz: this rank's rows and the dense weights, begin and end."""
+    collective = connect()
+    for index, settings in enumerate(SETTINGS):
+        samples = Samples(bad=settings["bad_ids"] == "zero")
+        batches = Batches(
+            samples, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
+        )
+        data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES)
+        trainer = build_trainer(config_of(**settings), collective, data)
+        begin = [variable.numpy() for variable in trainer.variables]
+        begin_rows = trainer.embedding.variable.numpy()
+        trainer.train([batches], batches, Silent())
+        np.savez(
+            f"{folder}/{index}-{collective.rank}.npz",
+            *begin,
+            *[variable.numpy() for variable in trainer.variables],
+            begin_rows=begin_rows,
+            rows=trainer.embedding.variable.numpy(),
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
