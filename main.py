@@ -8,19 +8,20 @@ Flags are the fields of config.Config; a file of flags is given with --flagfile=
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
+import tempfile
 import typing
+from collections.abc import Iterator
 
 from absl import app, flags
 
 from config import Config
 
-# Before TensorFlow is imported. Its start-up notices would hide our lines; oneDNN is on by default
-# on x86, and announced twice a rank unless it is asked for.
+# Read when TensorFlow is imported: its notices would hide our lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def define_flags() -> None:
@@ -59,14 +60,37 @@ def config_from_flags() -> Config:
     return Config(**values)
 
 
+@contextlib.contextmanager
+def held_back_stderr() -> Iterator[None]:
+    """Drops what is written to stderr, unless it ends in an exception.
+
+    TensorFlow's libraries announce themselves while they load, on every rank, before any log level
+    applies.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
 def main(argv: list[str]) -> int:
     """Runs what the flags say; returns the exit code."""
     try:
         if len(argv) > 1:
             raise ValueError(f"expected flags only, found {argv[1]!r}; write --name=value")
         config = config_from_flags()
-        from run import run  # imports TensorFlow: flag errors and --help come before it
-
+        # Imports TensorFlow: flag errors and --help come before it.
+        with held_back_stderr():
+            from run import run
         run(config)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

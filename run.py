@@ -74,8 +74,8 @@ def run(config: Config) -> None:
         message = f"rank {collective.rank} stopped: {error.message.strip().splitlines()[0]}"
         reporter.fail(message)
         raise ValueError(message) from error
-    except (ValueError, OSError) as error:
-        reporter.fail(str(error))
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        reporter.fail(str(error) or "interrupted")
         raise
     end = time.perf_counter()
     reporter.finish(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import run_process
+from processes import run
 from reference import ReferenceDLRM
 from workers import parity
 
@@ -24,7 +24,7 @@ def weights(tmp_path_factory):
     for size in RANKS:
         folder = tmp_path_factory.mktemp(f"ranks{size}")
         launch = [] if size == 1 else ["horovodrun", "-np", str(size)]
-        result = run_process([*launch, sys.executable, str(WORKER), str(folder)], seconds=300)
+        result = run([*launch, sys.executable, str(WORKER), str(folder)], time_limit=300)
         assert result.code == 0, result.output
         for index in range(len(parity.SETTINGS)):
             files = [np.load(folder / f"{index}-{rank}.npz") for rank in range(size)]

@@ -1,0 +1,168 @@
+"""Training samples/s of the whole step, beside the bound that the matrix products give.
+
+    python3 -m benchmarks.step [--shape mlperf|kaggle] [--rounds N] [--steps N] [--nocompress]
+
+For each shape, one process on all cores and two ranks on the same cores run in turn, several
+times. The single process times steps and one large float32 product alternately, so that both see
+the same machine. The bound is the time that the step's own products (MLPs and interaction, forward
+and backward) take at that product's rate; nothing else of the step is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+ROOT = Path(__file__).resolve().parents[1]
+GLOBAL_BATCH = 8192
+WARMUP = 4
+SQUARE = 2048  # rows and columns of the large product's factors
+KAGGLE_VOCAB_SIZES = (
+    *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
+    *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
+)
+MODELS: dict[str, dict[str, Any]] = {
+    "mlperf": {},  # the defaults
+    "kaggle": {"embedding_dim": 16, "bottom_mlp": (512, 256, 64, 16), "top_mlp": (512, 256, 1)},
+}
+
+
+def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> int:
+    """Floating-point operations a sample in the products of one step.
+
+    A layer multiplies three times: output, gradient of its kernel, gradient of its input; the first
+    layer of the bottom MLP needs no gradient of its input. A pair of the interaction costs one
+    multiplication a value forward and two backward.
+    """
+    from model import interaction_width
+
+    def multiplications(units: list[int]) -> list[int]:
+        return [a * b for a, b in zip(units, units[1:])]
+
+    first, *others = multiplications([num_dense, *bottom])
+    others += multiplications([interaction_width(bottom[-1], tables), *top])
+    others.append(tables * (tables + 1) // 2 * bottom[-1])
+    return 2 * (2 * first + 3 * sum(others))
+
+
+class Clock:
+    """Times each step of a training loop; between two steps it times something else."""
+
+    def __init__(self, between: Callable[[], object]) -> None:
+        self.steps: list[float] = []
+        self.between: list[float] = []
+        self._between = between
+        self._last = time.perf_counter()
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Called after every step, which has ended because its loss is known."""
+        end = time.perf_counter()
+        self._between()
+        now = time.perf_counter()
+        if step > WARMUP:
+            self.steps.append(end - self._last)
+            self.between.append(now - end)
+        self._last = now
+
+    def evaluation(self, result: object) -> None:
+        """The benchmark evaluates nothing."""
+
+
+def work(shape: str, steps: int, compress: bool) -> None:
+    """One rank's part; rank 0 prints its figures as JSON."""
+    import tensorflow as tf
+
+    from collective import connect
+    from config import Config
+    from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
+    from run import Data, build_trainer
+
+    collective = connect()
+    config = Config(
+        use_synthetic_dataset=True,
+        global_batch_size=GLOBAL_BATCH,
+        lr=0.1,
+        compress=compress,
+        log_interval=1,
+        **MODELS[shape],
+    )
+    vocab_sizes = SYNTHETIC_VOCAB_SIZES if shape == "mlperf" else KAGGLE_VOCAB_SIZES
+    samples = (WARMUP + steps) * GLOBAL_BATCH
+    source = SyntheticSource(vocab_sizes, SYNTHETIC_NUM_DENSE, samples, seed=0)
+    batches = Batches(source, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True)
+    data = Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes)
+    trainer = build_trainer(config, collective, data)
+
+    square = tf.random.normal([SQUARE, SQUARE])
+    multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(square, square)[0]))
+    alone = collective.size == 1
+    clock = Clock(lambda: float(multiply()) if alone else None)
+    trainer.train([batches], batches, clock)
+    if collective.rank == 0:
+        result = {"samples_per_second": GLOBAL_BATCH / statistics.median(clock.steps)}
+        if alone:
+            rate = 2 * SQUARE**3 / statistics.median(clock.between)
+            flops = products(
+                SYNTHETIC_NUM_DENSE, len(vocab_sizes), config.bottom_mlp, config.top_mlp
+            )
+            result.update(gigaflops=rate / 1e9, bound=rate / flops)
+        print("figures " + json.dumps(result), flush=True)
+
+
+def start(ranks: int, arguments: list[str]) -> dict[str, float]:
+    """Runs `work` on so many ranks that share this machine's cores."""
+    command = ["./hvd_wrapper.sh", sys.executable, "-m", "benchmarks.step", "--work", *arguments]
+    if ranks > 1:
+        command = ["horovodrun", "-np", str(ranks), *command]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    for line in done.stdout.splitlines():
+        if "figures " in line:
+            figures: dict[str, float] = json.loads(line.split("figures ", 1)[1])
+            return figures
+    raise SystemExit(f"error: {' '.join(command)} gave no figures:\n{done.stderr[-2000:]}")
+
+
+def main() -> None:
+    """Prints a line a round and the medians of the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=sorted(MODELS), action="append")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--nocompress", action="store_true", help="exchange repeated keys too")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.shape[0], options.steps, not options.nocompress)
+        return
+    for shape in options.shape or MODELS:
+        print(f"{shape} shape, batch {GLOBAL_BATCH}, float32, samples/s")
+        arguments = ["--shape", shape, "--steps", str(options.steps)]
+        arguments += ["--nocompress"] if options.nocompress else []
+        of_bound, of_one = [], []
+        for _ in range(options.rounds):
+            one, two = start(1, arguments), start(2, arguments)
+            of_bound.append(one["samples_per_second"] / one["bound"])
+            of_one.append(two["samples_per_second"] / one["samples_per_second"])
+            print(
+                f"  one process {one['samples_per_second']:,.0f}  bound {one['bound']:,.0f} "
+                f"({one['gigaflops']:.0f} GFLOP/s)  ratio {of_bound[-1]:.2f}   "
+                f"two ranks {two['samples_per_second']:,.0f}  ratio to one {of_one[-1]:.2f}"
+            )
+        print(
+            f"  median: one process / bound {statistics.median(of_bound):.2f}, "
+            f"two ranks / one process {statistics.median(of_one):.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
