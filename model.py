@@ -61,25 +61,18 @@ def dot_interaction(
     output = tf.concat([bottom, *triangle, zeros], axis=1)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # d(X X^T) is symmetric: one product with both triangles filled gives all of dX.
-        symmetric = tf.gather(
-            tf.pad(upstream[:, width : width + pairs], [[0, 0], [0, 1]]),
-            symmetric_positions(features).reshape(-1),
-            axis=1,
-        )
-        stacked_gradient = tf.matmul(tf.reshape(symmetric, [-1, features, features]), stacked)
+        # Row r of the triangle begins at pair r (r - 1) / 2. Every slice is as long as the longest,
+        # so that all are copied alike; what it takes beyond its own row is masked.
+        pair_gradients = tf.pad(upstream[:, width:], [[0, 0], [0, features]])
+        begins = [row * (row - 1) // 2 for row in range(features)]
+        rows = tf.concat([pair_gradients[:, begin : begin + features] for begin in begins], axis=1)
+        mask = tf.constant(np.tril(np.ones([features, features]), -1), rows.dtype)
+        lower = tf.reshape(rows, [-1, features, features]) * mask
+        # X X^T is symmetric: one product with both triangles filled gives all of dX.
+        stacked_gradient = tf.matmul(lower + tf.linalg.matrix_transpose(lower), stacked)
         return upstream[:, :width] + stacked_gradient[:, 0], stacked_gradient[:, 1:]
 
     return output, gradient
-
-
-def symmetric_positions(features: int) -> np.ndarray:
-    """Where each entry of the symmetric matrix stands among the pairs; the diagonal points past."""
-    pairs = features * (features - 1) // 2
-    positions = np.full([features, features], pairs, np.int32)
-    rows, columns = np.tril_indices(features, -1)
-    positions[rows, columns] = positions[columns, rows] = np.arange(pairs)
-    return positions
 
 
 class DLRM(keras.Model):

@@ -1,0 +1,60 @@
+"""AUC and log loss of true probabilities over any number of rows, in constant memory.
+
+It knows nothing of where scores and labels come from.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BINS = 1 << 18
+_LIMIT = 16.0
+
+
+class ScoreHistogram:
+    """Counts positives and negatives by score; rows that share a bin count as ties.
+
+    With 2^18 bins over logits in [-16, 16] the AUC differs from the exact one by far less than
+    1e-4 for any smooth distribution.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros((2, _BINS), np.int64)
+        self._loss = 0.0
+
+    def add(self, logits: NDArray[np.float64], labels: NDArray[np.bool_]) -> None:
+        """Counts rows.
+
+        Args:
+            logits: scores [rows].
+            labels: 0 or 1 [rows].
+        """
+        scaled = (logits + _LIMIT) * (_BINS / (2 * _LIMIT))
+        bins = np.clip(scaled, 0, _BINS - 1).astype(np.int64)
+        for label in (0, 1):
+            self._counts[label] += np.bincount(bins[labels == label], minlength=_BINS)
+        self._loss += float(np.sum(np.logaddexp(0, np.where(labels, -logits, logits))))
+
+    @property
+    def rows(self) -> int:
+        """Rows counted."""
+        return int(self._counts.sum())
+
+    @property
+    def positives(self) -> int:
+        """Rows with label 1."""
+        return int(self._counts[1].sum())
+
+    def auc(self) -> float | None:
+        """Area under the ROC curve; None when only one class was seen."""
+        negatives, positives = self._counts
+        total = int(negatives.sum()) * int(positives.sum())
+        if total == 0:
+            return None
+        below = np.cumsum(negatives) - negatives
+        return float(np.sum(positives * (below + negatives / 2.0)) / total)
+
+    def log_loss(self) -> float | None:
+        """Mean log loss of the logits; None when nothing was counted."""
+        return self._loss / self.rows if self.rows else None

@@ -1,0 +1,254 @@
+"""Synthetic click logs in Criteo's raw format, with the best possible AUC beside them.
+
+`python3 -m preprocess.synthetic logs.tsv --rows 1000000 --seed 1` writes `logs.tsv` and
+`logs.json`. Rows come in blocks, so memory does not grow with them, and row i depends on the seed
+and the model options alone: a longer log begins with the shorter one. It knows nothing of
+preprocessing or training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.files import PendingFiles, write_all, write_json
+from preprocess.planted import BLOCK_ROWS, Block, PlantedModel, PlantedOptions
+from preprocess.ranking import ScoreHistogram
+from preprocess.splits import tail_rows
+
+DEFAULT_VOCAB_SIZES = (
+    5000, 120, 30, 1500, 250, 3, 700, 60, 10, 3500, 400, 100, 15,
+    900, 200, 40, 4, 300, 20, 2500, 1200, 2000, 500, 80, 150, 6,
+)  # fmt: skip
+"""26 tables, 19,588 rows: small enough for a million rows to teach every hot id."""
+
+_HASH_MULTIPLIER = np.uint32(0x9E3779B1)
+
+
+def category_hash(table: int, ids: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """32-bit hash of each id; one to one within a table, so that no two ids collide.
+
+    Args:
+        table: index of the table.
+        ids: ids, any shape.
+
+    Returns:
+        uint32 of the same shape.
+    """
+    values = ids.astype(np.uint32) + np.uint32((table + 1) * 0x85EBCA6B & 0xFFFFFFFF)
+    # Odd products and right-shift xors are each invertible modulo 2^32.
+    for shift in (15, 13, 16):
+        values ^= values >> np.uint32(shift)
+        values *= _HASH_MULTIPLIER
+    return values
+
+
+def _digit_table(strings: Sequence[bytes]) -> NDArray[np.uint32]:
+    """Four characters per number, as one uint32 each; NUL marks a character to drop."""
+    return np.frombuffer(b"".join(strings), dtype="<u4")
+
+
+_HEX4 = _digit_table([b"%04x" % n for n in range(65536)])
+_DECIMAL4 = _digit_table([(b"%d" % n).rjust(4, b"\0") for n in range(10000)])
+_DECIMAL4_PADDED = _digit_table([b"%04d" % n for n in range(10000)])
+
+
+def format_rows(block: Block, vocab_sizes: Sequence[int], rows: int) -> bytes:
+    """The first `rows` rows of a block as tab-separated text.
+
+    Every field is laid out at its greatest width with NUL for what is absent, and the NULs are
+    dropped in one sweep: no row is ever handled alone.
+    """
+    dense = block.dense[:, :rows]
+    width = 1 + 10 * len(dense) + 9 * len(block.ids) + 1
+    text = np.zeros((rows, width), np.uint8)
+    text[:, 0] = ord("0") + block.labels[:rows]
+    position = 1
+    for values, missing in zip(dense, block.dense_missing, strict=True):
+        size = np.abs(values)
+        high, low = np.divmod(size, 10000)
+        digits = np.zeros((rows, 2), "<u4")
+        digits[:, 0] = np.where(high > 0, _DECIMAL4[high], 0)
+        digits[:, 1] = np.where(high > 0, _DECIMAL4_PADDED[low], _DECIMAL4[low])
+        digits[missing[:rows]] = 0
+        text[:, position] = ord("\t")
+        text[:, position + 1] = np.where((values < 0) & ~missing[:rows], ord("-"), 0)
+        text[:, position + 2 : position + 10] = digits.view(np.uint8)
+        position += 10
+    for table, (ids, size) in enumerate(zip(block.ids[:, :rows], vocab_sizes, strict=True)):
+        hashes = category_hash(table, ids)
+        digits = np.empty((rows, 2), "<u4")
+        digits[:, 0] = _HEX4[hashes >> np.uint32(16)]
+        digits[:, 1] = _HEX4[hashes & np.uint32(0xFFFF)]
+        digits[ids == size] = 0
+        text[:, position] = ord("\t")
+        text[:, position + 1 : position + 9] = digits.view(np.uint8)
+        position += 9
+    text[:, position] = ord("\n")
+    flat = text.reshape(-1)
+    return flat[flat != 0].tobytes()
+
+
+def output_paths(output: Path, files: int) -> list[Path]:
+    """Names of the logs: `output` itself, or `name.0.tsv`, `name.1.tsv` and so on.
+
+    Raises:
+        ValueError: if the name ends neither in `.tsv` nor in `.tsv.gz`.
+    """
+    stem, ending = _split_name(output)
+    if files == 1:
+        return [output]
+    return [output.with_name(f"{stem}.{index}{ending}") for index in range(files)]
+
+
+def _split_name(output: Path) -> tuple[str, str]:
+    for ending in (".tsv", ".tsv.gz"):
+        if output.name.endswith(ending) and len(output.name) > len(ending):
+            return output.name[: -len(ending)], ending
+    raise ValueError(f"{output}: expected a name ending in .tsv or .tsv.gz; rename the output")
+
+
+def generate(
+    output: Path,
+    rows: int,
+    seed: int,
+    options: PlantedOptions,
+    files: int = 1,
+    test_fraction: float = 0.1,
+) -> dict[str, Any]:
+    """Writes `rows` rows over `files` logs and the description beside them.
+
+    Args:
+        output: name of the log, ending in `.tsv` or `.tsv.gz`; see `output_paths` for several.
+        rows: rows in all; file k of K holds rows [k*rows//K, (k+1)*rows//K).
+        seed: the same seed and options give the same rows.
+        options: the planted model.
+        files: number of logs.
+        test_fraction: share of the rows, at the end, that `best_auc_test` judges.
+
+    Returns:
+        What was written to the `.json` file: rows, positives, the best AUC and log loss that any
+        model can reach (those of the true probabilities), and the AUC without pair effects.
+
+    Raises:
+        ValueError: if a number or the name is unusable.
+    """
+    if rows < 1 or files < 1 or files > rows:
+        raise ValueError(
+            f"rows and files: expected 1 <= files <= rows, found {rows} rows and {files} files"
+        )
+    if not 0 <= test_fraction <= 1:
+        raise ValueError(f"test_fraction: expected a value in [0, 1], found {test_fraction}")
+    paths = output_paths(output, files)
+    description = output.with_name(_split_name(output)[0] + ".json")
+    model = PlantedModel(options, seed)
+    whole, test, alone = ScoreHistogram(), ScoreHistogram(), ScoreHistogram()
+    test_start = rows - tail_rows(rows, test_fraction)
+    ends = [(k + 1) * rows // files for k in range(files)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    description.unlink(missing_ok=True)
+    with PendingFiles(paths) as logs:
+        for first in range(0, rows, BLOCK_ROWS):
+            block = model.block(first // BLOCK_ROWS)
+            count = min(BLOCK_ROWS, rows - first)
+            text = format_rows(block, options.vocab_sizes, count)
+            _write_parts(logs, ends, first, count, text)
+            whole.add(block.logits[:count], block.labels[:count])
+            alone.add(block.logits_without_pairs[:count], block.labels[:count])
+            skip = min(max(test_start - first, 0), count)
+            test.add(block.logits[skip:count], block.labels[skip:count])
+    content: dict[str, Any] = {
+        "files": [path.name for path in paths],
+        "rows": rows,
+        "seed": seed,
+        "positives": whole.positives,
+        "best_auc": whole.auc(),
+        "best_log_loss": whole.log_loss(),
+        "auc_without_pairs": alone.auc(),
+        "test_fraction": test_fraction,
+        "test_rows": test.rows,
+        "best_auc_test": test.auc(),
+        "best_log_loss_test": test.log_loss(),
+        "interacting_tables": model.pairs,
+        "options": asdict(options),
+    }
+    write_json(description, content)
+    return content
+
+
+def _write_parts(
+    logs: Sequence[BinaryIO], ends: Sequence[int], first: int, count: int, text: bytes
+) -> None:
+    """Writes rows [first, first + count) to the files whose row ranges they fall in."""
+    start = 0
+    lines: NDArray[np.intp] | None = None
+    for log, end in zip(logs, ends, strict=True):
+        if end <= first:
+            continue
+        stop = len(text)
+        if end < first + count:
+            if lines is None:
+                lines = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+            stop = int(lines[end - first - 1]) + 1
+        write_all(log, memoryview(text)[start:stop])
+        start = stop
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    defaults = PlantedOptions(DEFAULT_VOCAB_SIZES)
+    parser = argparse.ArgumentParser(
+        prog="python3 -m preprocess.synthetic", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("output", type=Path, help="log to write, *.tsv or *.tsv.gz")
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--files", type=int, default=1, help="logs to spread the rows over")
+    parser.add_argument("--test_fraction", type=float, default=0.1)
+    parser.add_argument("--vocab_sizes", type=json.loads, default=list(DEFAULT_VOCAB_SIZES),
+                        help="JSON list, rows of each table")  # fmt: skip
+    for field in fields(PlantedOptions):
+        if field.name != "vocab_sizes":
+            value = getattr(defaults, field.name)
+            parser.add_argument(f"--{field.name}", type=type(value), default=value)
+    flags = vars(parser.parse_args(arguments))
+    try:
+        sizes = flags["vocab_sizes"]
+        if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
+            raise ValueError(f"--vocab_sizes: expected a JSON list of integers, found {sizes!r}")
+        options = PlantedOptions(
+            **{f.name: flags[f.name] for f in fields(PlantedOptions) if f.name != "vocab_sizes"},
+            vocab_sizes=tuple(sizes),
+        )
+        start = time.perf_counter()
+        content = generate(
+            flags["output"], flags["rows"], flags["seed"], options,
+            flags["files"], flags["test_fraction"],
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    rows = content["rows"]
+    print(f"{rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s; "
+          f"{content['positives'] / rows:.4f} positive")  # fmt: skip
+    for key in ("best_auc", "best_auc_test", "auc_without_pairs", "best_log_loss"):
+        value = content[key]
+        print(f"{key} {'undefined' if value is None else format(value, '.5f')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
