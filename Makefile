@@ -7,8 +7,8 @@ PYTHON ?= python3
 NP ?= 2
 FLAGS ?=
 VENV := .venv
-# horovodrun and TensorFlow announce themselves on every rank; see main.py.
-RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH" TF_CPP_MIN_LOG_LEVEL=2;
+RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH";
+RULES ?= dlrm
 
 ifdef RAW
 PRESET := logs
@@ -30,7 +30,7 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt s
 	touch $@
 
 train: setup $(RAW_FILES)
-	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA)
+	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA) --rules=$(RULES)
 	$(RUN) python3 split_bin.py $(DATA)/train_data.bin $(DATA)/train
 	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
 	$(RUN) horovodrun -np $(NP) ./hvd_wrapper.sh python3 main.py --flagfile=presets/$(PRESET).flags \
@@ -38,7 +38,7 @@ train: setup $(RAW_FILES)
 
 build/demo/raw.tsv: | setup
 	mkdir -p $(@D)
-	$(RUN) python3 -m preprocess.synthetic $@ --rows 2000000
+	$(RUN) python3 -m preprocess.synthetic $@ --rows 2000000 --seed 1
 
 test: setup
 	$(RUN) python3 -m pytest
