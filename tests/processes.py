@@ -102,10 +102,13 @@ def horovodrun(
     time_limit: float = 60.0,
     env: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Runs a command on several ranks, as the README says."""
+    """Runs a command on several ranks, each through the wrapper script."""
     launcher = Path(sys.executable).with_name("horovodrun")
+    # --gloo is what it chooses here by itself, after one more trial import of TensorFlow.
     return run(
-        [launcher, "-np", str(ranks), "./hvd_wrapper.sh", *command], time_limit=time_limit, env=env
+        [launcher, "--gloo", "-np", str(ranks), "./hvd_wrapper.sh", *command],
+        time_limit=time_limit,
+        env=env,
     )
 
 
@@ -143,3 +146,29 @@ def kill(pids: Mapping[int, str]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def without_modules(folder: Path, *names: str) -> dict[str, str]:
+    """Makes Python programs unable to import some top-level modules.
+
+    Args:
+        folder: an empty folder, where the hook is kept.
+        names: the modules.
+
+    Returns:
+        The variables to run the program with.
+    """
+    (folder / "sitecustomize.py").write_text(
+        f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+        return None
+
+sys.meta_path.insert(0, Blocked())
+"""
+    )
+    return {"PYTHONPATH": os.fspath(folder)}
