@@ -6,6 +6,7 @@ it reads a flag. Checks here need the settings alone, not data, devices or ranks
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -88,6 +89,12 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected --{name} of 1 or more, found {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"expected --lr above 0, found {self.lr}")
+        if self.early_stop != -1 and self.early_stop < 1:
+            raise ValueError(
+                f"expected --early_stop of 1 or more, or -1 for none, found {self.early_stop}"
+            )
         if self.auc_thresholds < 2:
             raise ValueError(f"expected --auc_thresholds of 2 or more, found {self.auc_thresholds}")
         if not self.bottom_mlp or self.bottom_mlp[-1] != self.embedding_dim:

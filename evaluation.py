@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from collective import Collective
 
-LOGIT_RANGE = 32.0  # beyond this, float32 sigmoids are 0 or 1 to rounding
+LOGIT_RANGE = 32.0  # odds of 1e14 to 1; scores beyond count as tied
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Evaluator:
         )
 
 
-def auc_from_counts(positives: np.ndarray, negatives: np.ndarray) -> float:
+def auc_from_counts(positives: NDArray[np.int64], negatives: NDArray[np.int64]) -> float:
     """Area under the ROC curve by trapezoids: samples that share a bin count as tied.
 
     Args:

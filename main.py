@@ -15,6 +15,7 @@ import sys
 import tempfile
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags
 
@@ -29,18 +30,19 @@ def define_flags() -> None:
     types = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
         text, choices = field.metadata["help"], field.metadata["choices"]
+        default: Any = field.default
         if choices:
-            flags.DEFINE_enum(field.name, field.default, choices, text)
+            flags.DEFINE_enum(field.name, default, choices, text)
         elif types[field.name] is bool:
-            flags.DEFINE_bool(field.name, field.default, text)
+            flags.DEFINE_bool(field.name, default, text)
         elif types[field.name] in (int, typing.Optional[int]):
-            flags.DEFINE_integer(field.name, field.default, text)
+            flags.DEFINE_integer(field.name, default, text)
         elif types[field.name] is float:
-            flags.DEFINE_float(field.name, field.default, text)
+            flags.DEFINE_float(field.name, default, text)
         elif types[field.name] == tuple[int, ...]:
-            flags.DEFINE_list(field.name, [str(units) for units in field.default], text)
+            flags.DEFINE_list(field.name, [str(units) for units in default], text)
         else:
-            flags.DEFINE_string(field.name, field.default, text)
+            flags.DEFINE_string(field.name, default, text)
 
 
 def config_from_flags() -> Config:
@@ -49,7 +51,9 @@ def config_from_flags() -> Config:
     Raises:
         ValueError: a flag's value, or several together, make no sense.
     """
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
+    values: dict[str, Any] = {
+        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)
+    }
     for name in ("bottom_mlp", "top_mlp"):
         try:
             values[name] = tuple(int(units) for units in values[name])

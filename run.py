@@ -7,12 +7,14 @@ flag.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from typing import NamedTuple
 
 import tensorflow as tf
 
+import devices
 import embedding
 from collective import Collective, connect
 from config import Config
@@ -48,7 +50,7 @@ def run(config: Config) -> None:
         OSError: likewise.
     """
     begin = time.perf_counter()
-    collective = connect()
+    collective = join(config)
     data = collective.together(lambda: open_data(config, collective))
     collective.agree("the training and test data", (len(data.train), len(data.test), data[2:]))
     collective.agree("the settings", dataclasses.replace(config, run_dir=None))
@@ -70,8 +72,11 @@ def run(config: Config) -> None:
     try:
         outcome = trainer.train([data.train] * config.epochs, data.test, reporter)
     except tf.errors.OpError as error:
-        # A rank that is gone shows up in the others as a failed exchange.
-        message = f"rank {collective.rank} stopped: {error.message.strip().splitlines()[0]}"
+        message = (
+            f"rank {collective.rank}: an exchange failed or an operation could not run, most "
+            "likely because another rank stopped, whose own message says why; "
+            f"TensorFlow's words: {' '.join(error.message.split())[-300:]}"
+        )
         reporter.fail(message)
         raise ValueError(message) from error
     except (ValueError, OSError, KeyboardInterrupt) as error:
@@ -85,6 +90,17 @@ def run(config: Config) -> None:
         total_seconds=end - begin,
         steps=outcome.steps,
     )
+
+
+def join(config: Config) -> Collective:
+    """Joins the other ranks and takes this rank's GPU or cores. Comes before any tensor.
+
+    Raises:
+        ValueError: the ranks cannot be joined.
+    """
+    collective = connect()
+    devices.claim(collective.local_rank, whole_operations=not config.xla)
+    return collective
 
 
 def open_data(config: Config, collective: Collective) -> Data:
@@ -130,6 +146,8 @@ def open_data(config: Config, collective: Collective) -> Data:
 
 def build_trainer(config: Config, collective: Collective, data: Data) -> Trainer:
     """Builds tables, model and trainer; tables and weights depend on the settings alone."""
+    # XLA makes one program of the dense part, which uses all cores by itself.
+    lanes = 1 if config.xla else math.gcd(devices.lanes(), data.train.local_batch)
     tables = embedding.create(
         config.embedding,
         embedding.FusedTable(data.vocab_sizes, config.embedding_dim, config.seed),
@@ -137,7 +155,8 @@ def build_trainer(config: Config, collective: Collective, data: Data) -> Trainer
         compress=config.compress,
         bad_ids=config.bad_ids,
         exchange_dtype=config.compute_dtype,
+        groups=lanes,
     )
     policy = f"mixed_{config.amp_dtype}" if config.amp else "float32"
     model = DLRM(config.bottom_mlp, config.top_mlp, seed=config.seed, dtype=policy)
-    return Trainer(config, model, tables, collective, num_dense=data.num_dense)
+    return Trainer(config, model, tables, collective, num_dense=data.num_dense, lanes=lanes)

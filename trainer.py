@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
@@ -23,6 +23,8 @@ from dataset import Batch
 from embedding import AllToAllEmbedding, Lookup, Route
 from evaluation import Evaluation, Evaluator
 from model import DLRM
+
+Routes = tuple[Route, ...]
 
 BAD_IDS, NOT_FINITE = "ids outside their table", "a loss or gradient that is not finite"
 
@@ -58,6 +60,7 @@ class Trainer:
         embedding: this rank's share of the tables.
         collective: the ranks.
         num_dense: dense features of a sample.
+        lanes: the local batch is computed in so many parts side by side.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class Trainer:
         collective: Collective,
         *,
         num_dense: int,
+        lanes: int = 1,
     ) -> None:
         self._config = config
         self._schedule = config.schedule
         self._model = model
         self.embedding = embedding
         self._collective = collective
+        self._lanes = lanes
         self._evaluator = Evaluator(config.auc_thresholds, collective)
 
         batch = config.global_batch_size // collective.size
@@ -90,13 +95,13 @@ class Trainer:
         self._gradients = tf.function(self._gradients_of, jit_compile=config.xla or None)
         self._forward = tf.function(model.call, jit_compile=config.xla or None)
         self._route = tf.function(embedding.route, input_signature=[ids])
-        route = tf.nest.map_structure(
+        routes = tf.nest.map_structure(
             lambda output: tf.TensorSpec(output.shape, output.dtype),
             self._route.get_concrete_function().structured_outputs,
         )
         self._step = tf.function(
             self._step_of,
-            input_signature=[dense, labels, route, ids, tf.TensorSpec([], tf.float32)],
+            input_signature=[dense, labels, routes, ids, tf.TensorSpec([], tf.float32)],
         )
         self._score = tf.function(self._score_of, input_signature=[dense, ids, labels, count])
 
@@ -122,12 +127,12 @@ class Trainer:
         config = self._config
         step, reason = first_step, f"{len(epochs)} epoch{'s' if len(epochs) > 1 else ''}"
         evaluation_seconds = 0.0
-        route = None
+        routes = None
         for batch, following in with_next(itertools.chain.from_iterable(epochs)):
-            if route is None:
-                route = self._route(batch.ids)
+            if routes is None:
+                routes = self._route(batch.ids)
             learning_rate = self._schedule.learning_rate(step)
-            loss, route = self._checked_step(step, batch, route, following, learning_rate)
+            loss, routes = self._checked_step(step, batch, routes, following, learning_rate)
             step += 1
             if step % config.log_interval == 0:
                 reports.step(step, float(loss), learning_rate)
@@ -172,10 +177,10 @@ class Trainer:
         return result
 
     def _checked_step(
-        self, step: int, batch: Batch, route: Route, following: Batch, learning_rate: float
-    ) -> tuple[tf.Tensor, Route]:
+        self, step: int, batch: Batch, routes: Routes, following: Batch, learning_rate: float
+    ) -> tuple[tf.Tensor, Routes]:
         try:
-            return self._step(batch.dense, batch.labels, route, following.ids, learning_rate)
+            return self._step(batch.dense, batch.labels, routes, following.ids, learning_rate)
         except tf.errors.InvalidArgumentError as error:
             size = self._config.global_batch_size
             epoch_step = f"step {step} (global batch of {size} samples)"
@@ -203,16 +208,16 @@ class Trainer:
         self,
         dense: tf.Tensor,
         labels: tf.Tensor,
-        route: Route,
+        routes: Routes,
         next_ids: tf.Tensor,
         learning_rate: tf.Tensor,
-    ) -> tuple[tf.Tensor, Route]:
-        """One step on a routed batch; gives the global mean loss and the next batch's route."""
-        next_route = self.embedding.route(next_ids)
-        lookup = self.embedding.lookup(route)
-        loss, vector_gradient, gradients = self._gradients(dense, lookup.vectors, labels)
+    ) -> tuple[tf.Tensor, Routes]:
+        """One step on a routed batch; gives the global mean loss and the next batch's routes."""
+        next_routes = self.embedding.route(next_ids)
+        lookup = self.embedding.lookup(routes)
+        loss, vector_gradients, gradients = self._gradients(dense, lookup.vectors, labels)
         # What every rank must know of the others rides with the gradients: one exchange.
-        health = tf.stack([loss, tf.cast(route.bad, tf.float32)])
+        health = tf.stack([loss, tf.cast(bad_count(routes), tf.float32)])
         health, *gradients = self._collective.mean([health, *gradients], name="dense")
         finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(g)) for g in [health, *gradients]])
         checks = [
@@ -221,33 +226,48 @@ class Trainer:
         ]
         with tf.control_dependencies(checks):
             learning_rate = tf.identity(learning_rate) / self._config.loss_scale
-        self._update(lookup, vector_gradient, gradients, learning_rate)
-        return health[0], next_route
+        self._update(lookup, vector_gradients, gradients, learning_rate)
+        return health[0], next_routes
 
     def _gradients_of(
-        self, dense: tf.Tensor, vectors: tf.Tensor, labels: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        self, dense: tf.Tensor, vectors: Sequence[tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
         """The local mean loss, and `loss_scale` times its gradient: vectors, dense weights."""
+        lanes = [
+            self._lane_gradients(*lane) for lane in in_lanes([dense, vectors, labels], self._lanes)
+        ]
+        losses, vector_gradients, gradients = zip(*lanes)
+        return (
+            tf.add_n(losses) / labels.shape[0],
+            [tf.concat(group, 0) for group in zip(*vector_gradients)],
+            [tf.add_n(variable) for variable in zip(*gradients)],
+        )
+
+    def _lane_gradients(
+        self, dense: tf.Tensor, vectors: Sequence[tf.Tensor], labels: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """A lane's sum of losses, and its share of the local mean loss's scaled gradient."""
         with tf.GradientTape() as tape:
             tape.watch(vectors)
             logits = self._model(dense, vectors)
-            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-            loss = tf.reduce_mean(losses)
-            scaled = loss * self._config.loss_scale
-        vector_gradient, *gradients = tape.gradient(scaled, [vectors, *self.variables])
-        return loss, vector_gradient, gradients
+            loss = tf.reduce_sum(
+                tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+            )
+            scaled = loss * (self._config.loss_scale / (self._lanes * labels.shape[0]))
+        gradients = tape.gradient(scaled, [*vectors, *self.variables])
+        return loss, gradients[: len(vectors)], gradients[len(vectors) :]
 
     def _update(
         self,
         lookup: Lookup,
-        vector_gradient: tf.Tensor,
+        vector_gradients: Sequence[tf.Tensor],
         gradients: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
     ) -> None:
         # Owners sum over ranks the gradients of each rank's local mean: size times the global mean.
         mean = self._config.embedding_grad == "mean"
         share = 1.0 / self._collective.size if mean else 1.0
-        self.embedding.update(lookup, vector_gradient, learning_rate * share)
+        self.embedding.update(lookup, vector_gradients, learning_rate * share)
         for variable, gradient in zip(self.variables, gradients):
             tf.raw_ops.ResourceApplyGradientDescent(
                 var=variable.handle, alpha=learning_rate, delta=gradient
@@ -257,14 +277,30 @@ class Trainer:
         self, dense: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor, valid: tf.Tensor
     ) -> tf.Tensor:
         """Adds a batch to the evaluation; gives the number of ids outside their table."""
-        route = self.embedding.route(ids)
-        logits = self._forward(dense, self.embedding.lookup(route).vectors)
-        self._evaluator.add(logits, labels, valid)
-        return route.bad
+        routes = self.embedding.route(ids)
+        vectors = self.embedding.lookup(routes).vectors
+        lanes = in_lanes([dense, vectors], self._lanes)
+        self._evaluator.add(tf.concat([self._forward(*lane) for lane in lanes], 0), labels, valid)
+        return bad_count(routes)
 
 
 ELSEWHERE = "another rank names the sample"
 LOWER_LR = "lower --lr, lengthen --warmup_steps, or use --amp_dtype=bfloat16 if this is float16"
+
+
+def in_lanes(tensors: Sequence[Any], lanes: int) -> list[Any]:
+    """Cuts each tensor of a nest into `lanes` along its first axis: one nest a lane.
+
+    The lanes are independent in the graph, so each keeps a core busy with whole operations; a core
+    that waits for the other half of one operation does nothing.
+    """
+    pieces = [tf.split(tensor, lanes) for tensor in tf.nest.flatten(tensors)]
+    return [tf.nest.pack_sequence_as(tensors, lane) for lane in zip(*pieces)]
+
+
+def bad_count(routes: Routes) -> tf.Tensor:
+    """int32 []: ids outside their table in this rank's batch."""
+    return tf.add_n([route.bad for route in routes])
 
 
 def with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch]]:

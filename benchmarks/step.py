@@ -3,7 +3,7 @@
     python3 -m benchmarks.step [--shape mlperf|kaggle] [--rounds N] [--steps N] [--nocompress]
 
 For each shape, one process on all cores and two ranks on the same cores run in turn, several
-times. The single process times steps and one large float32 product alternately, so that both see
+times. The single process times steps and large float32 products alternately, so that both see
 the same machine. The bound is the time that the step's own products (MLPs and interaction, forward
 and backward) take at that product's rate; nothing else of the step is in it.
 """
@@ -79,12 +79,11 @@ def work(shape: str, steps: int, compress: bool) -> None:
     """One rank's part; rank 0 prints its figures as JSON."""
     import tensorflow as tf
 
-    from collective import connect
+    import devices
     from config import Config
     from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
-    from run import Data, build_trainer
+    from run import Data, build_trainer, join
 
-    collective = connect()
     config = Config(
         use_synthetic_dataset=True,
         global_batch_size=GLOBAL_BATCH,
@@ -93,6 +92,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
         log_interval=1,
         **MODELS[shape],
     )
+    collective = join(config)
     vocab_sizes = SYNTHETIC_VOCAB_SIZES if shape == "mlperf" else KAGGLE_VOCAB_SIZES
     samples = (WARMUP + steps) * GLOBAL_BATCH
     source = SyntheticSource(vocab_sizes, SYNTHETIC_NUM_DENSE, samples, seed=0)
@@ -100,15 +100,16 @@ def work(shape: str, steps: int, compress: bool) -> None:
     data = Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes)
     trainer = build_trainer(config, collective, data)
 
-    square = tf.random.normal([SQUARE, SQUARE])
-    multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(square, square)[0]))
+    # One product a lane: side by side they keep all cores busy, as the step's products do.
+    squares = [tf.random.normal([SQUARE, SQUARE]) for _ in range(devices.lanes())]
+    multiply = tf.function(lambda: tf.add_n([tf.matmul(a, a)[0, 0] for a in squares]))
     alone = collective.size == 1
     clock = Clock(lambda: float(multiply()) if alone else None)
     trainer.train([batches], batches, clock)
     if collective.rank == 0:
         result = {"samples_per_second": GLOBAL_BATCH / statistics.median(clock.steps)}
         if alone:
-            rate = 2 * SQUARE**3 / statistics.median(clock.between)
+            rate = len(squares) * 2 * SQUARE**3 / statistics.median(clock.between)
             flops = products(
                 SYNTHETIC_NUM_DENSE, len(vocab_sizes), config.bottom_mlp, config.top_mlp
             )
@@ -121,10 +122,10 @@ def start(ranks: int, arguments: list[str]) -> dict[str, float]:
     command = ["./hvd_wrapper.sh", sys.executable, "-m", "benchmarks.step", "--work", *arguments]
     if ranks > 1:
         command = ["horovodrun", "-np", str(ranks), *command]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     for line in done.stdout.splitlines():
         if "figures " in line:
             figures: dict[str, float] = json.loads(line.split("figures ", 1)[1])

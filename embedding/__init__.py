@@ -3,9 +3,9 @@
 Key k (a table's id plus the rows of the tables before it) lives on rank k % size at local row
 k // size. A backend offers three calls:
 
-    route = embedding.route(ids)             # who holds what; needs no weights, so it can run early
-    lookup = embedding.lookup(route)         # lookup.vectors: [local batch, tables, width]
-    embedding.update(lookup, gradient, learning_rate)
+    routes = embedding.route(ids)        # who holds what; needs no weights, so it can run early
+    lookup = embedding.lookup(routes)    # lookup.vectors: [local batch, tables, width], in groups
+    embedding.update(lookup, gradients, learning_rate)
 
 Backends know tensors and the collective; they know nothing of the model or of the loop.
 """
@@ -29,6 +29,7 @@ def create(
     compress: bool,
     bad_ids: str,
     exchange_dtype: str,
+    groups: int = 1,
 ) -> AllToAllEmbedding:
     """Builds the tables of this rank.
 
@@ -39,6 +40,7 @@ def create(
         compress: unique keys before the exchange.
         bad_ids: what an id outside its table gets: `error`, `clip` or `zero`.
         exchange_dtype: the type in which vectors and their gradients travel.
+        groups: of tables, worked on side by side.
 
     Raises:
         ValueError: the backend cannot run here.
@@ -48,5 +50,10 @@ def create(
 
         sok.require()
     return AllToAllEmbedding(
-        table, collective, compress=compress, bad_ids=bad_ids, exchange_dtype=exchange_dtype
+        table,
+        collective,
+        compress=compress,
+        bad_ids=bad_ids,
+        exchange_dtype=exchange_dtype,
+        groups=groups,
     )

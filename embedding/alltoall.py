@@ -7,6 +7,7 @@ row once, keeps it until the gradients arrive, sums these by row, and writes eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -16,16 +17,17 @@ from embedding.fused import FusedTable, local_table
 
 
 class Route(NamedTuple):
-    """The way of one local batch's keys to their owners and back. N is the number of ranks.
+    """The way of a group of tables' keys to their owners and back. N is the number of ranks.
 
     Attributes:
-        rows: int64 [U], the distinct local rows that this rank must read for all ranks.
+        rows: int32 or int64 [U], the distinct local rows that this rank must read for all ranks.
         row_of: int32 [R], for each key received, its place in `rows`.
         sent: int32 [N], keys sent to each rank.
         received: int32 [N], keys received from each rank; R in all.
-        place_of: int32 [local batch * tables], where each vector's key stands among those sent.
-        present: bool [local batch, tables, 1] with bad_ids `zero`, False for ids outside their
-            table; else empty.
+        place_of: int32 [local batch * tables of the group], where each vector's key stands among
+            those sent.
+        present: bool [local batch, tables of the group, 1] with bad_ids `zero`, False for ids
+            outside their table; else empty.
         bad: int32 [], ids outside their table, counted with bad_ids `error`, else 0.
     """
 
@@ -39,17 +41,17 @@ class Route(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """A batch's vectors, and what their gradient needs on the way back.
+    """A batch's vectors, and what their gradient needs on the way back, for each group of tables.
 
     Attributes:
-        vectors: [local batch, tables, width] in the exchange type.
+        vectors: [local batch, tables of the group, width] in the exchange type.
         values: float32 [U, width], the distinct rows as they were read.
-        route: the way that the vectors came.
+        routes: the way that the vectors came.
     """
 
-    vectors: tf.Tensor
-    values: tf.Tensor
-    route: Route
+    vectors: tuple[tf.Tensor, ...]
+    values: tuple[tf.Tensor, ...]
+    routes: tuple[Route, ...]
 
 
 class AllToAllEmbedding:
@@ -63,6 +65,8 @@ class AllToAllEmbedding:
             memory stays safe until the caller stops), `clip` takes the nearest id, `zero` gives a
             vector of zeros and trains nothing.
         exchange_dtype: the type in which vectors and gradients travel.
+        groups: the tables are looked up and updated in so many groups. On CPUs most of this work
+            is done by operations of one thread each, so several groups keep several cores busy.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class AllToAllEmbedding:
         compress: bool = False,
         bad_ids: str = "error",
         exchange_dtype: str = "float32",
+        groups: int = 1,
     ) -> None:
         self.table = table
         self.variable = local_table(table, collective.rank, collective.size)
@@ -81,16 +86,57 @@ class AllToAllEmbedding:
         self._compress = compress and collective.size > 1
         self._bad_ids = bad_ids
         self._dtype = exchange_dtype
+        # Half the bytes where they do; TensorFlow's GPU kernels know unique int64 keys only.
+        small = table.rows < 2**31 and not tf.config.list_logical_devices("GPU")
+        self._key_dtype = tf.int32 if small else tf.int64
+        tables = len(table.vocab_sizes)
+        cuts = [tables * group // groups for group in range(groups + 1)]
+        self._groups = [slice(a, b) for a, b in zip(cuts, cuts[1:]) if a < b]
 
-    def route(self, ids: tf.Tensor) -> Route:
+    def route(self, ids: tf.Tensor) -> tuple[Route, ...]:
         """Sends the keys of a batch to their owners.
 
         Args:
             ids: int32 or int64 [local batch, tables].
+
+        Returns:
+            A route for each group of tables.
         """
+        return tuple(self._route(ids[:, tables], tables) for tables in self._groups)
+
+    def lookup(self, routes: Sequence[Route]) -> Lookup:
+        """Fetches the vectors of a routed batch."""
+        found = [self._lookup(route, tables) for route, tables in zip(routes, self._groups)]
+        vectors, values = zip(*found)
+        return Lookup(vectors, values, tuple(routes))
+
+    def update(
+        self, lookup: Lookup, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor
+    ) -> None:
+        """One step of gradient descent: row -= learning_rate * sum of its vectors' gradients.
+
+        The exchange does not wait for `learning_rate`, so a check that the step may be taken can
+        be hung on it.
+
+        Args:
+            lookup: of this batch; the tables must not have been updated since.
+            gradients: of `lookup.vectors`.
+            learning_rate: float32 [].
+        """
+        for tables, route, values, gradient in zip(
+            self._groups, lookup.routes, lookup.values, gradients
+        ):
+            sums = self._sums_by_row(route, gradient, tables)
+            tf.raw_ops.ResourceScatterUpdate(
+                resource=self.variable.handle,
+                indices=route.rows,
+                updates=values - learning_rate * sums,
+            )
+
+    def _route(self, ids: tf.Tensor, tables: slice) -> Route:
         size = self._collective.size
-        ids, present, bad = self._checked(tf.cast(ids, tf.int64))
-        keys = tf.reshape(ids + tf.constant(self.table.offsets), [-1])
+        ids, present, bad = self._checked(ids, tables)
+        keys = tf.reshape(ids + tf.constant(self.table.offsets[tables], ids.dtype), [-1])
         if size == 1:
             rows, row_of = tf.unique(keys)
             count = tf.shape(keys)
@@ -107,35 +153,26 @@ class AllToAllEmbedding:
             place_of = tf.gather(place_of, key_of)
         sent = tf.stack([tf.size(part) for part in sent_keys])
         received_keys, received = self._collective.alltoall(
-            tf.concat(sent_keys, 0), sent, name="keys"
+            tf.concat(sent_keys, 0), sent, name=f"keys.{tables.start}"
         )
         rows, row_of = tf.unique(received_keys // size)
         return Route(rows, row_of, sent, received, place_of, present, bad)
 
-    def lookup(self, route: Route) -> Lookup:
-        """Fetches the vectors of a routed batch."""
+    def _lookup(self, route: Route, tables: slice) -> tuple[tf.Tensor, tf.Tensor]:
         values = tf.gather(self.variable, route.rows)
         vectors = tf.gather(tf.cast(values, self._dtype), route.row_of)
         if self._collective.size > 1:
-            vectors, _ = self._collective.alltoall(vectors, route.received, name="vectors")
+            vectors, _ = self._collective.alltoall(
+                vectors, route.received, name=f"vectors.{tables.start}"
+            )
             vectors = tf.gather(vectors, route.place_of)
-        vectors = tf.reshape(vectors, [-1, len(self.table.vocab_sizes), self.table.width])
+        vectors = tf.reshape(vectors, [-1, tables.stop - tables.start, self.table.width])
         if self._bad_ids == "zero":
             vectors = tf.where(route.present, vectors, tf.zeros_like(vectors))
-        return Lookup(vectors, values, route)
+        return vectors, values
 
-    def update(self, lookup: Lookup, gradient: tf.Tensor, learning_rate: tf.Tensor) -> None:
-        """One step of gradient descent: row -= learning_rate * sum of its vectors' gradients.
-
-        The exchange does not wait for `learning_rate`, so a check that the step may be taken can
-        be hung on it.
-
-        Args:
-            lookup: of this batch; the tables must not have been updated since.
-            gradient: [local batch, tables, width], of the vectors.
-            learning_rate: float32 [].
-        """
-        route = lookup.route
+    def _sums_by_row(self, route: Route, gradient: tf.Tensor, tables: slice) -> tf.Tensor:
+        """Sends vectors' gradients to the rows' owners; float32 [U, width] of this rank's rows."""
         gradient = tf.cast(gradient, self._dtype)
         if self._bad_ids == "zero":
             gradient = tf.where(route.present, gradient, tf.zeros_like(gradient))
@@ -143,23 +180,18 @@ class AllToAllEmbedding:
         if self._collective.size > 1:
             # Sums of equal keys are taken in float32; without --compress this only reorders.
             summed = tf.cast(gradient, tf.float32) if self._compress else gradient
-            summed = tf.math.unsorted_segment_sum(
-                summed, route.place_of, tf.reduce_sum(route.sent)
+            summed = tf.math.unsorted_segment_sum(summed, route.place_of, tf.reduce_sum(route.sent))
+            gradient, _ = self._collective.alltoall(
+                tf.cast(summed, self._dtype), route.sent, name=f"gradients.{tables.start}"
             )
-            gradient = tf.cast(summed, self._dtype)
-            gradient, _ = self._collective.alltoall(gradient, route.sent, name="gradients")
-        sums = tf.math.unsorted_segment_sum(
+        return tf.math.unsorted_segment_sum(
             tf.cast(gradient, tf.float32), route.row_of, tf.size(route.rows)
         )
-        tf.raw_ops.ResourceScatterUpdate(
-            resource=self.variable.handle,
-            indices=route.rows,
-            updates=lookup.values - learning_rate * sums,
-        )
 
-    def _checked(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _checked(self, ids: tf.Tensor, tables: slice) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Ids that are safe to use, and `Route`'s `present` and `bad`."""
-        last = tf.constant(self.table.vocab_sizes, tf.int64) - 1
+        ids = tf.cast(ids, self._key_dtype)
+        last = tf.constant(self.table.vocab_sizes[tables], ids.dtype) - 1
         safe = tf.clip_by_value(ids, tf.zeros_like(last), last)
         inside = tf.equal(ids, safe)
         none_present, none_bad = tf.zeros([0], tf.bool), tf.constant(0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 BAD_IDS = ("error", "clip", "zero")
 INITIAL_CHUNK = 1 << 22  # values initialised at a time: 16 MiB of float32
@@ -35,7 +36,7 @@ class FusedTable:
         return sum(self.vocab_sizes)
 
     @property
-    def offsets(self) -> np.ndarray:
+    def offsets(self) -> NDArray[np.int64]:
         """int64 [tables]: the key of each table's id 0."""
         return np.concatenate([[0], np.cumsum(self.vocab_sizes[:-1], dtype=np.int64)])
 

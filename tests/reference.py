@@ -1,4 +1,4 @@
-"""DLRM and its gradient in float64 NumPy, written for reading: what the fast code must agree with."""
+"""DLRM and its gradient in float64 NumPy, for reading: what the fast code must equal."""
 
 from __future__ import annotations
 

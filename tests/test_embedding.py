@@ -73,17 +73,21 @@ def test_more_ranks_than_rows():
     assert share.shape == (1, 4)
 
 
-def test_lookup_and_update_against_numpy():
+@pytest.mark.parametrize("groups", [1, 2, 3, 8])
+def test_lookup_and_update_against_numpy(groups):
     rng = np.random.default_rng(SEED)
-    tables = create()
+    tables = create(groups=groups)
     before = tables.variable.numpy()
     ids = (rng.random((32, 3)) * VOCAB_SIZES).astype(np.int32)
     keys = ids + tables.table.offsets
     lookup = tables.lookup(tables.route(tf.constant(ids)))
-    np.testing.assert_array_equal(lookup.vectors.numpy(), before[keys])
+    vectors = tf.concat(lookup.vectors, 1).numpy()
+    np.testing.assert_array_equal(vectors, before[keys])
 
     gradient = rng.standard_normal((32, 3, 6)).astype(np.float32)
-    tables.update(lookup, tf.constant(gradient), tf.constant(0.1))
+    sizes = [group.shape[1] for group in lookup.vectors]
+    assert len(sizes) == min(groups, len(VOCAB_SIZES))
+    tables.update(lookup, tf.split(tf.constant(gradient), sizes, axis=1), tf.constant(0.1))
     expected = before.astype(np.float64)
     np.subtract.at(expected, keys.ravel(), 0.1 * gradient.reshape(-1, 6).astype(np.float64))
     np.testing.assert_allclose(tables.variable.numpy(), expected, atol=1e-6)
@@ -96,16 +100,16 @@ def test_bad_ids(policy):
     tables = create(bad_ids=policy)
     before = tables.variable.numpy()
     ids = np.array([[0, 0, 399], [-1, 0, 400], [10, 7, 0]], np.int32)  # three bad ones
-    route = tables.route(tf.constant(ids))
-    assert route.bad.numpy() == (3 if policy == "error" else 0)
-    lookup = tables.lookup(route)
-    vectors = lookup.vectors.numpy()
+    routes = tables.route(tf.constant(ids))
+    assert routes[0].bad.numpy() == (3 if policy == "error" else 0)
+    lookup = tables.lookup(routes)
+    vectors = lookup.vectors[0].numpy()
     np.testing.assert_array_equal(vectors[0], before[[0, 11, 411]])
     clipped = before[[0, 11, 411]]
     expected = clipped if policy != "zero" else clipped * [[0], [1], [0]]
     np.testing.assert_array_equal(vectors[1], expected)
     if policy == "zero":
-        tables.update(lookup, tf.ones([3, 3, 6]), tf.constant(1.0))
+        tables.update(lookup, [tf.ones([3, 3, 6])], tf.constant(1.0))
         after = tables.variable.numpy()
         np.testing.assert_allclose(after[0], before[0] - 1, atol=1e-6)  # by sample 0, not sample 1
         np.testing.assert_allclose(after[11], before[11] - 2, atol=1e-6)  # sample 2's id 7 is bad
@@ -116,10 +120,21 @@ def test_vectors_travel_in_16_bits_and_rows_stay_in_32(dtype):
     tables = create(exchange_dtype=dtype)
     before = tables.variable.numpy()
     lookup = tables.lookup(tables.route(tf.constant([[1, 0, 5]], tf.int32)))
-    assert lookup.vectors.dtype == dtype
+    (vectors,) = lookup.vectors
+    assert vectors.dtype == dtype
     np.testing.assert_allclose(
-        tf.cast(lookup.vectors, tf.float32).numpy()[0], before[[1, 11, 17]], rtol=1e-2
+        tf.cast(vectors, tf.float32).numpy()[0], before[[1, 11, 17]], rtol=1e-2
     )
-    # 1000 times the smallest step that 16 bits can tell from 1 is lost unless summed in float32.
-    tables.update(lookup, tf.zeros([1, 3, 6], dtype), tf.constant(1.0))
+    # The row itself never takes the way through 16 bits.
+    tables.update(lookup, [tf.zeros([1, 3, 6], dtype)], tf.constant(1.0))
     np.testing.assert_array_equal(tables.variable.numpy(), before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_of_one_row_are_summed_in_float32(dtype):
+    tables = create(exchange_dtype=dtype)
+    before = tables.variable.numpy()
+    lookup = tables.lookup(tables.route(tf.zeros([5000, 3], tf.int32)))
+    tables.update(lookup, [tf.ones([5000, 3, 6], dtype)], tf.constant(1.0))
+    # 16-bit sums of ones stay at 2048 or 256.
+    np.testing.assert_allclose(tables.variable.numpy()[0], before[0] - 5000, rtol=1e-6)

@@ -33,7 +33,9 @@ def weights(tmp_path_factory):
                 for i, value in enumerate(dense):
                     np.testing.assert_array_equal(value, other[f"arr_{i}"])
             half = len(dense) // 2
-            tables = [interleaved([file[name] for file in files]) for name in ("begin_rows", "rows")]
+            tables = [
+                interleaved([file[name] for file in files]) for name in ("begin_rows", "rows")
+            ]
             found[size, index] = dense[:half], dense[half:], *tables
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Silent:
         """Nothing."""
 
 
-def config_of(**settings: object) -> Config:
+def config_of(**settings: Any) -> Config:
     """The small model of this test; a constant learning rate large enough to move weights."""
     return Config(
         use_synthetic_dataset=True,
