@@ -3,9 +3,10 @@
     python3 -m benchmarks.step [--shape mlperf|kaggle] [--rounds N] [--steps N] [--nocompress]
 
 For each shape, one process on all cores and two ranks on the same cores run in turn, several
-times. The single process times steps and large float32 products alternately, so that both see
-the same machine. The bound is the time that the step's own products (MLPs and interaction, forward
-and backward) take at that product's rate; nothing else of the step is in it.
+times. The single process times steps and matrix products alternately, so that both see the same
+machine. Two bounds, nothing else of the step being in them: the time that the operations of the
+step's own products (MLPs and interaction, forward and backward) take at the rate of large square
+products; and the time that those products themselves take, run alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -55,24 +57,47 @@ def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[in
 class Clock:
     """Times each step of a training loop; between two steps it times something else."""
 
-    def __init__(self, between: Callable[[], object]) -> None:
+    def __init__(self, between: Sequence[Callable[[], object]]) -> None:
         self.steps: list[float] = []
-        self.between: list[float] = []
+        self.between: list[list[float]] = [[] for _ in between]
         self._between = between
         self._last = time.perf_counter()
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """Called after every step, which has ended because its loss is known."""
-        end = time.perf_counter()
-        self._between()
-        now = time.perf_counter()
         if step > WARMUP:
-            self.steps.append(end - self._last)
-            self.between.append(now - end)
-        self._last = now
+            self.steps.append(time.perf_counter() - self._last)
+        for action, seconds in zip(self._between, self.between):
+            begin = time.perf_counter()
+            action()
+            if step > WARMUP:
+                seconds.append(time.perf_counter() - begin)
+        self._last = time.perf_counter()
 
     def evaluation(self, result: object) -> None:
         """The benchmark evaluates nothing."""
+
+
+def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -> Any:
+    """A scalar that needs every product of a step on a batch to be computed once."""
+    import tensorflow as tf
+
+    results = []
+    for units in (bottom, top):
+        for index, (a, b) in enumerate(zip(units, units[1:])):
+            x, y, kernel = (tf.random.normal(s) for s in ([batch, a], [batch, b], [a, b]))
+            results += [(x, kernel, False, False), (x, y, True, False)]
+            if index or units is top:
+                results.append((y, kernel, False, True))
+    stacked = tf.random.normal([batch, features, bottom[-1]])
+    symmetric = tf.random.normal([batch, features, features])
+    results += [(stacked, stacked, False, True), (symmetric, stacked, False, False)]
+    return lambda: tf.add_n(
+        [
+            tf.reshape(tf.matmul(a, b, transpose_a=ta, transpose_b=tb), [-1])[0]
+            for a, b, ta, tb in results
+        ]
+    )
 
 
 def work(shape: str, steps: int, compress: bool) -> None:
@@ -82,6 +107,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
     import devices
     from config import Config
     from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
+    from model import interaction_width
     from run import Data, build_trainer, join
 
     config = Config(
@@ -100,20 +126,29 @@ def work(shape: str, steps: int, compress: bool) -> None:
     data = Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes)
     trainer = build_trainer(config, collective, data)
 
-    # One product a lane: side by side they keep all cores busy, as the step's products do.
-    squares = [tf.random.normal([SQUARE, SQUARE]) for _ in range(devices.lanes())]
-    multiply = tf.function(lambda: tf.add_n([tf.matmul(a, a)[0, 0] for a in squares]))
     alone = collective.size == 1
-    clock = Clock(lambda: float(multiply()) if alone else None)
+    between: list[Callable[[], object]] = []
+    if alone:
+        # As many at a time as the step has lanes, so that they too keep all cores busy.
+        lanes, tables = devices.lanes(), len(vocab_sizes)
+        squares = [tf.random.normal([SQUARE, SQUARE]) for _ in range(lanes)]
+        bottom = [SYNTHETIC_NUM_DENSE, *config.bottom_mlp]
+        top = [interaction_width(config.embedding_dim, tables), *config.top_mlp]
+        own = [own_products(GLOBAL_BATCH // lanes, tables + 1, bottom, top) for _ in range(lanes)]
+        multiply_squares = tf.function(lambda: tf.add_n([tf.matmul(a, a)[0, 0] for a in squares]))
+        multiply_own = tf.function(lambda: tf.add_n([lane() for lane in own]))
+        between = [lambda: float(multiply_squares()), lambda: float(multiply_own())]
+    clock = Clock(between)
     trainer.train([batches], batches, clock)
     if collective.rank == 0:
         result = {"samples_per_second": GLOBAL_BATCH / statistics.median(clock.steps)}
         if alone:
-            rate = len(squares) * 2 * SQUARE**3 / statistics.median(clock.between)
-            flops = products(
-                SYNTHETIC_NUM_DENSE, len(vocab_sizes), config.bottom_mlp, config.top_mlp
+            squares_seconds, own_seconds = map(statistics.median, clock.between)
+            rate = lanes * 2 * SQUARE**3 / squares_seconds
+            flops = products(SYNTHETIC_NUM_DENSE, tables, config.bottom_mlp, config.top_mlp)
+            result.update(
+                gigaflops=rate / 1e9, bound=rate / flops, own_bound=GLOBAL_BATCH / own_seconds
             )
-            result.update(gigaflops=rate / 1e9, bound=rate / flops)
         print("figures " + json.dumps(result), flush=True)
 
 
@@ -149,18 +184,20 @@ def main() -> None:
         print(f"{shape} shape, batch {GLOBAL_BATCH}, float32, samples/s")
         arguments = ["--shape", shape, "--steps", str(options.steps)]
         arguments += ["--nocompress"] if options.nocompress else []
-        of_bound, of_one = [], []
+        of_bound, of_own, of_one = [], [], []
         for _ in range(options.rounds):
             one, two = start(1, arguments), start(2, arguments)
             of_bound.append(one["samples_per_second"] / one["bound"])
+            of_own.append(one["samples_per_second"] / one["own_bound"])
             of_one.append(two["samples_per_second"] / one["samples_per_second"])
             print(
                 f"  one process {one['samples_per_second']:,.0f}  bound {one['bound']:,.0f} "
-                f"({one['gigaflops']:.0f} GFLOP/s)  ratio {of_bound[-1]:.2f}   "
-                f"two ranks {two['samples_per_second']:,.0f}  ratio to one {of_one[-1]:.2f}"
+                f"({one['gigaflops']:.0f} GFLOP/s)  own products alone {one['own_bound']:,.0f}  "
+                f"two ranks {two['samples_per_second']:,.0f}"
             )
         print(
-            f"  median: one process / bound {statistics.median(of_bound):.2f}, "
+            f"  median of ratios: one process / bound {statistics.median(of_bound):.2f}, "
+            f"one process / own products alone {statistics.median(of_own):.2f}, "
             f"two ranks / one process {statistics.median(of_one):.2f}"
         )
 
