@@ -47,7 +47,7 @@ lint: setup
 	$(RUN) ruff check . && ruff format --check . && mypy .
 
 bench: setup
-	$(RUN) for benchmark in benchmarks/*.py; do echo "== $$benchmark"; python3 $$benchmark; done
+	$(RUN) for name in reader split preprocess step; do echo "== $$name"; python3 -m benchmarks.$$name; done
 
 clean:
 	rm -rf build

@@ -120,11 +120,13 @@ class MLP(keras.layers.Layer):
                 self.add_weight(
                     shape=shape,
                     initializer=keras.initializers.GlorotNormal(seed),
-                    name=f"kernel_{index}",
+                    name=f"{self.name}_kernel_{index}",
                 )
             )
             self._biases.append(
-                self.add_weight(shape=shape[1:], initializer=normal, name=f"bias_{index}")
+                self.add_weight(
+                    shape=shape[1:], initializer=normal, name=f"{self.name}_bias_{index}"
+                )
             )
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
