@@ -27,6 +27,8 @@ from model import DLRM
 Routes = tuple[Route, ...]
 
 BAD_IDS, NOT_FINITE = "ids outside their table", "a loss or gradient that is not finite"
+ELSEWHERE = "another rank names the sample"
+LOWER_LR = "lower --lr, lengthen --warmup_steps, or use --amp_dtype=bfloat16 if this is float16"
 
 
 class Reports(Protocol):
@@ -179,16 +181,16 @@ class Trainer:
     def _checked_step(
         self, step: int, batch: Batch, routes: Routes, following: Batch, learning_rate: float
     ) -> tuple[tf.Tensor, Routes]:
+        """`_step_of`, its failed checks put into words for the user."""
         try:
             return self._step(batch.dense, batch.labels, routes, following.ids, learning_rate)
         except tf.errors.InvalidArgumentError as error:
-            size = self._config.global_batch_size
-            epoch_step = f"step {step} (global batch of {size} samples)"
+            place = f"step {step} (global batch of {self._config.global_batch_size} samples)"
             if BAD_IDS in error.message:
                 where = self._describe_bad_ids(batch)
-                raise TrainingError(f"{epoch_step}: {BAD_IDS}; {where or ELSEWHERE}") from error
+                raise TrainingError(f"{place}: {BAD_IDS}; {where or ELSEWHERE}") from error
             if NOT_FINITE in error.message:
-                raise TrainingError(f"{epoch_step}: {NOT_FINITE}; {LOWER_LR}") from error
+                raise TrainingError(f"{place}: {NOT_FINITE}; {LOWER_LR}") from error
             raise
 
     def _describe_bad_ids(self, batch: Batch) -> str:
@@ -282,10 +284,6 @@ class Trainer:
         lanes = in_lanes([dense, vectors], self._lanes)
         self._evaluator.add(tf.concat([self._forward(*lane) for lane in lanes], 0), labels, valid)
         return bad_count(routes)
-
-
-ELSEWHERE = "another rank names the sample"
-LOWER_LR = "lower --lr, lengthen --warmup_steps, or use --amp_dtype=bfloat16 if this is float16"
 
 
 def in_lanes(tensors: Sequence[Any], lanes: int) -> list[Any]:

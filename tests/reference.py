@@ -27,8 +27,11 @@ class ReferenceDLRM:
         self._top_values = forward(self.top, interaction, last_relu=False)
         return self._top_values[-1][:, 0]
 
-    def step(self, dense, ids, labels, learning_rate):
-        """One step of gradient descent on the batch's mean loss; returns that loss."""
+    def step(self, dense, ids, labels, learning_rate, table_factor=1):
+        """One step of gradient descent on the batch's mean loss; returns that loss.
+
+        Tables learn `table_factor` times as fast.
+        """
         logits = self.logits(dense, ids)
         loss = np.mean(np.logaddexp(0, logits) - labels * logits)
         upstream = ((1 / (1 + np.exp(-logits)) - labels) / len(labels))[:, None]
@@ -36,7 +39,7 @@ class ReferenceDLRM:
         stacked = interact_gradient(self._stacked, upstream)
         _, bottom = backward(self.bottom, self._bottom_values, stacked[:, 0], last_relu=True)
         for table, column, gradient in zip(self.tables, ids.T, stacked[:, 1:].swapaxes(0, 1)):
-            np.subtract.at(table, column, learning_rate * gradient)
+            np.subtract.at(table, column, learning_rate * table_factor * gradient)
         for layers, gradients in ((self.top, top), (self.bottom, bottom)):
             for (kernel, bias), (kernel_gradient, bias_gradient) in zip(layers, gradients):
                 kernel -= learning_rate * kernel_gradient

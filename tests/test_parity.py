@@ -71,7 +71,8 @@ def test_weights_equal_numpy_training(weights, size, index):
     reference = ReferenceDLRM(tables, layers[:2], layers[2:])
     for step in range(parity.steps_of(settings)):
         part = slice(step * parity.GLOBAL_BATCH, (step + 1) * parity.GLOBAL_BATCH)
-        reference.step(samples.dense[part], ids[part], samples.labels[part], 0.5)
+        factor = size if settings.get("embedding_grad") == "sum" else 1
+        reference.step(samples.dense[part], ids[part], samples.labels[part], 0.5, factor)
         if settings.get("bad_ids") == "zero":
             for table in reference.tables:
                 table[-1] = 0

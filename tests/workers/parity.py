@@ -24,6 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 SETTINGS += [
     {"compress": True, "xla": False, "bad_ids": "zero"},
+    {"compress": False, "xla": False, "embedding_grad": "sum"},
     {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16"},
     {"compress": False, "xla": False, "amp": True, "amp_dtype": "bfloat16"},
 ]
