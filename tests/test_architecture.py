@@ -246,7 +246,7 @@ def test_no_path_of_one_machine(path: Path) -> None:
 
 
 def test_the_search_for_machine_paths_finds_some() -> None:
-    for line in ("/home/me/data", 'open("/tmp/x")', "cd /work/main", "'/opt/y'", "TMPDIR=/tmp "):
+    for line in ("/home/me/data", 'open("/tmp/x")', "cd /work/project", "'/opt/y'", "TMPDIR=/tmp "):
         assert MACHINE_PATH.search(line)
     for line in ("#!/usr/bin/env bash", "a/home/b", "$ROOT/tmp/x", "/proc/self", "{root}/work/x"):
         assert not MACHINE_PATH.search(line)
