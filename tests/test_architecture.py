@@ -150,6 +150,10 @@ FORBIDDEN = {
         "trainer", "run", "dataset", "embedding", "evaluation", "reporting", "config", "collective",
     },
     ("embedding", "evaluation"): {"trainer", "run", "model", "dataset", "reporting", "config"},
+    ("watch",): {
+        "trainer", "model", "run", "dataset", "embedding", "evaluation", "reporting", "config",
+        "tensorflow", "keras",
+    },
     ("config",): {"trainer", "run", "model", "dataset", "embedding", "collective", "tensorflow"},
     ("trainer",): {"run", "reporting", "metadata", "preprocess", "split_bin"},
 }  # fmt: skip
