@@ -6,6 +6,7 @@ files nor how samples come about.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,10 @@ class Source(Protocol):
     def vocab_sizes(self) -> tuple[int, ...]:
         """Rows of each table."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Differs, as a rule, where the samples differ; quick at any size."""
+
     def read(self, start: int, stop: int) -> Samples:
         """Samples [start, stop) as fresh arrays; called from several threads at once.
 
@@ -52,12 +57,14 @@ class Batch(NamedTuple):
         labels: float32 [local batch], 0 or 1.
         valid: Samples that count; those after them are zeros. Less than the local batch only in
             the last batch of an evaluation.
+        first: Number of the first one among all samples.
     """
 
     dense: FloatArray
     ids: IntArray
     labels: FloatArray
     valid: int
+    first: int = 0
 
 
 class Batches:
@@ -76,7 +83,6 @@ class Batches:
         size: int,
         *,
         drop_remainder: bool,
-        first_step: int = 0,
         lookahead: int = 2,
         readers: int = 1,
     ) -> None:
@@ -89,7 +95,6 @@ class Batches:
             size: Number of ranks.
             drop_remainder: Whether the last, incomplete global batch is left out (training) or
                 padded (evaluation).
-            first_step: Step of the epoch to begin with, for a resumed run.
             lookahead: Batches read before they are asked for.
             readers: Threads that read; each reads whole batches.
 
@@ -114,20 +119,30 @@ class Batches:
             )
         full, rest = divmod(source.num_samples, global_batch)
         self.steps = full if drop_remainder or not rest else full + 1
-        if not 0 <= first_step <= self.steps:
-            raise ValueError(
-                f"first step: expected 0 to {self.steps}, the steps of an epoch, found "
-                f"{first_step}; resume with the data and global batch of the first run"
-            )
         if lookahead < 0 or readers < 1:
             raise ValueError(f"expected lookahead >= 0, readers >= 1, found {lookahead}, {readers}")
         self.local_batch = global_batch // size
         self._source = source
         self._global_batch = global_batch
         self._rank = rank
-        self._first_step = first_step
+        self._first_step = 0
         self._lookahead = lookahead
         self._readers = readers
+
+    def starting_at(self, first_step: int) -> Batches:
+        """The same epoch from one of its steps on, for a resumed run.
+
+        Raises:
+            ValueError: The epoch has no such step.
+        """
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(
+                f"first step: expected 0 to {self.steps}, the steps of an epoch, found "
+                f"{first_step}; resume with the data and global batch of the first run"
+            )
+        rest = copy.copy(self)
+        rest._first_step = first_step
+        return rest
 
     def __len__(self) -> int:
         """Number of batches that an iteration yields."""
@@ -154,10 +169,10 @@ class Batches:
         stop = min(start + self.local_batch, total)
         valid = max(0, stop - start)
         if valid == self.local_batch:
-            return Batch(*self._source.read(start, stop), valid)
+            return Batch(*self._source.read(start, stop), valid, start)
         dense = np.zeros((self.local_batch, self._source.num_dense), np.float32)
         ids = np.zeros((self.local_batch, len(self._source.vocab_sizes)), np.int32)
         labels = np.zeros(self.local_batch, np.float32)
         if valid:
             dense[:valid], ids[:valid], labels[:valid] = self._source.read(start, stop)
-        return Batch(dense, ids, labels, valid)
+        return Batch(dense, ids, labels, valid, start)

@@ -61,6 +61,11 @@ class PerCategorySource:
             for table, name in enumerate(types)
         ]
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all files; see `dataset.Source`."""
+        return " ".join(file.fingerprint for file in (self._labels, self._dense, *self._ids))
+
     def read(self, start: int, stop: int) -> Samples:
         """Samples [start, stop); see `dataset.Source`.
 

@@ -48,6 +48,12 @@ class SplitSource:
         )
         self._log_offset = description.dense_log_offset if description.dense_log else None
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all files; see `dataset.Source`."""
+        files = (self._labels, self._dense, self._ids)
+        return " ".join([*(file.fingerprint for file in files), f"log:{self._log_offset}"])
+
     def read(self, start: int, stop: int) -> Samples:
         """Samples [start, stop); see `dataset.Source`.
 

@@ -42,6 +42,7 @@ class SyntheticSource:
         num_samples: Samples in all.
         num_dense: Dense columns.
         vocab_sizes: Rows of each table.
+        fingerprint: All that the samples depend on.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class SyntheticSource:
         numbers: NDArray[np.uint64] = np.arange(columns, dtype=np.uint64)
         self._streams = _hashed(_hashed(place + numbers) ^ place)
         self._sizes = np.array(self.vocab_sizes, np.uint64)
+        self.fingerprint = f"synthetic:{num_samples}x{num_dense}+{len(self.vocab_sizes)}:{seed}"
 
     def read(self, start: int, stop: int) -> Samples:
         """Samples [start, stop); see `dataset.Source`."""

@@ -13,6 +13,7 @@ import pytest
 
 import dataset
 from dataset import Batches, PerCategorySource, SplitSource, SyntheticSource, open_split
+from dataset.column_file import ColumnFile
 from dataset.per_category import id_type
 from metadata import Metadata, write_metadata
 
@@ -298,14 +299,37 @@ def test_order_with_any_lookahead_and_readers(lookahead, readers):
 def test_first_step_resumes():
     whole = list(Batches(Slices(50), 12, 1, 2, drop_remainder=False))
     for first in range(6):
-        batches = Batches(Slices(50), 12, 1, 2, drop_remainder=False, first_step=first)
+        batches = Batches(Slices(50), 12, 1, 2, drop_remainder=False).starting_at(first)
         assert (len(batches), batches.steps) == (5 - first, 5)
         rest = list(batches)
         assert len(rest) == 5 - first
         for got, want in zip(rest, whole[first:]):
             np.testing.assert_array_equal(got.ids, want.ids)
+            assert got.first == want.first
+            assert not want.valid or want.first == want.ids[0, 0]
     with pytest.raises(ValueError, match="first step: expected 0 to 5"):
-        Batches(Slices(50), 12, 1, 2, drop_remainder=False, first_step=6)
+        Batches(Slices(50), 12, 1, 2, drop_remainder=False).starting_at(6)
+
+
+def test_the_fingerprint_of_a_file_sees_other_content(tmp_path):
+    """Small files whole, large ones in blocks that include both ends."""
+    for values in (3, 2_000_000, 20_000_000):
+        data = np.arange(values, dtype="<i4")
+        prints = set()
+        for change in (None, 0, -1):
+            changed = data.copy()
+            if change is not None:
+                changed[change] += 1
+            changed.tofile(tmp_path / "a.bin")
+            prints.add(ColumnFile(tmp_path / "a.bin", "int32", 1).fingerprint)
+        data[::-1].tofile(tmp_path / "a.bin")
+        prints.add(ColumnFile(tmp_path / "a.bin", "int32", 1).fingerprint)
+        data[:-1].tofile(tmp_path / "a.bin")
+        prints.add(ColumnFile(tmp_path / "a.bin", "int32", 1).fingerprint)
+        assert len(prints) == 5
+        data.tofile(tmp_path / "b.bin")
+        same = [ColumnFile(tmp_path / "b.bin", "int32", 1).fingerprint for _ in range(2)]
+        assert same[0] == same[1]
 
 
 def test_reading_runs_ahead_but_not_further_than_asked():

@@ -12,8 +12,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from collective import connect
 from config import Config
+from data import Data
 from dataset import Batches
-from run import Data, build_trainer
+from run import build_trainer
 
 SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
 # One table with a single row, one larger than a batch, most smaller: duplicates in every batch.
@@ -36,7 +37,7 @@ class Samples:
     def __init__(self, bad: bool) -> None:
         rng = np.random.default_rng(SEED)
         self.num_samples, self.num_dense = STEPS * GLOBAL_BATCH, NUM_DENSE
-        self.vocab_sizes = VOCAB_SIZES
+        self.vocab_sizes, self.fingerprint = VOCAB_SIZES, ""
         self.dense = rng.random((self.num_samples, NUM_DENSE), np.float32)
         self.ids = (rng.random((self.num_samples, len(VOCAB_SIZES))) ** 2 * VOCAB_SIZES).astype(
             np.int32
@@ -90,15 +91,15 @@ def main(folder: str) -> None:
         batches = Batches(
             samples, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
         )
-        data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES)
+        data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
         trainer = build_trainer(config_of(**settings), collective, data)
-        begin = [variable.numpy() for variable in trainer.variables]
+        begin = [variable.numpy() for variable in trainer.dense.values()]
         begin_rows = trainer.embedding.variable.numpy()
         trainer.train([batches], batches, Silent())
         np.savez(
             f"{folder}/{index}-{collective.rank}.npz",
             *begin,
-            *[variable.numpy() for variable in trainer.variables],
+            *[variable.numpy() for variable in trainer.dense.values()],
             begin_rows=begin_rows,
             rows=trainer.embedding.variable.numpy(),
         )
