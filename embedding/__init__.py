@@ -1,11 +1,13 @@
 """The distributed embedding tables: one fused table, its rows dealt out over the ranks.
 
 Key k (a table's id plus the rows of the tables before it) lives on rank k % size at local row
-k // size. A backend offers three calls:
+k // size. A backend offers three calls for training:
 
     routes = embedding.route(ids)        # who holds what; needs no weights, so it can run early
     lookup = embedding.lookup(routes)    # lookup.vectors: [local batch, tables, width], in groups
     embedding.update(lookup, gradients, learning_rate)
+
+and `read_rows` and `write_rows`, for checkpoints.
 
 Backends know tensors and the collective; they know nothing of the model or of the loop.
 """

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from collective import Collective
 from embedding.fused import FusedTable, local_table
@@ -132,6 +134,23 @@ class AllToAllEmbedding:
                 indices=route.rows,
                 updates=values - learning_rate * sums,
             )
+
+    def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """A copy of local rows [first, last), float32 [last - first, width]."""
+        # A gather: any other way of reading makes TensorFlow copy the whole variable first.
+        rows = tf.gather(self.variable, tf.range(first, last, dtype=tf.int64))
+        return np.asarray(memoryview(rows)) if last > first else rows.numpy()
+
+    def write_rows(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        """Overwrites local rows.
+
+        Args:
+            rows: int64 [n].
+            values: float32 [n, width].
+        """
+        tf.raw_ops.ResourceScatterUpdate(
+            resource=self.variable.handle, indices=rows, updates=values
+        )
 
     def _route(self, ids: tf.Tensor, tables: slice) -> Route:
         size = self._collective.size

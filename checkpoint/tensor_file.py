@@ -1,0 +1,258 @@
+"""Safetensors files that are written front to back and read by range, each block checked.
+
+A file is 8 bytes with the header's length, the header in JSON, and the tensors' little-endian
+values one after the other (https://huggingface.co/docs/safetensors). The library of that name wants
+whole tensors; here neither side holds more than a few blocks. Knows bytes and arrays, nothing of
+models or ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_BYTES = 1 << 20
+ALIGNMENT = 8  # of the first value, which the format asks for
+
+_CODES: dict[np.dtype[Any], str] = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64"}
+_DTYPES = {code: dtype for dtype, code in _CODES.items()}
+Spec = tuple[np.dtype[Any], tuple[int, ...]]  # type and shape
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a file must be: its size, and the CRC-32 of each of its blocks in order."""
+
+    size: int
+    block_bytes: int
+    crc32: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, the sums as 8 hexadecimal digits each."""
+        sums = "".join(f"{value:08x}" for value in self.crc32)
+        return {"bytes": self.size, "block_bytes": self.block_bytes, "crc32": sums}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Seal:
+        """The reverse of `to_json`."""
+        text = content["crc32"]
+        sums = tuple(int(text[i : i + 8], 16) for i in range(0, len(text), 8))
+        return cls(content["bytes"], content["block_bytes"], sums)
+
+
+class TensorWriter:
+    """Writes the tensors of one new file in order, in pieces of any size.
+
+    The sums and the disk are left to a thread, so that the next piece can be made meanwhile; at
+    most two pieces are held.
+
+    Args:
+        path: the file; must not exist.
+        tensors: type and shape of each tensor, in the order in which their values will come.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, Spec]) -> None:
+        self._path = path
+        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
+        self._size = 0
+        self._crc, self._crc32 = 0, list[int]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        header = _header(tensors)
+        self._expected = len(header) + sum(_bytes(spec) for spec in tensors.values())
+        self._append(memoryview(header))
+
+    def __enter__(self) -> TensorWriter:
+        """Itself; leaving the context closes the file, whole or not."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Appends values; the array must not change before the next call.
+
+        Raises:
+            OSError: naming the file; also for the piece before.
+        """
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        self._wait()
+        self._writing = self._thread.submit(self._append, data)
+
+    def finish(self) -> Seal:
+        """Brings everything to the disk.
+
+        Raises:
+            OSError: naming the file.
+        """
+        self._wait()
+        assert self._size == self._expected, f"{self._path}: {self._size} != {self._expected}"
+        if self._size % BLOCK_BYTES:
+            self._crc32.append(self._crc)
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _named(error, self._path) from error
+        return Seal(self._size, BLOCK_BYTES, tuple(self._crc32))
+
+    def _wait(self) -> None:
+        if self._writing:
+            self._writing.result()
+
+    def _append(self, view: memoryview) -> None:
+        try:
+            while view:
+                # The rest of a block at a time: still in cache when it is copied to the kernel.
+                piece = view[: BLOCK_BYTES - self._size % BLOCK_BYTES]
+                piece = piece[: self._file.write(piece)]
+                self._crc = zlib.crc32(piece, self._crc)
+                self._size += len(piece)
+                view = view[len(piece) :]
+                if self._size % BLOCK_BYTES == 0:
+                    self._crc32.append(self._crc)
+                    self._crc = 0
+        except OSError as error:
+            raise _named(error, self._path) from error
+
+
+class TensorReader:
+    """Reads ranges of the tensors of one file, checking every block that is touched.
+
+    Args:
+        path: the file.
+        seal: what it must be.
+
+    Raises:
+        ValueError: the file is not of its size, or its header is damaged.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, seal: Seal) -> None:
+        self._path, self._seal = path, seal
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        size = os.fstat(self._file.fileno()).st_size
+        if size != seal.size:
+            self._file.close()
+            raise ValueError(
+                f"{path}: expected {seal.size} bytes, found {size}: it ends at offset {size}"
+            )
+        (length,) = struct.unpack("<Q", self.read_bytes(0, 8))
+        self.tensors: dict[str, Spec] = {}
+        self._starts: dict[str, int] = {}
+        for name, entry in json.loads(bytes(self.read_bytes(8, 8 + length))).items():
+            self.tensors[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+            self._starts[name] = 8 + length + entry["data_offsets"][0]
+
+    def __enter__(self) -> TensorReader:
+        """Itself; leaving the context closes the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def read(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Rows [first, last) of a tensor, all of them by default, as an array of its own.
+
+        Raises:
+            ValueError: a block differs from its sum; names file and offset.
+        """
+        dtype, shape = self.tensors[name]
+        last = shape[0] if last is None else last
+        row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        start = self._starts[name]
+        data = self.read_bytes(start + first * row, start + last * row)
+        return np.frombuffer(data, dtype).reshape(last - first, *shape[1:])
+
+    def read_bytes(self, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) of the file.
+
+        Raises:
+            ValueError: a block differs from its sum; names file and offset.
+        """
+        block = self._seal.block_bytes
+        low = start // block * block
+        high = min(-(-stop // block) * block, self._seal.size)
+        data = np.empty(max(high - low, 0), np.uint8)
+        done = 0
+        while done < len(data):
+            view = data.data[done : done + (1 << 30)]
+            count = os.preadv(self._file.fileno(), [view], low + done)
+            if not count:
+                raise ValueError(f"{self._path}: ends at offset {low + done} since it was opened")
+            done += count
+        for offset in range(0, len(data), block):
+            number = (low + offset) // block
+            if zlib.crc32(data[offset : offset + block].data) != self._seal.crc32[number]:
+                end = min(low + offset + block, self._seal.size)
+                raise ValueError(
+                    f"{self._path}: damaged between offsets {low + offset} and {end}: its CRC-32 "
+                    "is not the one that was written"
+                )
+        return data.data[start - low : stop - low]
+
+    def verify(self) -> None:
+        """Checks every block.
+
+        Raises:
+            ValueError: a block differs from its sum; names file and offset.
+        """
+        step = 16 * self._seal.block_bytes
+        for start in range(0, self._seal.size, step):
+            self.read_bytes(start, min(start + step, self._seal.size))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> Seal:
+    """Writes small tensors, held in memory, to a new file."""
+    arrays = {name: np.asarray(value) for name, value in tensors.items()}
+    with TensorWriter(path, {name: (a.dtype, a.shape) for name, a in arrays.items()}) as writer:
+        for value in arrays.values():
+            writer.write(value)
+        return writer.finish()
+
+
+def _header(tensors: Mapping[str, Spec]) -> bytes:
+    entries, offset = {}, 0
+    for name, spec in tensors.items():
+        end = offset + _bytes(spec)
+        dtype, shape = spec
+        entries[name] = {
+            "dtype": _CODES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _bytes(spec: Spec) -> int:
+    dtype, shape = spec
+    return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error with the file's name, which a bare write does not give."""
+    return OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path))
