@@ -102,8 +102,12 @@ class Collective:
 class HorovodCollective(Collective):
     """The ranks that `horovodrun` (or MPI) started, over Gloo, NCCL or MPI."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
         import horovod.tensorflow as hvd
+
+        # Gloo's own limit for one message; a rank that dies or hangs is found sooner, and by name,
+        # by the watch, and one that is merely late is let be.
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(patience)))
 
         # Milliseconds between looks for work. An exchange waits for several of them in turn, which
         # at Horovod's own 1 ms is a tenth of a short step.
@@ -148,8 +152,11 @@ def launched_size(environment: Mapping[str, str]) -> int:
     return max([int(environment[name]) for name in SIZE_VARIABLES if name in environment] or [1])
 
 
-def connect() -> Collective:
+def connect(patience: float = 600.0) -> Collective:
     """Joins the other ranks, if there are any.
+
+    Args:
+        patience: seconds that a rank may wait for another one's message.
 
     Raises:
         ValueError: several processes were started, but Horovod is missing or cannot see them.
@@ -159,7 +166,7 @@ def connect() -> Collective:
         collective = Collective()
     else:
         try:
-            collective = HorovodCollective()
+            collective = HorovodCollective(patience)
         except ImportError as error:
             raise ValueError(
                 f"{launched} processes were started, but Horovod cannot be imported ({error}); "

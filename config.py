@@ -26,6 +26,9 @@ class Config:
         ValueError: settings that cannot go together, with the remedy.
     """
 
+    # What to do
+    mode: str = setting("train", "train, or evaluate a checkpoint and end", ("train", "test"))
+
     # Data
     data_dir: Optional[str] = setting(None, "folder with train/ and test/ as split_bin.py writes")
     use_synthetic_dataset: bool = setting(False, "made-up samples; needs no --data_dir")
@@ -73,6 +76,22 @@ class Config:
     auc_target: float = setting(0.8025, "end when an evaluation's AUC is above this")
     auc_thresholds: int = setting(8000, "resolution of the AUC; 0.0001 or better at the default")
 
+    # Checkpoints
+    checkpoint_dir: Optional[str] = setting(None, "folder for checkpoints; unset: none is written")
+    checkpoint_interval: int = setting(
+        10000, "steps between checkpoints; one more is written at the end or when asked to stop"
+    )
+    keep_checkpoints: int = setting(2, "so many of the newest stay")
+    resume: str = setting(
+        "auto",
+        "the checkpoint to begin with: auto (the newest whole one in --checkpoint_dir, if there is "
+        "one), none, or a path",
+    )
+    ignore_data_change: bool = setting(False, "resume also on other data than the checkpoint's")
+    stall_timeout: float = setting(
+        300.0, "seconds without any progress after which the ranks end; 0: never"
+    )
+
     # Reports
     run_dir: Optional[str] = setting(None, "folder for events, TensorBoard, plot and table")
     log_interval: int = setting(1000, "steps between console lines")
@@ -86,6 +105,8 @@ class Config:
             "epochs",
             "eval_interval",
             "log_interval",
+            "checkpoint_interval",
+            "keep_checkpoints",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected --{name} of 1 or more, found {getattr(self, name)}")
@@ -94,6 +115,12 @@ class Config:
         if self.early_stop != -1 and self.early_stop < 1:
             raise ValueError(
                 f"expected --early_stop of 1 or more, or -1 for none, found {self.early_stop}"
+            )
+        if not 0 <= self.stall_timeout < math.inf:
+            raise ValueError(f"expected --stall_timeout of 0 or more, found {self.stall_timeout}")
+        if self.mode == "test" and not self.checkpoint_dir and self.resume in ("auto", "none"):
+            raise ValueError(
+                "--mode=test: no checkpoint named; set --checkpoint_dir=FOLDER or --resume=PATH"
             )
         if self.auc_thresholds < 2:
             raise ValueError(f"expected --auc_thresholds of 2 or more, found {self.auc_thresholds}")

@@ -95,7 +95,8 @@ def main(argv: list[str]) -> int:
         # Imports TensorFlow: flag errors and --help come before it.
         with held_back_stderr():
             from run import run
-        run(config)
+        if not run(config):
+            return os.EX_TEMPFAIL  # 75: start it again, and it goes on
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1

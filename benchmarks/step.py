@@ -106,9 +106,10 @@ def work(shape: str, steps: int, compress: bool) -> None:
 
     import devices
     from config import Config
+    from data import Data
     from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
     from model import interaction_width
-    from run import Data, build_trainer, join
+    from run import build_trainer, join
 
     config = Config(
         use_synthetic_dataset=True,
@@ -123,7 +124,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
     samples = (WARMUP + steps) * GLOBAL_BATCH
     source = SyntheticSource(vocab_sizes, SYNTHETIC_NUM_DENSE, samples, seed=0)
     batches = Batches(source, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True)
-    data = Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes)
+    data = Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes, {})
     trainer = build_trainer(config, collective, data)
 
     alone = collective.size == 1

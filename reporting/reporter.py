@@ -94,7 +94,7 @@ class Reporter:
         self._last_evaluation: EvaluationResult | None = None
         self._folder = RunFolder(run_dir if self._active else None, self._console.line)
         self._first_step = self._step = 0
-        self._line_time = self._evaluation_seconds = 0.0
+        self._line_time = self._other_seconds = self._checkpoint_seconds = 0.0
 
     def start(self, first_step: int = 0) -> None:
         """Writes what the run is and starts its clock.
@@ -129,11 +129,11 @@ class Reporter:
         if not self._active:
             return
         now = self._clock()
-        # An evaluation since the line before is no training time.
-        seconds = max(0.0, now - self._line_time - self._evaluation_seconds)
+        # Evaluations and checkpoints since the line before are no training time.
+        seconds = max(0.0, now - self._line_time - self._other_seconds)
         samples = (step - self._step) * self._global_batch
         throughput = ratio(samples, seconds)
-        self._step, self._line_time, self._evaluation_seconds = step, now, 0.0
+        self._step, self._line_time, self._other_seconds = step, now, 0.0
         self._intervals.append((samples, seconds))
         self._history.steps.append(step)
         self._history.losses.append(loss)
@@ -158,7 +158,7 @@ class Reporter:
         """
         if not self._active:
             return
-        self._evaluation_seconds += result.seconds
+        self._other_seconds += result.seconds
         self._last_evaluation = result
         self._history.evaluation_steps.append(result.step)
         self._history.aucs.append(result.auc)
@@ -177,6 +177,19 @@ class Reporter:
         fields = {**curves, "samples": result.samples, "seconds": result.seconds}
         self._folder.record("evaluation", result.step, fields, curves)
 
+    def checkpoint(self, step: int, seconds: float) -> None:
+        """Reports that a checkpoint was written.
+
+        Args:
+            step: completed iterations.
+            seconds: that it took; they do not count as training time.
+        """
+        if not self._active:
+            return
+        self._other_seconds += seconds
+        self._checkpoint_seconds += seconds
+        self._folder.record("checkpoint", step, {"seconds": seconds})
+
     def finish(
         self,
         reason: str,
@@ -190,13 +203,14 @@ class Reporter:
 
         Args:
             reason: why the run ended, for people.
-            training_seconds: wall time of the training steps.
+            training_seconds: wall time of the training steps and checkpoints.
             evaluation_seconds: wall time of all evaluations.
             total_seconds: wall time of the run.
             steps: iterations that this run did.
         """
         if not self._active:
             return
+        training_seconds -= self._checkpoint_seconds
         throughput = self._throughput(steps, training_seconds)
         ms_per_iteration = 1e3 * ratio(training_seconds, steps)
         completed = self._first_step + steps
@@ -221,6 +235,8 @@ class Reporter:
             f"({1e3 * ratio(self._global_batch, throughput):.2f}ms/iter)"
         )
         self._console.line(f"only evaluate time: {evaluation_seconds:.2f}s")
+        if self._checkpoint_seconds:
+            self._console.line(f"only checkpoint time: {self._checkpoint_seconds:.2f}s")
         self._console.line("")
         self._console.line(table)
         details = {
@@ -235,6 +251,30 @@ class Reporter:
         self._folder.record("result", completed, {**row, **details})
         self._write_result(table, details)
         self._folder.end(success=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        if self._active:
+            self._console.line(line)
+
+    def interrupted(self, message: str) -> None:
+        """Reports that the run ended early but in good order, and closes the files.
+
+        Args:
+            message: one line for people.
+        """
+        if not self._active:
+            return
+        self._console.stop_bar()
+        self._console.line(message)
+        self._folder.record("interrupted", self._step, {"message": message})
+        self._folder.end(success=False)
+
+    def close(self) -> None:
+        """Closes the files of a run that had nothing to sum up: it only evaluated."""
+        if self._active:
+            self._console.stop_bar()
+            self._folder.end(success=True)
 
     def fail(self, message: str) -> None:
         """Records that the run ended in an error and closes the files.

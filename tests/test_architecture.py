@@ -126,36 +126,47 @@ def test_nothing_imports_main() -> None:
 def test_only_the_top_imports_run_and_trainer() -> None:
     product = {name_of(path) for path in PRODUCT}
     assert importers("run") & product == {"main"}
-    assert importers("trainer") & product == {"run"}
+    assert importers("session") & product == {"run"}
+    assert importers("trainer") & product == {"run", "session"}
 
 
+TOP = {"trainer", "training_step", "run", "session", "data", "launch"}
 FORBIDDEN = {
-    ("collective", "schedule", "metadata", "record_file"): {
-        "trainer", "model", "run", "dataset", "embedding", "evaluation", "reporting", "config",
-        "preprocess", "split_bin",
+    ("collective", "schedule", "metadata", "record_file"): TOP | {
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "preprocess",
+        "split_bin", "checkpoint", "watch",
     },
-    ("dataset",): {
-        "trainer", "model", "run", "embedding", "evaluation", "reporting", "config", "collective",
+    ("dataset",): TOP | {
+        "model", "embedding", "evaluation", "reporting", "config", "collective", "checkpoint",
+        "watch", "tensorflow", "keras",
+    },
+    ("preprocess", "split_bin"): TOP | {
+        "model", "embedding", "evaluation", "reporting", "config", "collective", "checkpoint",
+        "watch", "tensorflow", "keras",
+    },
+    ("reporting",): TOP | {
+        "model", "embedding", "dataset", "evaluation", "config", "collective", "checkpoint",
+        "watch", "tensorflow", "keras",
+    },
+    ("model",): TOP | {
+        "dataset", "embedding", "evaluation", "reporting", "config", "collective", "checkpoint",
+        "watch",
+    },
+    ("embedding", "evaluation"): TOP | {
+        "model", "dataset", "reporting", "config", "checkpoint", "watch",
+    },
+    ("checkpoint",): TOP | {
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "watch", "metadata",
+    },
+    ("watch",): TOP | {
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "checkpoint",
         "tensorflow", "keras",
     },
-    ("preprocess", "split_bin"): {
-        "trainer", "model", "run", "embedding", "evaluation", "reporting", "config", "collective",
-        "tensorflow", "keras",
+    ("config",): (TOP - {"launch"}) | {"model", "dataset", "embedding", "collective", "tensorflow"},
+    ("trainer", "training_step"): {
+        "run", "session", "data", "reporting", "checkpoint", "watch", "metadata", "preprocess",
+        "split_bin",
     },
-    ("reporting",): {
-        "trainer", "model", "run", "embedding", "dataset", "evaluation", "config", "collective",
-        "tensorflow", "keras",
-    },
-    ("model",): {
-        "trainer", "run", "dataset", "embedding", "evaluation", "reporting", "config", "collective",
-    },
-    ("embedding", "evaluation"): {"trainer", "run", "model", "dataset", "reporting", "config"},
-    ("watch",): {
-        "trainer", "model", "run", "dataset", "embedding", "evaluation", "reporting", "config",
-        "tensorflow", "keras",
-    },
-    ("config",): {"trainer", "run", "model", "dataset", "embedding", "collective", "tensorflow"},
-    ("trainer",): {"run", "reporting", "metadata", "preprocess", "split_bin"},
 }  # fmt: skip
 
 

@@ -45,12 +45,20 @@ OUR_FLAGS: dict[str, Any] = {
     "seed": 0,
     "run_dir": None,
     "log_interval": 1000,
+    "mode": "train",
+    "checkpoint_dir": None,
+    "checkpoint_interval": 10000,
+    "keep_checkpoints": 2,
+    "resume": "auto",
+    "ignore_data_change": False,
+    "stall_timeout": 300.0,
 }
 CHOICES = {
     "embedding": ["auto", "alltoall", "sok"],
     "embedding_grad": ["mean", "sum"],
     "amp_dtype": ["float16", "bfloat16"],
     "bad_ids": ["error", "clip", "zero"],
+    "mode": ["train", "test"],
 }
 PRESETS = sorted((ROOT / "presets").iterdir())
 
@@ -148,13 +156,19 @@ def test_every_flag_arrives() -> None:
         "early_stop": 17,
         "epochs": 2,
         "lr": 0.25,
+        "mode": "test",
+        "checkpoint_dir": "third/folder",
+        "checkpoint_interval": 19,
+        "keep_checkpoints": 4,
+        "resume": "a/checkpoint",
+        "stall_timeout": 30.5,
     }
     written = [f"--{name}={value}" for name, value in given.items()]
     written += ["--bottom_mlp=16,8", "--top_mlp=32,1"]
     written += ["--amp", "--xla=true", "--compress=True", "--eval_in_last=1", "--nocustom_interact"]
-    written += ["--use_synthetic_dataset=false", "--use_splited_dataset"]
+    written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
     config = parsed(*written)["config"]
-    true = ("amp", "xla", "compress", "eval_in_last", "use_splited_dataset")
+    true = ("amp", "xla", "compress", "eval_in_last", "use_splited_dataset", "ignore_data_change")
     assert config == {
         **given,
         **dict.fromkeys(true, True),

@@ -32,6 +32,7 @@ FAREWELL_SECONDS = 1.0  # for last messages to arrive
 LAST_WORDS_SECONDS = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 WAKE = b"\0"  # no signal has this number
+KILLED = 128  # plus the signal's number: the exit code of what a signal ends
 
 
 def no_last_words(line: str) -> None:
@@ -283,7 +284,7 @@ class Watch:
                 self._learn(self._stopped(f"a second signal, {name}"))
                 write_line(f"{name}: a second signal; stopping at once")
                 self._part()
-                os._exit(128 + number)
+                os._exit(KILLED + number)
             self.signal = name
             if self._verdict is None:
                 write_line(f"{name}: stopping after this step; a second signal stops at once")

@@ -23,7 +23,8 @@ from absl import flags
 import main
 from collective import connect
 from config import Config
-from run import build_trainer, open_data
+from data import open_data
+from run import build_trainer
 from trainer import Trainer, TrainingError
 
 
@@ -56,7 +57,7 @@ def outcome(arguments: list[str]) -> tuple[int, str]:
 
 def weights(trainer: Trainer) -> list[np.ndarray[Any, Any]]:
     """Copies of all dense weights and of this rank's rows."""
-    return [variable.numpy() for variable in [*trainer.variables, trainer.embedding.variable]]
+    return [variable.numpy() for variable in [*trainer.dense.values(), trainer.embedding.variable]]
 
 
 def stopped(config: Config) -> dict[str, Any]:
