@@ -1,0 +1,134 @@
+"""Time and memory of saving and loading large tables on two ranks, beside `cp` of as many bytes.
+
+    python3 -m benchmarks.checkpoint [--gib G] [--rounds N] [--folder DIR]
+
+Save and `cp` alternate, so that a slow moment of the disk meets both. A save ends with everything
+on the disk; `cp` is timed as it is, with its bytes perhaps still in memory only, and with the
+`sync` that makes the two comparable. Files are read from the page cache. The extra memory is the
+highest resident size during a save or load above that right before it, on the rank where it is
+larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+ROOT = Path(__file__).resolve().parents[1]
+RANKS = 2
+WIDTH = 64
+
+
+def memory(field: str) -> int:
+    """A size of this process in bytes, such as VmRSS or VmHWM, its peak."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    assert found, field
+    return 1024 * int(found[1])
+
+
+def measured(action: Callable[[], object]) -> tuple[float, int]:
+    """Seconds and extra bytes of an action."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory("VmRSS")
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start, memory("VmHWM") - before
+
+
+def work(folder: Path, rows: int, rounds: int) -> None:
+    """One rank's part; rank 0 prints the figures as JSON."""
+    import devices
+    from checkpoint.manifest import ModelShape, Position, read_manifest
+    from checkpoint.restore import restore
+    from checkpoint.save import Checkpoints
+    from checkpoint.state import Run, State
+    from collective import connect
+    from embedding import FusedTable, create
+
+    collective = connect()
+    devices.claim(collective.local_rank, whole_operations=True)
+    tables = create(
+        "alltoall",
+        FusedTable((rows,), WIDTH, seed=1),
+        collective,
+        compress=True,
+        bad_ids="error",
+        exchange_dtype="float32",
+    )
+    state = State({}, tables)
+    run = Run(ModelShape(1, (rows,), WIDTH, (WIDTH,), (1,)), {}, {})
+    checkpoints = Checkpoints(folder / "checkpoints", collective, run, keep=1)
+    figures: dict[str, list[Any]] = {"save": [], "load": [], "cp": [], "cp and sync": []}
+    for number in range(rounds):
+        save = measured(lambda: checkpoints.save(state, Position(number, 0, 0)))  # noqa: B023
+        path = next((folder / "checkpoints").glob("step-*"))
+        manifest = read_manifest(path)
+        load = measured(lambda: restore(path, manifest, state, collective))  # noqa: B023
+        for name, (seconds, extra) in (("save", save), ("load", load)):
+            both = [float(text) for text in collective.gather_text(str(extra))]
+            figures[name].append((seconds, max(both)))
+        if collective.rank == 0:
+            start = time.perf_counter()
+            subprocess.run(["cp", "-r", path, folder / "copy"], check=True)
+            figures["cp"].append((time.perf_counter() - start, 0))
+            subprocess.run(["sync", folder / "copy", *(folder / "copy").iterdir()], check=True)
+            figures["cp and sync"].append((time.perf_counter() - start, 0))
+            shutil.rmtree(folder / "copy")
+        collective.together(lambda: None)
+    if collective.rank == 0:
+        print(json.dumps(figures))
+
+
+def main() -> None:
+    """Runs the ranks and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gib", type=float, default=4.0, help="size of the tables")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure")
+    parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    rows = int(flags.gib * 2**30 / (4 * WIDTH))
+    if flags.rank:
+        work(flags.rank, rows, flags.rounds)
+        return
+    with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
+        command = [
+            *("horovodrun", "--gloo", "-np", str(RANKS), "./hvd_wrapper.sh"),
+            *("python3", "-m", "benchmarks.checkpoint", "--rank", folder),
+            *("--gib", str(flags.gib), "--rounds", str(flags.rounds)),
+        ]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+            capture_output=True,
+            text=True,
+        )
+    found = re.search(r"^\[0\]<stdout>:(\{.*\})$", done.stdout, re.MULTILINE)
+    if done.returncode or not found:
+        sys.exit(f"error: the ranks failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    figures = json.loads(found[1])
+    size = 4 * WIDTH * rows
+    seconds = {name: statistics.median(s for s, _ in runs) for name, runs in figures.items()}
+    print(f"{size / 2**30:.2f} GiB of tables on {RANKS} ranks, median of {flags.rounds}")
+    for name, runs in figures.items():
+        extra = max(bytes for _, bytes in runs)
+        line = f"{name:12} {seconds[name]:6.2f} s  {size / seconds[name] / 1e9:5.2f} GB/s"
+        print(line + (f"  extra memory {extra / 2**20:4.0f} MiB a rank" if extra else ""))
+    for name in ("cp", "cp and sync"):
+        print(f"save at {seconds[name] / seconds['save']:.2f} of the rate of {name}")
+
+
+if __name__ == "__main__":
+    main()
