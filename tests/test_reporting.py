@@ -356,6 +356,43 @@ def test_console_alone_without_a_folder(
     assert "\x1b" not in stream.getvalue()
 
 
+def test_checkpoints_are_no_training_time(tmp_path: Path) -> None:
+    stream, clock = io.StringIO(), Clock()
+    reporter = make(tmp_path, stream, clock)
+    reporter.start()
+    clock.now += 4.0
+    reporter.step(100, 0.69, 12.0)
+    clock.now += 5.0  # of which 3 to write a checkpoint
+    reporter.checkpoint(150, 3.0)
+    reporter.step(200, 0.68, 12.0)
+    reporter.finish(
+        "done", training_seconds=9.0, evaluation_seconds=0.0, total_seconds=10.0, steps=200
+    )
+    output = stream.getvalue()
+    assert "time:2.00s" in output
+    assert "only training time: 6.00s, average: 30.00ms/iter" in output
+    assert "only checkpoint time: 3.00s" in output
+    events = read_events(tmp_path)
+    assert [event["event"] for event in events] == ["start", "step", "checkpoint", "step", "result"]
+    assert (events[2]["step"], events[2]["seconds"]) == (150, 3.0)
+
+
+@pytest.mark.parametrize("end", ["interrupted", "close"])
+def test_ends_that_sum_nothing_up(tmp_path: Path, end: str) -> None:
+    stream = io.StringIO()
+    reporter = make(tmp_path, stream, Clock())
+    reporter.start()
+    reporter.say("resumed")
+    if end == "close":
+        reporter.close()
+    else:
+        reporter.interrupted("stopped by a signal")
+    lines = ["resumed"] + ["stopped by a signal"] * (end == "interrupted")
+    assert stream.getvalue().splitlines() == lines
+    events = ["start"] + ["interrupted"] * (end == "interrupted")
+    assert [event["event"] for event in read_events(tmp_path)] == events
+
+
 def test_failure_is_recorded(tmp_path: Path) -> None:
     stream, clock = io.StringIO(), Clock()
     reporter = make(tmp_path, stream, clock)
