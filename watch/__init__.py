@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import socket
-import sys
 import threading
 import time
 from types import TracebackType
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from watch.judge import Report, Roll, Verdict
 from watch.link import Link, Listener, join
+from watch.process import AwakeClock, Bell, code_of, write_line
 
 if TYPE_CHECKING:  # it would load TensorFlow, which the watch has no use for
     from collective import Collective
@@ -30,8 +29,6 @@ GRACE_SECONDS = 2.0  # for a main thread to fail by itself, with words of its ow
 WORDS_SECONDS = 10.0  # for one that has taken the verdict to raise it
 FAREWELL_SECONDS = 1.0  # for last messages to arrive
 LAST_WORDS_SECONDS = 2.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-WAKE = b"\0"  # no signal has this number
 KILLED = 128  # plus the signal's number: the exit code of what a signal ends
 
 
@@ -72,7 +69,6 @@ class Watch:
         self._decided = threading.Event()  # there is a verdict
         self._grace = GRACE_SECONDS
         self._leaving: Optional[str] = None  # set by the main thread: "", or why it failed
-        self._old_handlers: list[Any] = []
 
     def __enter__(self) -> Watch:
         """Connects all ranks.
@@ -82,9 +78,7 @@ class Watch:
         """
         self._main = threading.get_ident()
         self._selector = selectors.DefaultSelector()
-        self._bell, self._button = socket.socketpair()
-        self._bell.setblocking(False)
-        self._button.setblocking(False)
+        self._bell = Bell()
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._clock = AwakeClock(2 * self._interval)
         hub = self._rank == HUB
@@ -100,9 +94,7 @@ class Watch:
             self._leave(str(error) or repr(error))
             raise
         if self._catch_signals:
-            button = self._button.fileno()
-            self._old_button = signal.set_wakeup_fd(button, warn_on_full_buffer=False)
-            self._old_handlers = [signal.signal(number, ignore) for number in SIGNALS]
+            self._bell.catch_signals()
         return self
 
     def __exit__(
@@ -127,6 +119,8 @@ class Watch:
         Returns:
             Why that rank stopped, to be raised by the caller; empty if nothing is known.
         """
+        if self._collective.size == 1:
+            return ""
         self._grace = WORDS_SECONDS
         if not self._decided.wait(seconds) or self._verdict is None:
             self._grace = GRACE_SECONDS
@@ -155,21 +149,16 @@ class Watch:
         """Has the thread say goodbye, and puts everything back as it was."""
         self._leaving = why
         if self._thread.is_alive():
-            self._button.send(WAKE)
+            self._bell.ring()
             self._thread.join()
         else:  # all failed to connect together
             self._tell({"done": True})
-        if self._old_handlers:
-            for number, handler in zip(SIGNALS, self._old_handlers):
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(self._old_button)
         for link in list(self._links):
             self._remove(link)
         if self._listener:
             self._listener.socket.close()
         self._selector.close()
         self._bell.close()
-        self._button.close()
 
     # From here on everything runs in the watch's thread.
 
@@ -276,18 +265,16 @@ class Watch:
             link.end = "a stranger"
 
     def _hear_signals(self) -> None:
-        for number in self._bell.recv(64):
-            if number not in SIGNALS:
-                continue
-            name = signal.Signals(number).name
+        for number in self._bell.heard():
             if self.signal:
-                self._learn(self._stopped(f"a second signal, {name}"))
-                write_line(f"{name}: a second signal; stopping at once")
-                self._part()
+                self._learn(self._stopped(f"a second signal, {number.name}"))
+                write_line(f"{number.name}: a second signal; stopping at once")
                 os._exit(KILLED + number)
-            self.signal = name
+            self.signal = number.name
             if self._verdict is None:
-                write_line(f"{name}: stopping after this step; a second signal stops at once")
+                write_line(
+                    f"{self.signal}: stopping after this step; a second signal stops at once"
+                )
 
     def _end_process(self, why: str) -> None:
         """Says why, lets the other ranks hear it, and ends this one wherever its main thread is."""
@@ -317,43 +304,3 @@ class Watch:
                 key.data.receive()
                 if key.data.end:
                     self._remove(key.data)
-
-
-class AwakeClock:
-    """Seconds that this process could have noticed: it stands still while the process is stopped.
-
-    After a stop the others' messages are waiting to be read; nobody was silent.
-
-    Args:
-        longest: more than this between two ticks does not count.
-    """
-
-    def __init__(self, longest: float) -> None:
-        self.now = 0.0
-        self._longest = longest
-        self._last = time.monotonic()
-
-    def tick(self) -> float:
-        """Moves on to now."""
-        time_now = time.monotonic()
-        self.now += min(time_now - self._last, self._longest)
-        self._last = time_now
-        return self.now
-
-
-def code_of(thread: int) -> str:
-    """The line of Python a thread is in."""
-    frame = sys._current_frames().get(thread)
-    if frame is None:
-        return "ended"
-    code = frame.f_code
-    return f"{os.path.basename(code.co_filename)}:{frame.f_lineno} in {code.co_name}"
-
-
-def write_line(line: str) -> None:
-    """Writes to standard error, past Python's buffer and its lock."""
-    os.write(2, f"{line}\n".encode())
-
-
-def ignore(number: int, frame: object) -> None:
-    """A handler: with one, Python passes the signal's number on to the watch."""

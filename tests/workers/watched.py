@@ -22,8 +22,9 @@ from watch import Watch
 class FolderCollective:
     """Exchanges text through files; waits for ever for a rank that does not come."""
 
-    def __init__(self, folder: Path, rank: int, size: int) -> None:
-        self.folder, self.rank, self.size = folder, rank, size
+    def __init__(self, plan: dict[str, Any], rank: int) -> None:
+        self.folder, self.rank, self.size = Path(plan["folder"]), rank, plan["size"]
+        self.walled = rank in plan["walled"]
         self.exchanges = 0
 
     def gather_text(self, text: str) -> list[str]:
@@ -35,7 +36,10 @@ class FolderCollective:
         paths = [self.folder / f"{self.exchanges}.{rank}" for rank in range(self.size)]
         while not all(path.exists() for path in paths):
             time.sleep(0.01)
-        return [path.read_text() for path in paths]
+        texts = [path.read_text() for path in paths]
+        if self.walled and self.exchanges == 1:  # a port that is closed to this rank
+            texts[0] = json.dumps({**json.loads(texts[0]), "port": 1})
+        return texts
 
     def together(self, action: Callable[[], Any]) -> None:
         problem = ""
@@ -48,80 +52,80 @@ class FolderCollective:
             raise ValueError(problems[0])
 
 
-def spin() -> None:
+def spin(watch: Watch) -> None:
     while True:
         pass
 
 
-def wait_in_c() -> None:
+def wait_in_c(watch: Watch) -> None:
     """Locks a mutex twice: this thread is never again in Python, whatever signal comes."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     library.pthread_mutex_lock(mutex)
     library.pthread_mutex_lock(mutex)
 
 
-def fail() -> None:
+def fail(watch: Watch) -> None:
     raise ValueError("a label of 2\nin the file")
 
 
-def stop() -> None:
+def ask(watch: Watch) -> None:
+    """What a main thread does whose exchange broke."""
+    raise ValueError(watch.verdict(5) or "nothing is known")
+
+
+def stop(watch: Watch) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def die() -> None:
+def die(watch: Watch) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-FAULTS: dict[str, Callable[[], None]] = {
-    "spin": spin,
-    "wait": wait_in_c,
-    "fail": fail,
-    "stop": stop,
-    "die": die,
-    "leave": lambda: None,
-}
+FAULTS = {function.__name__: function for function in (spin, wait_in_c, fail, ask, stop, die)}
 
 
-def open_files() -> list[str]:
-    folder = Path("/proc/self/fd")
-    return sorted(os.readlink(entry) for entry in folder.iterdir() if entry.exists())
+def surroundings() -> tuple[Any, ...]:
+    """What a watch must leave as it was."""
+    files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    return len(files), handlers, threading.active_count()
 
 
 def run(plan: dict[str, Any], rank: int) -> int:
-    collective: Any = FolderCollective(Path(plan["folder"]), rank, plan["size"])
-    fault = plan["faults"].get(str(rank), "")
-    last_words = Path(plan["folder"]) / f"words.{rank}"
+    collective: Any = FolderCollective(plan, rank)
+    fault = plan["faults"].get(str(rank))
+    folder = Path(plan["folder"])
 
-    def say(line: str) -> None:
-        last_words.write_text(line)
-        if plan.get("last_words") == "hang":
-            wait_in_c()
-        if plan.get("last_words") == "fail":
-            raise OSError("no space")
+    def speak(line: str) -> None:
+        (folder / f"words.{rank}").write_text(line)
+        if plan["last_words"] == "hang":
+            wait_in_c(watch)
+        if plan["last_words"] == "fail":
+            raise OSError("no space left")
 
-    before = open_files(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Watch(
-        collective, plan["stall_timeout"], last_words=say, catch_signals=plan["catch_signals"]
-    ) as watch:
-        for step in range(plan["steps"]):
-            if fault and step == plan["at"]:
-                FAULTS[fault]()
-                if fault == "leave":
+    before = surroundings()
+    watch = Watch(collective, plan["stall_timeout"], speak, catch_signals=plan["catch_signals"])
+    asked = False
+    try:
+        with watch:
+            for step in range(plan["steps"]):
+                (folder / f"step.{rank}").write_text(str(step))
+                if fault and step == plan["at"]:
+                    FAULTS[fault](watch)
+                watch.moved(f"step {step}")
+                time.sleep(plan["step_seconds"])
+                asked = any(collective.gather_text(watch.signal))
+                if asked:
                     break
-            watch.moved(f"step {step}")
-            (Path(plan["folder"]) / f"step.{rank}").write_text(str(step))
-            if any(collective.gather_text(watch.signal)):
-                break
-    after = open_files(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    assert before == after, (before, after)
-    assert threading.active_count() == 1
-    return 75 if watch.signal else 0
+    finally:
+        assert surroundings() == before
+    return 75 if asked else 0
 
 
 if __name__ == "__main__":
     try:
         code = run(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print("error:", *str(error).split(), file=sys.stderr, flush=True)
         code = 1
     sys.exit(code)
