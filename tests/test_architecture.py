@@ -162,6 +162,10 @@ FORBIDDEN = {
         "model", "dataset", "embedding", "evaluation", "reporting", "config", "checkpoint",
         "tensorflow", "keras",
     },
+    ("launch",): (TOP - {"launch"}) | {
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "collective",
+        "checkpoint", "watch", "tensorflow", "keras",
+    },
     ("config",): (TOP - {"launch"}) | {"model", "dataset", "embedding", "collective", "tensorflow"},
     ("trainer", "training_step"): {
         "run", "session", "data", "reporting", "checkpoint", "watch", "metadata", "preprocess",
@@ -176,7 +180,7 @@ def test_dependencies_go_one_way(names: tuple[str, ...]) -> None:
     assert {name: bad for name, bad in found.items() if bad} == {}
 
 
-@pytest.mark.parametrize("name", ["main", "config", "schedule", "metadata", "split_bin"])
+@pytest.mark.parametrize("name", ["main", "config", "schedule", "metadata", "split_bin", "launch"])
 def test_quick_modules_load_nothing_heavy(name: str) -> None:
     """Flag errors and --help must not wait for TensorFlow, also through what these import."""
     files = {name_of(path): path for path in PRODUCT}
