@@ -117,6 +117,8 @@ def run(plan: dict[str, Any], rank: int) -> int:
                 asked = any(collective.gather_text(watch.signal))
                 if asked:
                     break
+            if fault and plan["at"] == plan["steps"]:
+                FAULTS[fault](watch)
     finally:
         assert surroundings() == before
     return 75 if asked else 0
