@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -219,8 +220,6 @@ def file_size(path: Path) -> int:
 
 def write_metadata(folder: StrPath, metadata: Metadata) -> None:
     """Write `folder/metadata.json` so that it is either complete or absent, also after a crash."""
-    path = Path(folder) / FILE_NAME
-    temporary = path.with_name(path.name + ".tmp")
     content = {
         "vocab_sizes": list(metadata.vocab_sizes),
         "label_raw_type": metadata.label_raw_type,
@@ -230,6 +229,12 @@ def write_metadata(folder: StrPath, metadata: Metadata) -> None:
         "num_dense": metadata.num_dense,
         "dense_log_offset": metadata.dense_log_offset,
     }
+    write_json_object(Path(folder) / FILE_NAME, content)
+
+
+def write_json_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object under a temporary name, flush it to disk and rename it."""
+    temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(content, file)
