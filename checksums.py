@@ -139,11 +139,11 @@ def read_checksums(folder: StrPath) -> dict[str, FileSum] | None:
     algorithm, files = content.get("algorithm"), content.get("files")
     if algorithm != ALGORITHM:
         raise ValueError(
-            f"{path}: algorithm: expected {ALGORITHM!r}, found {algorithm!r}; {remedy}"
+            f"{path}: algorithm: expected {ALGORITHM}, found {algorithm!r}; {remedy}"
         )
     if not isinstance(files, dict):
         raise ValueError(
-            f"{path}: files: expected an object by file name, found {files!r}; {remedy}"
+            f"{path}: files: expected an object by name, found {files!r}; {remedy}"
         )
     return {name: _checked(path, name, entry, remedy) for name, entry in files.items()}
 

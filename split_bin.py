@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Callable, NoReturn
@@ -23,6 +24,7 @@ from typing import Callable, NoReturn
 import numpy as np
 
 import metadata
+from checksums import RunningSum, remove_checksums, write_checksums
 from record_file import (
     DEFAULT_NUM_CATEGORICAL,
     DEFAULT_NUM_DENSE,
@@ -44,10 +46,10 @@ Progress = Callable[[int], None]
 def split(
     input_file: Path, folder: Path, layout: RecordLayout, advance: Progress | None = None
 ) -> tuple[metadata.Metadata, int]:
-    """Write `label.bin`, `dense.bin`, `category.bin` and `metadata.json` into `folder`.
+    """Write `label.bin`, `dense.bin`, `category.bin` and their descriptions into `folder`.
 
-    The column files get their final names only when all are complete and on disk, `metadata.json`
-    last; a failure removes what was written.
+    The column files get their final names only when all are complete and on disk; `metadata.json`
+    and then `checksums.json` come last. A failure removes what was written.
 
     Args:
         input_file: The record file.
@@ -74,7 +76,7 @@ def split(
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(FileIO(input_file))
             outputs = [stack.enter_context(FileIO(path, "w")) for path in temporaries]
-            _split_blocks(source, outputs, samples, layout, checker, advance)
+            sums = _split_blocks(source, outputs, samples, layout, checker, advance)
             for output in outputs:
                 _sync(output)
         description = metadata.Metadata(
@@ -86,7 +88,8 @@ def split(
             num_dense=layout.num_dense,
             dense_log_offset=layout.dense_log_offset,
         )
-        # An older description must not survive beside newer columns.
+        # Older descriptions must not survive beside newer columns.
+        remove_checksums(folder)
         (folder / metadata.FILE_NAME).unlink(missing_ok=True)
         metadata.sync_folder(folder)
         for temporary, final in zip(temporaries, finals):
@@ -95,6 +98,7 @@ def split(
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
     metadata.write_metadata(folder, description)
+    write_checksums(folder, {name: s.value for name, s in zip(COLUMN_FILES, sums)})
     return description, samples
 
 
@@ -120,26 +124,44 @@ def _split_blocks(
     layout: RecordLayout,
     checker: RecordChecker,
     advance: Progress | None,
-) -> None:
-    """Copy and check every record, block by block in one set of reused buffers."""
+) -> list[RunningSum]:
+    """Copy and check every record, block by block in one set of reused buffers.
+
+    Returns:
+        The checksum of each output. A second thread takes it while this one checks and writes the
+        same block and reads the next.
+    """
     block = max(1, _BLOCK_BYTES // layout.record_bytes)
     widths = (1, layout.num_dense, layout.num_categorical)
     # Each part of a record is one opaque item: NumPy then copies it whole, not value by value.
     record_type = np.dtype([(str(part), f"V{4 * width}") for part, width in enumerate(widths)])
     records = np.empty(block, record_type)
     columns = [np.empty((block, width), np.int32) for width in widths]
+    sums = [RunningSum() for _ in outputs]
+    summing: Future[None] | None = None
     os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    for start in range(0, samples, block):
-        count = min(block, samples - start)
-        _read_full(source, records[:count].view(np.uint8).data)
-        for part, column in enumerate(columns):
-            column.view(f"V{4 * widths[part]}")[:count, 0] = records[str(part)][:count]
-        labels, dense, ids = (column[:count] for column in columns)
-        checker.check(start, labels[:, 0], dense, ids)
-        for output, values in zip(outputs, (labels, dense, ids)):
-            _write_full(output, values.reshape(-1).view(np.uint8).data)
-        if advance is not None:
-            advance(count * layout.record_bytes)
+    with ThreadPoolExecutor(1, thread_name_prefix="checksum") as summer:
+        for start in range(0, samples, block):
+            count = min(block, samples - start)
+            _read_full(source, records[:count].view(np.uint8).data)
+            if summing is not None:
+                summing.result()  # the columns may be overwritten
+            for part, column in enumerate(columns):
+                column.view(f"V{4 * widths[part]}")[:count, 0] = records[str(part)][:count]
+            labels, dense, ids = (column[:count] for column in columns)
+            pieces = [values.reshape(-1).view(np.uint8).data for values in (labels, dense, ids)]
+            summing = summer.submit(_add, sums, pieces)
+            checker.check(start, labels[:, 0], dense, ids)
+            for output, piece in zip(outputs, pieces):
+                _write_full(output, piece)
+            if advance is not None:
+                advance(count * layout.record_bytes)
+    return sums
+
+
+def _add(sums: list[RunningSum], pieces: list[memoryview]) -> None:
+    for running, piece in zip(sums, pieces):
+        running.update(piece)
 
 
 def _read_full(file: FileIO, view: memoryview) -> None:

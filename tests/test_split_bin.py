@@ -22,7 +22,8 @@ from record_file import RecordChecker, RecordLayout
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "split_bin.py"
-OUTPUTS = ("label.bin", "dense.bin", "category.bin", "metadata.json")
+COLUMNS = ("label.bin", "dense.bin", "category.bin")
+OUTPUTS = (*COLUMNS, "metadata.json", "checksums.json")
 SIZES = (4, 100, 7)
 
 
