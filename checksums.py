@@ -138,13 +138,9 @@ def read_checksums(folder: StrPath) -> dict[str, FileSum] | None:
     content = read_json_object(path, remedy)
     algorithm, files = content.get("algorithm"), content.get("files")
     if algorithm != ALGORITHM:
-        raise ValueError(
-            f"{path}: algorithm: expected {ALGORITHM}, found {algorithm!r}; {remedy}"
-        )
+        raise ValueError(f"{path}: algorithm: expected {ALGORITHM}, found {algorithm!r}; {remedy}")
     if not isinstance(files, dict):
-        raise ValueError(
-            f"{path}: files: expected an object by name, found {files!r}; {remedy}"
-        )
+        raise ValueError(f"{path}: files: expected an object by name, found {files!r}; {remedy}")
     return {name: _checked(path, name, entry, remedy) for name, entry in files.items()}
 
 

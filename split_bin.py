@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Callable, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 import metadata
 from checksums import RunningSum, remove_checksums, write_checksums
 from record_file import (
     DEFAULT_NUM_CATEGORICAL,
     DEFAULT_NUM_DENSE,
+    VALUE_BYTES,
     RecordChecker,
     RecordLayout,
     read_description,
@@ -39,6 +41,10 @@ TEMPORARY_SUFFIX = ".tmp"
 # A block and its three copies stay in the second-level cache between reading and writing, which is
 # worth more than fewer system calls.
 _BLOCK_BYTES = 1 << 20
+
+# Blocks handed to the thread of checksums at once. One costs a wake-up too many, more leave the
+# shared cache.
+_GROUP_BLOCKS = 4
 
 Progress = Callable[[int], None]
 
@@ -127,41 +133,51 @@ def _split_blocks(
 ) -> list[RunningSum]:
     """Copy and check every record, block by block in one set of reused buffers.
 
+    A second thread takes the checksums, a group of blocks at a time, from one of two sets of column
+    buffers while this thread fills the other.
+
     Returns:
-        The checksum of each output. A second thread takes it while this one checks and writes the
-        same block and reads the next.
+        The checksum of each output.
     """
     block = max(1, _BLOCK_BYTES // layout.record_bytes)
+    group = _GROUP_BLOCKS * block
     widths = (1, layout.num_dense, layout.num_categorical)
     # Each part of a record is one opaque item: NumPy then copies it whole, not value by value.
-    record_type = np.dtype([(str(part), f"V{4 * width}") for part, width in enumerate(widths)])
-    records = np.empty(block, record_type)
-    columns = [np.empty((block, width), np.int32) for width in widths]
+    items = [f"V{VALUE_BYTES * width}" for width in widths]
+    records = np.empty(block, np.dtype([(str(part), item) for part, item in enumerate(items)]))
+    buffers = [[np.empty((group, width), np.int32) for width in widths] for _ in range(2)]
     sums = [RunningSum() for _ in outputs]
     summing: Future[None] | None = None
     os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     with ThreadPoolExecutor(1, thread_name_prefix="checksum") as summer:
-        for start in range(0, samples, block):
-            count = min(block, samples - start)
-            _read_full(source, records[:count].view(np.uint8).data)
+        for first in range(0, samples, group):
+            columns = [buffer[: samples - first] for buffer in buffers[first // group % 2]]
+            for start in range(0, len(columns[0]), block):
+                labels, dense, ids = (column[start : start + block] for column in columns)
+                count = len(labels)
+                _read_full(source, records[:count].view(np.uint8).data)
+                for part, column in enumerate((labels, dense, ids)):
+                    column.view(items[part])[:, 0] = records[str(part)][:count]
+                checker.check(first + start, labels[:, 0], dense, ids)
+                for output, column in zip(outputs, (labels, dense, ids)):
+                    _write_full(output, _bytes(column))
+                if advance is not None:
+                    advance(count * layout.record_bytes)
             if summing is not None:
-                summing.result()  # the columns may be overwritten
-            for part, column in enumerate(columns):
-                column.view(f"V{4 * widths[part]}")[:count, 0] = records[str(part)][:count]
-            labels, dense, ids = (column[:count] for column in columns)
-            pieces = [values.reshape(-1).view(np.uint8).data for values in (labels, dense, ids)]
-            summing = summer.submit(_add, sums, pieces)
-            checker.check(start, labels[:, 0], dense, ids)
-            for output, piece in zip(outputs, pieces):
-                _write_full(output, piece)
-            if advance is not None:
-                advance(count * layout.record_bytes)
+                summing.result()  # before the buffers it reads are filled anew
+            summing = summer.submit(_add, sums, columns)
+        assert summing is not None
+        summing.result()
     return sums
 
 
-def _add(sums: list[RunningSum], pieces: list[memoryview]) -> None:
-    for running, piece in zip(sums, pieces):
-        running.update(piece)
+def _add(sums: list[RunningSum], columns: list[NDArray[np.int32]]) -> None:
+    for running, column in zip(sums, columns):
+        running.update(_bytes(column))
+
+
+def _bytes(values: NDArray[np.int32]) -> memoryview:
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _read_full(file: FileIO, view: memoryview) -> None:

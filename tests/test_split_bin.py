@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 
 import record_file
 import split_bin
+from checksums import read_checksums, sum_of
 from dataset import open_split
 from record_file import RecordChecker, RecordLayout
 
@@ -289,15 +292,55 @@ def test_random_faults_against_a_plain_loop():
                 checker.check(1000, labels, dense, ids)
 
 
-@pytest.mark.parametrize("samples", [1, 31, 32, 33, 43_690, 43_691, 100_003])
+BLOCK = (1 << 20) // 24  # records of 24 bytes
+
+
+@pytest.mark.parametrize("samples", [1, 31, 32, 33, BLOCK, BLOCK + 1, 4 * BLOCK, 9 * BLOCK - 5])
 def test_every_size_round_trips(tmp_path, samples):
     values = records(samples)
     path = save(tmp_path, values)
     description, count = split_bin.split(path, tmp_path / "out", RecordLayout(2, 3))
     assert count == samples
     assert description.vocab_sizes == SIZES
-    for name, part in zip(OUTPUTS, (values[:, 0], values[:, 1:3], values[:, 3:])):
+    sums = read_checksums(tmp_path / "out")
+    assert tuple(sums) == COLUMNS
+    for name, part in zip(COLUMNS, (values[:, 0], values[:, 1:3], values[:, 3:])):
         assert (tmp_path / "out" / name).read_bytes() == part.tobytes()
+        assert sums[name] == (part.size * 4, f"{zlib.crc32(part.tobytes()):08x}")
+
+
+def test_a_kill_at_any_rename_leaves_no_checksums_of_other_bytes(tmp_path, monkeypatch):
+    """Stops at each step that changes names in the folder, as a kill there would."""
+    first, second = (save(tmp_path, records(500, seed=s), f"{s}_data.bin") for s in (1, 2))
+    steps = 0
+    layout = RecordLayout(2, 3, SIZES)
+
+    class Killed(BaseException):
+        pass
+
+    def counted(real, stop_at):
+        def step(*arguments, **options):
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise Killed
+            return real(*arguments, **options)
+
+        return step
+
+    for stop_at in range(1, 100):
+        out = tmp_path / f"out{stop_at}"
+        split_bin.split(first, out, layout)
+        steps = 0
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "replace", counted(os.replace, stop_at))
+            patch.setattr(os, "fsync", counted(os.fsync, stop_at))
+            split_bin.split(second, out, layout)
+        for name, want in (read_checksums(out) or {}).items():
+            assert sum_of(out / name) == want, f"after step {stop_at}"
+        if steps < stop_at:
+            break
+    assert 9 < stop_at < 100, "every step was stopped at once"
 
 
 def test_kill_leaves_no_description_and_a_rerun_is_whole(tmp_path):
