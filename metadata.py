@@ -1,7 +1,8 @@
 """The description of a split folder: `metadata.json`, read, checked and written.
 
 It must not know how columns are read or split: that is for `dataset` and `split_bin`. The five keys
-of the SOK benchmark keep their names and types; `num_dense` and `dense_log_offset` are optional.
+of the SOK benchmark keep their names and types; `num_dense`, `dense_log_offset` and `packed_ids`
+are optional.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
+
+from packing import Packing
 
 StrPath = Union[str, "os.PathLike[str]"]
 
@@ -42,6 +45,7 @@ class Metadata:
         dense_log: Whether the loader replaces a dense x by ln(x + dense_log_offset).
         num_dense: Dense columns.
         dense_log_offset: What the loader adds before the logarithm.
+        packed_ids: How the ids stand in the words of `category.bin`; None: one id a word.
 
     Raises:
         ValueError: A field has a value that no split folder can have.
@@ -54,6 +58,7 @@ class Metadata:
     dense_log: bool
     num_dense: int
     dense_log_offset: float = DEFAULT_DENSE_LOG_OFFSET
+    packed_ids: Optional[Packing] = None
 
     def __post_init__(self) -> None:
         check_vocab_sizes(self.vocab_sizes)
@@ -65,6 +70,13 @@ class Metadata:
             raise ValueError(f"dense_log: expected true or false, found {self.dense_log!r}")
         check_num_dense(self.num_dense)
         check_log_offset(self.dense_log_offset)
+        if self.packed_ids is not None:
+            self.packed_ids.check(self.vocab_sizes)
+
+    @property
+    def category_width(self) -> int:
+        """32-bit words of a sample in `category.bin`."""
+        return len(self.vocab_sizes) if self.packed_ids is None else self.packed_ids.words
 
 
 def check_vocab_sizes(sizes: object) -> None:
@@ -140,6 +152,7 @@ def read_metadata(folder: StrPath) -> Metadata:
         num_dense = infer_num_dense(folder, label_bytes=4, dense_bytes=4)
     try:
         check_vocab_sizes(content["vocab_sizes"])
+        packed = content.get("packed_ids")
         return Metadata(
             vocab_sizes=tuple(content["vocab_sizes"]),
             label_raw_type=content["label_raw_type"],
@@ -148,6 +161,7 @@ def read_metadata(folder: StrPath) -> Metadata:
             dense_log=content["dense_log"],
             num_dense=num_dense,
             dense_log_offset=content.get("dense_log_offset", DEFAULT_DENSE_LOG_OFFSET),
+            packed_ids=None if packed is None else Packing.of(packed),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
@@ -220,7 +234,7 @@ def file_size(path: Path) -> int:
 
 def write_metadata(folder: StrPath, metadata: Metadata) -> None:
     """Write `folder/metadata.json` so that it is either complete or absent, also after a crash."""
-    content = {
+    content: dict[str, Any] = {
         "vocab_sizes": list(metadata.vocab_sizes),
         "label_raw_type": metadata.label_raw_type,
         "dense_raw_type": metadata.dense_raw_type,
@@ -229,6 +243,8 @@ def write_metadata(folder: StrPath, metadata: Metadata) -> None:
         "num_dense": metadata.num_dense,
         "dense_log_offset": metadata.dense_log_offset,
     }
+    if metadata.packed_ids is not None:
+        content["packed_ids"] = metadata.packed_ids.content
     write_json_object(Path(folder) / FILE_NAME, content)
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 import metadata
 from checksums import RunningSum, remove_checksums, write_checksums
+from packing import Packing, plan
 from record_file import (
     DEFAULT_NUM_CATEGORICAL,
     DEFAULT_NUM_DENSE,
@@ -50,7 +51,12 @@ Progress = Callable[[int], None]
 
 
 def split(
-    input_file: Path, folder: Path, layout: RecordLayout, advance: Progress | None = None
+    input_file: Path,
+    folder: Path,
+    layout: RecordLayout,
+    advance: Progress | None = None,
+    *,
+    pack_ids: bool = False,
 ) -> tuple[metadata.Metadata, int]:
     """Write `label.bin`, `dense.bin`, `category.bin` and their descriptions into `folder`.
 
@@ -62,6 +68,7 @@ def split(
         folder: Where to write; made if missing.
         layout: The columns of a record.
         advance: Called with the number of bytes of each block done.
+        pack_ids: Whether `category.bin` gets packed ids.
 
     Returns:
         The metadata written, and the number of samples.
@@ -71,6 +78,7 @@ def split(
         OSError: Reading or writing failed.
     """
     samples = _count_records(input_file, layout)
+    packing = _plan(layout) if pack_ids else None
     finals = [folder / name for name in COLUMN_FILES]
     for final in finals:
         if final.exists() and final.samefile(input_file):
@@ -82,7 +90,7 @@ def split(
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(FileIO(input_file))
             outputs = [stack.enter_context(FileIO(path, "w")) for path in temporaries]
-            sums = _split_blocks(source, outputs, samples, layout, checker, advance)
+            sums = _split_blocks(source, outputs, samples, layout, checker, packing, advance)
             for output in outputs:
                 _sync(output)
         description = metadata.Metadata(
@@ -93,6 +101,7 @@ def split(
             dense_log=layout.dense_log,
             num_dense=layout.num_dense,
             dense_log_offset=layout.dense_log_offset,
+            packed_ids=packing,
         )
         # Older descriptions must not survive beside newer columns.
         remove_checksums(folder)
@@ -106,6 +115,15 @@ def split(
     metadata.write_metadata(folder, description)
     write_checksums(folder, {name: s.value for name, s in zip(COLUMN_FILES, sums)})
     return description, samples
+
+
+def _plan(layout: RecordLayout) -> Packing:
+    if layout.vocab_sizes is None:
+        raise ValueError(
+            "--pack_ids: expected the vocabulary sizes before the first record, found neither "
+            "--slot_size_array nor a records.json; give --slot_size_array"
+        )
+    return plan(layout.vocab_sizes)
 
 
 def _count_records(path: Path, layout: RecordLayout) -> int:
@@ -129,6 +147,7 @@ def _split_blocks(
     samples: int,
     layout: RecordLayout,
     checker: RecordChecker,
+    packing: Packing | None,
     advance: Progress | None,
 ) -> list[RunningSum]:
     """Copy and check every record, block by block in one set of reused buffers.
@@ -145,6 +164,9 @@ def _split_blocks(
     # Each part of a record is one opaque item: NumPy then copies it whole, not value by value.
     items = [f"V{VALUE_BYTES * width}" for width in widths]
     records = np.empty(block, np.dtype([(str(part), item) for part, item in enumerate(items)]))
+    if packing is not None:
+        unpacked = np.empty((block, layout.num_categorical), np.int32)
+        widths = (1, layout.num_dense, packing.words)
     buffers = [[np.empty((group, width), np.int32) for width in widths] for _ in range(2)]
     sums = [RunningSum() for _ in outputs]
     summing: Future[None] | None = None
@@ -153,13 +175,16 @@ def _split_blocks(
         for first in range(0, samples, group):
             columns = [buffer[: samples - first] for buffer in buffers[first // group % 2]]
             for start in range(0, len(columns[0]), block):
-                labels, dense, ids = (column[start : start + block] for column in columns)
+                labels, dense, category = (column[start : start + block] for column in columns)
                 count = len(labels)
+                ids = category if packing is None else unpacked[:count]
                 _read_full(source, records[:count].view(np.uint8).data)
                 for part, column in enumerate((labels, dense, ids)):
                     column.view(items[part])[:, 0] = records[str(part)][:count]
                 checker.check(first + start, labels[:, 0], dense, ids)
-                for output, column in zip(outputs, (labels, dense, ids)):
+                if packing is not None:
+                    packing.pack(ids, category)
+                for output, column in zip(outputs, (labels, dense, category)):
                     _write_full(output, _bytes(column))
                 if advance is not None:
                     advance(count * layout.record_bytes)
@@ -251,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dense_log_offset", type=float, help="offset of the logarithm (default: 3)")
     add("--num_dense", type=int, help="dense columns (default: 13)")
     add("--num_categorical", type=int, help="categorical columns (default: 26)")
+    add("--pack_ids", action="store_true", help="several ids a word: category.bin takes less room")
     parser.epilog = (
         "A records.json beside INPUT sets the defaults of the sizes, the columns and the offset. "
         "Without it and without --slot_size_array the largest id of each column gives its size."
@@ -322,7 +348,9 @@ def main(arguments: list[str]) -> int:
         layout = _layout(options)
         size = options.input.stat().st_size
         with _progress(options.input.name, size) as advance:
-            _, samples = split(options.input, options.outdir, layout, advance)
+            _, samples = split(
+                options.input, options.outdir, layout, advance, pack_ids=options.pack_ids
+            )
     except KeyboardInterrupt:
         print("split_bin.py: interrupted; nothing was kept", file=sys.stderr)
         return 130

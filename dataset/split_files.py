@@ -1,4 +1,7 @@
-"""A folder that `split_bin.py` wrote: `label.bin`, `dense.bin`, `category.bin`, `metadata.json`."""
+"""A folder that `split_bin.py` wrote: `label.bin`, `dense.bin`, `category.bin`, `metadata.json`.
+
+The ids of `category.bin` stand one a word, or packed as `metadata.json` says.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from dataset.batches import Samples
 from dataset.column_file import ColumnFile, check_range
-from dataset.values import read_dense, read_labels
+from dataset.values import read_dense, read_labels, read_packed_ids
 from metadata import FILE_NAME, StrPath, read_metadata
 
 
@@ -44,8 +47,9 @@ class SplitSource:
             folder / "dense.bin", description.dense_raw_type, self.num_dense, self.num_samples
         )
         self._ids = ColumnFile(
-            folder / "category.bin", "int32", len(self.vocab_sizes), self.num_samples
+            folder / "category.bin", "int32", description.category_width, self.num_samples
         )
+        self._packing = description.packed_ids
         self._log_offset = description.dense_log_offset if description.dense_log else None
 
     @property
@@ -61,6 +65,9 @@ class SplitSource:
             ValueError: A label or dense value is bad, or a file was cut while open.
         """
         check_range(start, stop, self.num_samples)
-        ids = self._ids.read(start, stop).astype(np.int32, copy=False)
+        if self._packing is None:
+            ids = self._ids.read(start, stop).astype(np.int32, copy=False)
+        else:
+            ids = read_packed_ids(self._ids, start, stop, self._packing)
         labels = read_labels(self._labels, start, stop)
         return read_dense(self._dense, start, stop, self._log_offset), ids, labels

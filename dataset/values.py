@@ -1,6 +1,6 @@
-"""Stored labels and dense values -> checked float32.
+"""Stored labels and dense values -> checked float32; packed ids -> int32.
 
-One pass a block, over memory that stays in cache. It knows nothing of batches or ids.
+One pass a block, over memory that stays in cache. It knows nothing of batches.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataset.column_file import ColumnFile
+from packing import Packing
 
 # Raw values of a block, about 200 kB, stay in the second-level cache until they are converted.
 _BLOCK_VALUES = 1 << 16
@@ -31,6 +32,18 @@ def read_labels(file: ColumnFile, start: int, stop: int) -> NDArray[np.float32]:
             f"{raw[record]}; clean the input, or correct label_raw_type in metadata.json"
         )
     return raw.astype(np.float32)
+
+
+def read_packed_ids(file: ColumnFile, start: int, stop: int, packing: Packing) -> NDArray[np.int32]:
+    """Ids of samples [start, stop) from their words, int32 [samples, tables]."""
+    ids = np.empty((stop - start, len(packing.fields)), np.int32)
+    block = max(1, _BLOCK_VALUES // file.width)
+    words = np.empty((min(block, stop - start), file.width), file.dtype)
+    for first in range(0, stop - start, block):
+        out = ids[first : first + block]
+        file.read_into(start + first, words[: len(out)])
+        packing.unpack(words[: len(out)], out)
+    return ids
 
 
 def read_dense(
