@@ -7,10 +7,11 @@ knows no files; `kernels` moves the bits.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +115,20 @@ class Packing:
             f"found {content!r}"
         )
 
+    # Numba takes its time to load, and to hash the fields for each call takes longer than the call.
+
+    @functools.cached_property
+    def _packer(self) -> Callable[..., None]:
+        from packing import kernels
+
+        return kernels.packer(self)
+
+    @functools.cached_property
+    def _unpacker(self) -> Callable[..., None]:
+        from packing import kernels
+
+        return kernels.unpacker(self)
+
     def pack(self, ids: IntArray, out: IntArray | None = None) -> IntArray:
         """The words of samples.
 
@@ -127,14 +142,12 @@ class Packing:
         Raises:
             ValueError: An id is negative or has more bits than its field.
         """
-        from packing import kernels  # Numba takes its time to load
-
         ids = np.ascontiguousarray(ids, np.int32)
         assert ids.shape[1:] == (len(self.fields),)
         if out is None:
             out = np.empty((len(ids), self.words), np.int32)
         lost = np.zeros(len(self.fields), np.uint32)
-        kernels.packer(self)(ids.view(np.uint32), out.view(np.uint32), lost)
+        self._packer(ids.view(np.uint32), out.view(np.uint32), lost)
         if lost.any():
             limits = np.array([min(1 << field.bits, 1 << 31) for field in self.fields])
             sample, table = np.argwhere((ids < 0) | (ids >= limits))[0]
@@ -154,13 +167,11 @@ class Packing:
         Returns:
             int32 [samples, tables].
         """
-        from packing import kernels
-
         words = np.ascontiguousarray(words, np.int32)
         assert words.shape[1:] == (self.words,)
         if out is None:
             out = np.empty((len(words), len(self.fields)), np.int32)
-        kernels.unpacker(self)(words.view(np.uint32), out.view(np.uint32))
+        self._unpacker(words.view(np.uint32), out.view(np.uint32))
         return out
 
 
