@@ -34,6 +34,11 @@ class Config:
     use_synthetic_dataset: bool = setting(False, "made-up samples; needs no --data_dir")
     use_splited_dataset: bool = setting(False, "one file a category instead of category.bin")
     global_batch_size: int = setting(65536, "samples in a step over all ranks")
+    verify_data: str = setting(
+        "size",
+        "before training, check nothing, the sizes of the data files, or all they hold",
+        ("off", "size", "full"),
+    )
     bad_ids: str = setting(
         "error",
         "an id outside its table: stop, take the nearest id, or a zero vector",

@@ -21,6 +21,7 @@ from dataset import (
     SyntheticSource,
     open_split,
 )
+from verification import verify
 
 
 class Data(NamedTuple):
@@ -41,6 +42,15 @@ class Data(NamedTuple):
     fingerprints: Mapping[str, str]
 
 
+def parts_of(config: Config) -> tuple[str, ...]:
+    """The folders below `data_dir` that the run reads; to evaluate, `test` is enough."""
+    assert config.data_dir is not None
+    train = os.path.join(config.data_dir, "train")
+    if config.mode == "test" and not os.path.exists(train):
+        return ("test",)
+    return ("train", "test")
+
+
 def open_data(config: Config, collective: Collective) -> Data:
     """Opens training and test data and plans this rank's batches.
 
@@ -56,10 +66,11 @@ def open_data(config: Config, collective: Collective) -> Data:
         )
     else:
         assert config.data_dir is not None
-        parts = [os.path.join(config.data_dir, part) for part in ("train", "test")]
-        if config.mode == "test" and not os.path.exists(parts[0]):
-            parts[0] = parts[1]  # nothing of it is read
-        train, test = (open_split(part, config.use_splited_dataset) for part in parts)
+        parts = [
+            open_split(os.path.join(config.data_dir, part), config.use_splited_dataset)
+            for part in parts_of(config)
+        ]
+        train, test = parts[0], parts[-1]
         if test.num_dense != train.num_dense or len(test.vocab_sizes) != len(train.vocab_sizes):
             raise ValueError(
                 f"{config.data_dir}/test: expected {train.num_dense} dense and "
@@ -87,3 +98,26 @@ def open_data(config: Config, collective: Collective) -> Data:
         vocab_sizes,
         {"training": train.fingerprint, "test": test.fingerprint},
     )
+
+
+def verify_data(config: Config, collective: Collective) -> None:
+    """Checks the data as --verify_data says; each file is read by one rank.
+
+    Raises:
+        ValueError: the first thing that is wrong with this rank's share of the files.
+    """
+    if config.use_synthetic_dataset or config.verify_data == "off":
+        return
+    assert config.data_dir is not None
+    report = verify(
+        config.data_dir,
+        config.verify_data,
+        per_category=config.use_splited_dataset,
+        parts=parts_of(config),
+        rank=collective.rank,
+        size=collective.size,
+    )
+    report.raise_fault()
+    if collective.rank == 0 and config.verify_data == "full":
+        for note in report.notes:
+            print(note, flush=True)

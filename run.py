@@ -16,7 +16,7 @@ import devices
 import embedding
 from collective import Collective, connect
 from config import Config
-from data import Data, open_data
+from data import Data, open_data, verify_data
 from model import DLRM
 from reporting import Reporter
 from session import Session
@@ -41,6 +41,7 @@ def run(config: Config) -> bool:
     collective = join(config)
     data = collective.together(lambda: open_data(config, collective))
     collective.agree("the training and test data", (len(data.train), len(data.test), data[2:]))
+    collective.together(lambda: verify_data(config, collective))
     collective.agree("the settings", dataclasses.replace(config, run_dir=None))
     trainer = build_trainer(config, collective, data)
     reporter = collective.together(lambda: make_reporter(config, collective, data))

@@ -1,0 +1,92 @@
+"""One screen about checked data, as text. It reads a report and no files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verification import Part, Report
+
+
+def screen(report: Report, seconds: float) -> str:
+    """What the data is, part by part and feature by feature, and the outcome.
+
+    Args:
+        report: what the check found.
+        seconds: how long it took.
+    """
+    lines = [*_parts(report), ""]
+    if report.counts is not None:
+        lines += [*_features(report), ""]
+    lines += report.notes
+    total = sum(data.file.rows * data.file.row_bytes for p in report.parts for data in p.files)
+    what = f"level {report.level}, {_size(total)} in {seconds:.1f} s"
+    count = len(report.faults)
+    return "\n".join([*lines, f"{f'{count} wrong' if count else 'all good'} ({what})"])
+
+
+def _parts(report: Report) -> list[str]:
+    description = report.description or {}
+    told = [f"rules {description['rules']}"] if "rules" in description else []
+    if description.get("bad_rows"):
+        told.append(f"{description['bad_rows']:,} bad rows left out")
+    lines = [f"{report.folder}: {', '.join(told)}" if told else f"{report.folder}"]
+    lines.append(f"{'part':<16}{'samples':>15}{'label 1':>10}{'size':>11}  files")
+    for part in report.parts:
+        total = sum(data.file.rows * data.file.row_bytes for data in part.files)
+        compared = sum(data.file.path in report.compared for data in part.files)
+        kind = f"{part.kind}, {compared} of {len(part.files)} as in checksums.json"
+        lines.append(
+            f"{part.name:<16}{part.samples:>15,}{_labels(part):>10}{_size(total):>11}  {kind}"
+        )
+    return lines
+
+
+def _labels(part: Part) -> str:
+    if part.positives is None or not part.samples:
+        return "-"
+    return f"{part.positives / part.samples:.2%}"
+
+
+def _features(report: Report) -> list[str]:
+    """A line a feature; missing and unknown values are those of all rows of the logs."""
+    counts, description = report.counts, report.description or {}
+    assert counts is not None
+    rows = sum(description.get("rows_by_file") or [])
+    missing = description.get("missing_categories")
+    unknown = description.get("unknown_categories")
+    names = ", ".join(part.name for part in report.counted)
+    lines = [
+        f"ids of {names}; missing and unknown values as records.json counts them",
+        _line("feature", "table rows", "ids seen", "ten hottest", "missing", "unknown"),
+    ]
+    for table, size in enumerate(counts.vocab_sizes):
+        lines.append(
+            _line(
+                f"{table}",
+                f"{size:,}",
+                f"{counts.rows_seen(table):,}",
+                f"{counts.hottest_share(table):.2%}",
+                _share(missing, table, rows),
+                _share(unknown, table, rows),
+            )
+        )
+    return lines
+
+
+def _line(*cells: str) -> str:
+    return "".join(cell.rjust(width) for cell, width in zip(cells, (7, 13, 13, 13, 9, 9)))
+
+
+def _share(counts: Any, table: int, rows: int) -> str:
+    if not isinstance(counts, list) or table >= len(counts) or not rows:
+        return "-"
+    return f"{counts[table] / rows:.2%}"
+
+
+def _size(count: int) -> str:
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the last one reached is used
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"

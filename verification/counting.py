@@ -1,0 +1,94 @@
+"""How often each id occurs, and which ids lie outside their tables: one pass, compiled.
+
+Memory is eight bytes a row of the tables, 1.5 GB for MLPerf's 188 M rows, and none that grows with
+the samples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+HOTTEST = 10
+
+
+class IdCounts:
+    """Counts of every id of several tables.
+
+    Attributes:
+        vocab_sizes: rows of each table.
+    """
+
+    def __init__(self, vocab_sizes: Sequence[int]) -> None:
+        self.vocab_sizes = tuple(vocab_sizes)
+        self._ends = np.cumsum(vocab_sizes, dtype=np.int64)
+        self._counts = np.zeros(int(self._ends[-1]), np.int64)
+
+    def of_table(self, table: int) -> NDArray[np.int64]:
+        """How often each id of a table occurred, [rows of the table]; not a copy."""
+        start = self._ends[table - 1] if table else 0
+        return self._counts[start : self._ends[table]]
+
+    def hottest_share(self, table: int) -> float:
+        """The share of the samples whose id is among the table's ten most frequent."""
+        counts = self.of_table(table)
+        if len(counts) > HOTTEST:
+            counts = np.partition(counts, len(counts) - HOTTEST)
+        return float(counts[-HOTTEST:].sum() / max(1, counts.sum()))
+
+    def rows_seen(self, table: int) -> int:
+        """How many ids of a table occurred at all."""
+        return int(np.count_nonzero(self.of_table(table)))
+
+
+def count_ids(
+    ids: NDArray[np.int32],
+    vocab_sizes: NDArray[np.int64],
+    counts: IdCounts | None,
+    first_table: int = 0,
+) -> tuple[int, int]:
+    """Add ids to the counts, those outside their tables excepted.
+
+    Args:
+        ids: int32 [samples, tables], C-contiguous.
+        vocab_sizes: int64 [tables], the range of the ids.
+        counts: where to add them; None only looks for ids outside.
+        first_table: the table of the first column.
+
+    Returns:
+        How many ids lie outside their tables, and the place of the first in the flat array.
+    """
+    if counts is None:
+        return _kernel()(ids, vocab_sizes, _NOTHING, _NOTHING)
+    tables = range(first_table, first_table + ids.shape[1])
+    starts = np.array([counts._ends[table - 1] if table else 0 for table in tables], np.int64)
+    return _kernel()(ids, vocab_sizes, starts, counts._counts)
+
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+@functools.cache
+def _kernel() -> Callable[..., tuple[int, int]]:
+    import numba  # takes a quarter of a second
+
+    def count(ids, sizes, starts, counts):  # type: ignore[no-untyped-def]
+        outside, first = 0, -1
+        for sample in range(ids.shape[0]):
+            for table in range(ids.shape[1]):
+                value = ids[sample, table]
+                if 0 <= value < sizes[table]:
+                    if counts.size:
+                        counts[starts[table] + value] += 1
+                else:
+                    if outside == 0:
+                        first = sample * ids.shape[1] + table
+                    outside += 1
+        return outside, first
+
+    signature = "Tuple((int64, int64))(int32[:, ::1], int64[::1], int64[::1], int64[::1])"
+    return numba.njit(signature, nogil=True)(count)
