@@ -41,6 +41,7 @@ OUR_FLAGS: dict[str, Any] = {
     "bottom_mlp": (512, 256, 128),
     "top_mlp": (1024, 1024, 512, 256, 1),
     "amp_dtype": "float16",
+    "verify_data": "size",
     "bad_ids": "error",
     "seed": 0,
     "run_dir": None,
@@ -57,6 +58,7 @@ CHOICES = {
     "embedding": ["auto", "alltoall", "sok"],
     "embedding_grad": ["mean", "sum"],
     "amp_dtype": ["float16", "bfloat16"],
+    "verify_data": ["off", "size", "full"],
     "bad_ids": ["error", "clip", "zero"],
     "mode": ["train", "test"],
 }
@@ -149,6 +151,7 @@ def test_every_flag_arrives() -> None:
         "embedding_grad": "sum",
         "embedding_dim": 8,
         "amp_dtype": "bfloat16",
+        "verify_data": "full",
         "bad_ids": "clip",
         "seed": 11,
         "run_dir": "other/folder",

@@ -16,6 +16,7 @@ from processes import ROOT, Ended, horovodrun, run, without_modules
 from workers import failures as worker
 
 import run as program
+from checksums import sum_of, write_checksums
 from config import Config
 
 NUM_DENSE, VOCAB_SIZES = 2, (5, 3)
@@ -145,6 +146,19 @@ def both(first: Callable[[Path], None], second: Callable[[Path], None]) -> Calla
     return change
 
 
+def seal(folder: Path) -> None:
+    """Writes the checksums of the data as it is."""
+    for part in (folder / "train", folder / "test"):
+        sums = {path.name: sum_of(path) for path in part.glob("*.bin")}
+        write_checksums(part, sums)
+
+
+def drop_last_sample(folder: Path) -> None:
+    """Leaves files that fit each other."""
+    for name, width in (("label.bin", 1), ("dense.bin", NUM_DENSE), ("category.bin", 2)):
+        cut(f"train/{name}", 4 * width)(folder)
+
+
 def nothing(folder: Path) -> None:
     """Leaves the data good."""
 
@@ -235,6 +249,20 @@ CASES = {
         ("global batch", "at most the 24 training samples", "found 26", "--global_batch_size"),
         (("global_batch_size", 26),),
     ),
+    "fewer samples than were written": Case(
+        both(seal, drop_last_sample),
+        ("DATA/train/", "(checksums.json)", "bytes", "2 faults more", "preprocess.verify"),
+    ),
+    "other bytes than were written": Case(
+        both(both(put("train/dense.bin", 1, 3, 1, 2), seal), put("train/dense.bin", 2, 3, 1, 2)),
+        ("DATA/train/dense.bin", "expected CRC-32", "checksums.json", "write the folder again"),
+        (("verify_data", "full"),),
+    ),
+    "id beyond its table in a file read before": Case(
+        both(put("train/category.bin", 3, RANK_1_SAMPLE, 1, 2), seal),
+        ("DATA/train/category.bin", f"record {RANK_1_SAMPLE}, ", "[0, 3)", "found 3"),
+        (("verify_data", "full"),),
+    ),
     "negative dense": Case(
         put("train/dense.bin", -3, 5, 1, NUM_DENSE),
         ("DATA/train/dense.bin", "record 5, dense column 1", "finite", "ln(-3 + 3)", "dense_log"),
@@ -287,6 +315,22 @@ def test_one_rank(name: str, data: Path) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert_says(message, data, CASES[name])
+
+
+@pytest.mark.parametrize("level", ["off", "size", "full"])
+def test_data_without_checksums_is_no_error(
+    level: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data=level))
+    said = [line for line in capsys.readouterr().out.splitlines() if "checksums" in line]
+    assert len(said) == (2 if level == "full" else 0), said
+    for part, line in zip(("train", "test"), said):
+        assert line.startswith(f"{data / part}: no checksums.json")
+
+
+def test_off_checks_nothing(data: Path) -> None:
+    both(seal, drop_last_sample)(data)
+    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data="off"))
 
 
 @pytest.mark.parametrize("policy", ["clip", "zero"])
