@@ -158,9 +158,8 @@ def _records(folder: Path, name: str, description: dict[str, Any]) -> Part:
 
 def _split(folder: Path, name: str, per_category: bool | None) -> Part:
     if per_category is None:
-        per_category = (
-            not (folder / "category.bin").exists() and (folder / "category_0.bin").exists()
-        )
+        columns = {path.name for path in folder.glob("category*.bin")}
+        per_category = bool(columns) and "category.bin" not in columns
     part = Part(name, folder, PARTS.get(name, ""), "per category" if per_category else "split")
     if per_category:
         part.attempt(lambda: _open_per_category(part))

@@ -15,6 +15,7 @@ from verification.counting import IdCounts
 from verification.folders import REWRITE, DataFile, Part, find_parts, read_sums
 
 LEVELS = ("size", "full")
+_REWRITE_OR_UNSEAL = f"{REWRITE}, or remove {FILE_NAME} if you changed the data on purpose"
 
 
 @dataclass
@@ -147,7 +148,7 @@ def _check_sizes(report: Report, sums: dict[Path, FileSum]) -> set[Path]:
         wrong.add(path)
         # A part may have said so of the same file, in its own words.
         if not any(str(path) in fault for part in report.parts for fault in part.faults):
-            report.faults.append(f"{problem}; {REWRITE}")
+            report.faults.append(f"{problem}; {_REWRITE_OR_UNSEAL}")
     return wrong
 
 
@@ -166,7 +167,7 @@ def _check_unit(unit: _Unit, report: Report, sums: dict[Path, FileSum]) -> None:
         report.compared.discard(unit.path)
         report.faults.append(
             f"{unit.path}: expected CRC-32 {expected.crc32} ({FILE_NAME}), found {found.crc32}: "
-            f"its bytes are not those that were written; {REWRITE}"
+            f"its bytes are not those that were written; {_REWRITE_OR_UNSEAL}"
         )
 
 
