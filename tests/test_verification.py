@@ -19,11 +19,11 @@ from checksums import sum_of, write_checksums
 from dataset.per_category import id_type
 from preprocess.verify import main
 from record_file import RecordLayout
-from verification import verify
+from verification import contents, verify
 
 SIZES = (3, 700, 12, 70_000)
 NUM_DENSE = 2
-SAMPLES = {"train": 60_000, "test": 9_001}  # more than one block of a record file
+SAMPLES = {"train": 60_000, "test": 9_001}
 
 
 def values_of(part):
@@ -103,6 +103,12 @@ def originals(tmp_path_factory):
     for kind, make in MAKERS.items():
         make(folder / kind)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Every file has several blocks."""
+    monkeypatch.setattr(contents, "_BLOCK_BYTES", 5_000)
 
 
 @pytest.fixture
