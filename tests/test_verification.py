@@ -212,7 +212,7 @@ def put(path, dtype, index, value):
         ("per category", "test/label.bin", "u1", 7, 2, "record 7: expected label 0 or 1, found 2"),
         ("split", "test/dense.bin", "<i4", 11, -1, "record 5, dense column 1: expected a finite"),
         ("per category", "test/dense.bin", "<f2", 8, np.nan, "record 4, dense column 0: .* nan"),
-        ("split", "train/category.bin", "<i4", 41, 700, r"record 10, .* 1: .*\[0, 700\)"),
+        ("split", "train/category.bin", "<i4", 236_001, 700, r"record 59000, .* 1: .*\[0, 700\)"),
         ("split", "train/category.bin", "<i4", 40, -5, r"record 10, .* column 0: .* found -5"),
         ("per category", "train/category_2.bin", "i1", 9, 12, r"record 9, .* 2: .*\[0, 12\)"),
         ("records", "train_data.bin", "<i4", 7 * 59_000, 9, "record 59000: .* label .* found 9"),

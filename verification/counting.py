@@ -21,17 +21,20 @@ class IdCounts:
 
     Attributes:
         vocab_sizes: rows of each table.
+        starts: where each table's counts begin, int64 [tables].
+        numbers: how often each id occurred, int64 [rows of all tables].
     """
 
     def __init__(self, vocab_sizes: Sequence[int]) -> None:
         self.vocab_sizes = tuple(vocab_sizes)
-        self._ends = np.cumsum(vocab_sizes, dtype=np.int64)
-        self._counts = np.zeros(int(self._ends[-1]), np.int64)
+        ends = np.cumsum(vocab_sizes, dtype=np.int64)
+        self.starts = ends - np.array(vocab_sizes, np.int64)
+        self.numbers = np.zeros(int(ends[-1]), np.int64)
 
     def of_table(self, table: int) -> NDArray[np.int64]:
         """How often each id of a table occurred, [rows of the table]; not a copy."""
-        start = self._ends[table - 1] if table else 0
-        return self._counts[start : self._ends[table]]
+        start = self.starts[table]
+        return self.numbers[start : start + self.vocab_sizes[table]]
 
     def hottest_share(self, table: int) -> float:
         """The share of the samples whose id is among the table's ten most frequent."""
@@ -64,9 +67,8 @@ def count_ids(
     """
     if counts is None:
         return _kernel()(ids, vocab_sizes, _NOTHING, _NOTHING)
-    tables = range(first_table, first_table + ids.shape[1])
-    starts = np.array([counts._ends[table - 1] if table else 0 for table in tables], np.int64)
-    return _kernel()(ids, vocab_sizes, starts, counts._counts)
+    starts = counts.starts[first_table : first_table + ids.shape[1]]
+    return _kernel()(ids, vocab_sizes, starts, counts.numbers)
 
 
 _NOTHING = np.zeros(0, np.int64)
