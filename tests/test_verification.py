@@ -273,6 +273,19 @@ def test_another_number_of_samples_than_preprocess_wrote(data):
     assert "expected 9002 samples (records.json), found 9001" in fault
 
 
+@pytest.mark.parametrize(("kind", "name"), [("records", "test_data.bin"), ("split", "test")])
+def test_a_part_that_preprocess_wrote_is_gone(data, kind, name):
+    folder = data(kind)
+    (folder / "checksums.json").unlink(missing_ok=True)
+    if kind == "split":
+        shutil.rmtree(folder / name)
+    else:
+        (folder / name).unlink()
+    for level in ("size", "full"):
+        (fault,) = verify(folder, level, statistics=True).faults
+        assert fault.startswith(f"{folder}: expected a record file or folder of 9001 test samples")
+
+
 def test_malformed_descriptions_do_not_hide_each_other(data):
     folder = data("split")
     (folder / "train" / "checksums.json").write_text("{}")

@@ -54,7 +54,7 @@ class Part:
         name: for the reader of a report.
         folder: where its files are.
         role: "train", "validation", "test", or "" if its name does not tell.
-        kind: "records", "split", "packed" or "per category".
+        kind: "records", "split", "packed", "per category", or "absent": no files at all.
         vocab_sizes: rows of each table.
         num_dense: dense columns.
         samples: how many; 0 if no file tells.
@@ -127,7 +127,21 @@ def find_parts(
             f"{folder}: expected records.json beside train_data.bin, or label.bin, or train/ and "
             "test/, found none of them; give a folder that preprocess or split_bin.py wrote"
         )
-    return parts, description
+    return parts + _absent(folder, parts, description or {}), description
+
+
+def _absent(folder: Path, parts: Sequence[Part], description: dict[str, Any]) -> list[Part]:
+    """Parts without files, for those that `records.json` speaks of and nobody wrote or kept."""
+    absent = []
+    for role in ("train", "validation", "test"):
+        samples = description.get(f"{role}_samples")
+        if samples and all(part.role != role for part in parts):
+            fault = (
+                f"{folder}: expected a record file or folder of {samples} {role} samples "
+                f"(records.json), found none; {REWRITE}"
+            )
+            absent.append(Part(role, folder, role, "absent", faults=[fault]))
+    return absent
 
 
 def _records(folder: Path, name: str, description: dict[str, Any]) -> Part:
