@@ -132,11 +132,21 @@ def test_only_the_top_imports_run_and_trainer() -> None:
 
 TOP = {"trainer", "training_step", "run", "session", "data", "launch"}
 FORBIDDEN = {
-    ("collective", "schedule", "metadata", "record_file"): TOP | {
+    ("collective", "schedule", "metadata", "record_file", "checksums"): TOP | {
         "model", "dataset", "embedding", "evaluation", "reporting", "config", "preprocess",
-        "split_bin", "checkpoint", "watch",
+        "split_bin", "checkpoint", "watch", "verification",
+    },
+    ("packing",): TOP | {
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "collective",
+        "preprocess", "split_bin", "metadata", "record_file", "checksums", "verification",
+        "checkpoint", "watch", "tensorflow", "keras",
+    },
+    ("verification",): TOP | {
+        "model", "embedding", "evaluation", "reporting", "config", "collective", "preprocess",
+        "split_bin", "checkpoint", "watch", "tensorflow", "keras",
     },
     ("dataset",): TOP | {
+        "verification",
         "model", "embedding", "evaluation", "reporting", "config", "collective", "checkpoint",
         "watch", "tensorflow", "keras",
     },
