@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from processes import MARK, ROOT, kill, remaining, wait_until_gone
 
@@ -102,9 +103,9 @@ def job(tmp_path: Path) -> Iterator[Launch]:
     assert not left
 
 
-def test_lost_then_restarted_then_told_to_stop(job: Launch) -> None:
-    """Real ranks: each survivor's line comes out, and a signal to launch stops all by one."""
-    job.start("-np", 3, "--", WORKERS / "launched.py", job.flag, plan=["die", "run"])
+def test_a_rank_and_horovodrun_are_killed_then_ctrl_c(job: Launch) -> None:
+    """Real ranks: the survivors' lines come out, no two attempts overlap, one signal ends all."""
+    job.start("-np", 3, "--", WORKERS / "launched.py", job.flag, plan=["die", "run", "run"])
     job.until(job.running(2, 3), 2 * STARTED)
     for rank in (0, 2):
         lost = rf"^\[{rank}\]<stderr>:error: rank 1 is lost: its process ended"
@@ -113,6 +114,19 @@ def test_lost_then_restarted_then_told_to_stop(job: Launch) -> None:
     # The survivors may be gone before horovodrun sees it.
     assert re.match(r"attempt 1 ended with code (137|1) after", job.said()[0])
 
+    (horovodrun,) = (
+        process.pid
+        for process in psutil.Process(job.process.pid).children()
+        if "--gloo" in process.cmdline()
+    )
+    os.kill(horovodrun, signal.SIGKILL)
+    job.until(lambda: len((job.folder / "starts.0").read_text().split()) == 3, 2 * STARTED)
+    for rank in range(3):
+        second = int((job.folder / f"starts.{rank}").read_text().split()[1])
+        assert not psutil.pid_exists(second)
+    assert "attempt 2 ended with code 137" in job.said()[1]
+
+    job.until(job.running(3, 3), STARTED)
     begin = time.monotonic()
     os.killpg(job.process.pid, signal.SIGINT)  # what Ctrl-C does
     assert job.process.wait(SOON) == 75
@@ -133,24 +147,12 @@ def test_killed_launch_leaves_nothing(job: Launch) -> None:
     print(f"all gone in {time.monotonic() - begin:.1f} s")
 
 
-def test_killed_horovodrun_and_second_signal(job: Launch) -> None:
-    """The next attempt waits for the ranks of the one before; a second signal ends it at once."""
-    job.start("-np", 1, "--", WORKERS / "launched.py", job.flag, plan=["run", "run"])
-    job.until(job.running(1, 1), STARTED)
-    first = int((job.folder / "starts.0").read_text())
-    (runner,) = (
-        pid
-        for pid, words in remaining(job.mark, -1).items()
-        if "--gloo" in words and "launch" not in words.split("--gloo")[0].split()
-    )
-    os.kill(runner, signal.SIGKILL)
-    job.until(job.running(2, 1), 2 * STARTED)
-    assert not Path(f"/proc/{first}").exists()
-    assert "attempt 1 ended with code 137" in job.said()[0]
-    rank = int((job.folder / "starts.0").read_text().split()[1])
-    os.kill(rank, signal.SIGSTOP)  # it cannot end by itself
+def test_a_second_signal_ends_a_job_that_hears_none(job: Launch) -> None:
+    job.start_stand_in(plan=[{"seconds": 60, "deaf": True}])
+    job.until(job.out, SOON)
     job.process.send_signal(signal.SIGTERM)
-    job.until(lambda: any("SIGTERM: the job writes" in line for line in job.said()), SOON)
+    job.until(lambda: len(job.said()) == 2, SOON)
+    assert "no rank runs on this machine" in job.said()[1]
     job.process.send_signal(signal.SIGINT)
     assert job.process.wait(SOON) == 128 + signal.SIGINT
     assert remaining(job.mark, -1) == {}

@@ -1,12 +1,15 @@
 """Ends as horovodrun does, without ranks: what launch.py makes of that needs none.
 
 FOLDER/plan.json, the folder being that of --checkpoint_dir, says what each start does: `lines` that
-ranks write to standard error, the `code` of rank 1, a finished `checkpoint`, `seconds` it takes.
+ranks write to standard error, the `code` of rank 1, a finished `checkpoint`, `seconds` it takes,
+and whether it is `deaf` to SIGTERM, as is its child.
 """
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +20,9 @@ number = len(list(folder.glob("argv.*")))
 start = json.loads((folder / "plan.json").read_text())[number]
 if "checkpoint" in start:
     (folder / start["checkpoint"]).mkdir()
+if start.get("deaf"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "60"], start_new_session=True)
 print("[0]<stdout>:loss 0.5\rloss 0.25", end="", flush=True)
 time.sleep(start.get("seconds", 0))
 for line in start.get("lines", ()):
