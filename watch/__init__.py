@@ -117,7 +117,8 @@ class Watch:
             seconds: how long to wait for it.
 
         Returns:
-            Why that rank stopped, to be raised by the caller; empty if nothing is known.
+            Why that rank stopped, for the caller to raise; empty if nothing is known. What must
+            end the process at once does so before the error has left the context.
         """
         if self._collective.size == 1:
             return ""
@@ -125,8 +126,6 @@ class Watch:
         if not self._decided.wait(seconds) or self._verdict is None:
             self._grace = GRACE_SECONDS
             return ""
-        if self._verdict.at_once:
-            self._thread.join(seconds)  # the process ends meanwhile
         return self._verdict.text
 
     def _connect(self) -> None:
@@ -230,7 +229,8 @@ class Watch:
 
     def _admit(self) -> None:
         assert self._listener is not None
-        self._add(Link(self._listener.socket.accept()[0]))
+        with contextlib.suppress(OSError):  # gone again already
+            self._add(Link(self._listener.socket.accept()[0]))
 
     def _add(self, link: Link) -> None:
         self._links.append(link)
