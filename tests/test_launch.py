@@ -115,12 +115,14 @@ def test_a_rank_and_horovodrun_are_killed_then_ctrl_c(job: Launch) -> None:
     assert re.match(r"attempt 1 ended with code (137|1) after", job.said()[0])
 
     (horovodrun,) = (
-        process.pid
+        process
         for process in psutil.Process(job.process.pid).children()
         if "--gloo" in process.cmdline()
     )
-    os.kill(horovodrun, signal.SIGKILL)
-    job.until(lambda: len((job.folder / "starts.0").read_text().split()) == 3, 2 * STARTED)
+    # With its helpers, which would end what they have started.
+    for process in (horovodrun, *horovodrun.children()):
+        process.kill()
+    job.until(lambda: len(job.said()) == 2, 2 * STARTED)
     for rank in range(3):
         second = int((job.folder / f"starts.{rank}").read_text().split()[1])
         assert not psutil.pid_exists(second)
@@ -158,26 +160,24 @@ def test_a_second_signal_ends_a_job_that_hears_none(job: Launch) -> None:
     assert remaining(job.mark, -1) == {}
 
 
-def test_pauses_and_goes_on(job: Launch) -> None:
-    """A failure, a preemption, another failure, and the end."""
-    plan = [
-        {"code": 1, "lines": ["error: a"]},
-        {"code": 75, "checkpoint": "step-5"},
-        {"code": 1, "lines": ["error: a"]},
-        {},
-    ]
+def since_the_last(starts: list[list[Any]]) -> list[float]:
+    """Seconds between starts."""
+    return [after[0] - before[0] for before, after in zip(starts, starts[1:])]
+
+
+def test_goes_on(job: Launch) -> None:
+    """A failure, a preemption, and the end."""
+    plan = [{"code": 1, "lines": ["error: a"]}, {"code": 75, "checkpoint": "step-5"}, {}]
     assert job.stand_in("--verbose", "-H", "a:1,b:1", plan=plan, flags=("--resume=none",)) == 0
-    times, *_ = zip(*job.starts())
-    pauses = [after - before for before, after in zip(times, times[1:])]
+    pauses = since_the_last(job.starts())
     print("pauses", pauses)
-    assert 1 <= pauses[0] < 3
-    assert pauses[1] < 1.5
-    assert 4 <= pauses[2] < 6
+    assert pauses[0] >= 1
+    assert pauses[1] < 2, "the second pause of a failure"
     common = ["--gloo", "-np", "2", "--verbose", "-H", "a:1,b:1", str(ROOT / "hvd_wrapper.sh")]
     command = [*common, sys.executable, "main.py", job.flag, "--resume=none"]
     arguments = [start[1:] for start in job.starts()]
     # Only a checkpoint of this job may be gone on from.
-    assert arguments == [command, command, *[[*command, "--resume=auto"]] * 2]
+    assert arguments == [command, command, [*command, "--resume=auto"]]
 
 
 def test_gives_up_on_the_same_errors(job: Launch) -> None:
@@ -198,7 +198,9 @@ def test_gives_up_on_the_same_errors(job: Launch) -> None:
 def test_does_not_give_up_while_checkpoints_come(job: Launch) -> None:
     plan = [{"code": 1, "lines": ["error: a"], "checkpoint": f"step-{n}"} for n in range(3)]
     assert job.stand_in("--max_restarts", 2, plan=plan) == 1
-    assert len(job.starts()) == 3
+    first, second = since_the_last(job.starts())
+    assert first >= 1
+    assert second >= 2
     assert "giving up after 3 attempts: --max_restarts=2 are done" in job.said()
 
 
