@@ -27,15 +27,14 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The steps done before the checkpoint at `path`."""
+    """The steps done before the checkpoint at `path`; -1 if it has another name than ours."""
     match = _NAME.fullmatch(path.name)
-    assert match, path
-    return int(match[1])
+    return int(match[1]) if match else -1
 
 
 def is_later(path: Path, other: Path) -> bool:
     """Whether a checkpoint is of a later step than `other`, if the name of that tells."""
-    return bool(_NAME.fullmatch(other.name)) and step_of(path) > step_of(other)
+    return 0 <= step_of(other) < step_of(path)
 
 
 def finished(directory: Path) -> list[Path]:

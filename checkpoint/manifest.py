@@ -30,6 +30,8 @@ def tables_file(rank: int, ranks: int) -> str:
 class ModelShape:
     """What the weights of a run must fit; a checkpoint of another shape cannot be loaded.
 
+    A checkpoint of tables alone, without dense weights, has None for what shapes those.
+
     Attributes:
         num_dense: dense features of a sample.
         vocab_sizes: rows of each table.
@@ -38,18 +40,18 @@ class ModelShape:
         top_mlp: units of the top MLP's layers.
     """
 
-    num_dense: int
+    num_dense: int | None
     vocab_sizes: tuple[int, ...]
     embedding_dim: int
-    bottom_mlp: tuple[int, ...]
-    top_mlp: tuple[int, ...]
+    bottom_mlp: tuple[int, ...] | None
+    top_mlp: tuple[int, ...] | None
 
     def differences(self, run: ModelShape) -> list[str]:
         """Each difference between this, the checkpoint's shape, and that of a run."""
         found = []
         for name in ("num_dense", "embedding_dim", "bottom_mlp", "top_mlp"):
             ours, theirs = getattr(self, name), getattr(run, name)
-            if ours != theirs:
+            if ours is not None and ours != theirs:
                 found.append(f"{name}: checkpoint {_text(ours)}, run {_text(theirs)}")
         if len(self.vocab_sizes) != len(run.vocab_sizes):
             found.append(f"tables: checkpoint {len(self.vocab_sizes)}, run {len(run.vocab_sizes)}")

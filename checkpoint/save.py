@@ -66,9 +66,9 @@ class Checkpoints:
         if position.step == self._last_step:
             return False
         unfinished = folder.unfinished_path(self._directory, position.step)
-        self._on_first_rank(lambda: self._begin(unfinished))
-        self._reached("begun")
         try:
+            self._on_first_rank(lambda: self._begin(unfinished))
+            self._reached("begun")
             seals = self._collective.together(lambda: self._write(state, position, unfinished))
             self._reached("rows")
             sums = self._collective.gather_text(
@@ -83,7 +83,13 @@ class Checkpoints:
                 f"whole: {error}; make room there, or set another --checkpoint_dir"
             ) from None
         self._last_step = position.step
-        self._on_first_rank(lambda: self._remove_older(position.step))
+        try:
+            self._on_first_rank(lambda: self._remove_older(position.step))
+        except ValueError as error:
+            raise ValueError(
+                f"the checkpoint of step {position.step} is written, but an older one could not be "
+                f"removed: {error}; correct that there, or set another --checkpoint_dir"
+            ) from None
         self._reached("older removed")
         return True
 

@@ -147,18 +147,13 @@ class TensorReader:
     def __init__(self, path: Path, seal: Seal) -> None:
         self._path, self._seal = path, seal
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        size = os.fstat(self._file.fileno()).st_size
-        if size != seal.size:
-            self._file.close()
-            raise ValueError(
-                f"{path}: expected {seal.size} bytes, found {size}: it ends at offset {size}"
-            )
-        (length,) = struct.unpack("<Q", self.read_bytes(0, 8))
         self.tensors: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
-        for name, entry in json.loads(bytes(self.read_bytes(8, 8 + length))).items():
-            self.tensors[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-            self._starts[name] = 8 + length + entry["data_offsets"][0]
+        try:
+            self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> TensorReader:
         """Itself; leaving the context closes the file."""
@@ -171,6 +166,18 @@ class TensorReader:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+    def _read_header(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self._seal.size:
+            raise ValueError(
+                f"{self._path}: expected {self._seal.size} bytes, found {size}: it ends at offset "
+                f"{size}"
+            )
+        (length,) = struct.unpack("<Q", self.read_bytes(0, 8))
+        for name, entry in json.loads(bytes(self.read_bytes(8, 8 + length))).items():
+            self.tensors[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+            self._starts[name] = 8 + length + entry["data_offsets"][0]
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Rows [first, last) of a tensor, all of them by default, as an array of its own.
@@ -198,7 +205,10 @@ class TensorReader:
         done = 0
         while done < len(data):
             view = data.data[done : done + (1 << 30)]
-            count = os.preadv(self._file.fileno(), [view], low + done)
+            try:
+                count = os.preadv(self._file.fileno(), [view], low + done)
+            except OSError as error:
+                raise _named(error, self._path) from error
             if not count:
                 raise ValueError(f"{self._path}: ends at offset {low + done} since it was opened")
             done += count
@@ -230,6 +240,44 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> Seal:
         for value in arrays.values():
             writer.write(value)
         return writer.finish()
+
+
+def allocate(path: Path, tensors: Mapping[str, Spec]) -> int:
+    """Makes a file whose values are then filled in in any order; `seal_file` ends it.
+
+    The room is reserved, so that a full disk is met here: whoever fills the file through a mapping
+    would die of it.
+
+    Returns:
+        The offset of the first value.
+
+    Raises:
+        OSError: naming the file.
+    """
+    header = _header(tensors)
+    size = len(header) + sum(_bytes(spec) for spec in tensors.values())
+    try:
+        with open(path, "xb") as file:
+            file.write(header)
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise _named(error, path) from error
+    return len(header)
+
+
+def seal_file(path: Path) -> Seal:
+    """Brings a file that was filled in to the disk, and sums its blocks as they are."""
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor() as pool:
+        descriptor = file.fileno()
+        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+
+        def sum_block(offset: int) -> int:
+            block = os.pread(descriptor, BLOCK_BYTES, offset)
+            assert len(block) == min(BLOCK_BYTES, size - offset), path
+            return zlib.crc32(block)
+
+        return Seal(size, BLOCK_BYTES, tuple(pool.map(sum_block, range(0, size, BLOCK_BYTES))))
 
 
 def _header(tensors: Mapping[str, Spec]) -> bytes:

@@ -166,7 +166,7 @@ FORBIDDEN = {
         "model", "dataset", "reporting", "config", "checkpoint", "watch",
     },
     ("checkpoint",): TOP | {
-        "model", "dataset", "embedding", "evaluation", "reporting", "config", "watch", "metadata",
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "watch",
     },
     ("watch",): TOP | {
         "model", "dataset", "embedding", "evaluation", "reporting", "config", "checkpoint",
@@ -190,7 +190,10 @@ def test_dependencies_go_one_way(names: tuple[str, ...]) -> None:
     assert {name: bad for name, bad in found.items() if bad} == {}
 
 
-@pytest.mark.parametrize("name", ["main", "config", "schedule", "metadata", "split_bin", "launch"])
+QUICK = ["main", "config", "schedule", "metadata", "split_bin", "launch", "checkpoint.__main__"]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_quick_modules_load_nothing_heavy(name: str) -> None:
     """Flag errors and --help must not wait for TensorFlow, also through what these import."""
     files = {name_of(path): path for path in PRODUCT}
