@@ -1,11 +1,13 @@
 # make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
 # make train RAW=log.tsv  the same from your own logs (Criteo's format, plain or .gz; several: RAW="a b")
 # make test               the tests;  make lint  the linters
+# make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
 # make bench              what is claimed about speed, measured here
 
 PYTHON ?= python3
 NP ?= 2
 FLAGS ?=
+FAULTS ?=
 VENV := .venv
 RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH";
 RULES ?= dlrm
@@ -20,7 +22,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test lint bench setup clean
+.PHONY: train test faults lint bench setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -43,11 +45,14 @@ build/demo/raw.tsv: | setup
 test: setup
 	$(RUN) python3 -m pytest
 
+faults: setup
+	$(RUN) python3 tests/faults.py $(FAULTS)
+
 lint: setup
 	$(RUN) ruff check . && ruff format --check . && mypy .
 
 bench: setup
-	$(RUN) for name in reader split preprocess step; do echo "== $$name"; python3 -m benchmarks.$$name; done
+	$(RUN) for name in reader split preprocess step checkpoint; do echo "== $$name"; python3 -m benchmarks.$$name; done
 
 clean:
 	rm -rf build
