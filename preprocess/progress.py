@@ -6,6 +6,7 @@ It knows nothing of what is being done.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -65,3 +66,7 @@ class PassProgress:
             self._last = now
             share = f"{100 * done / self._total:.0f} %, " if self._total else ""
             print(f"{self._title}: {share}{rows:,} rows, {rate}", flush=True)
+
+
+Progress = Callable[[str, int], PassProgress]
+"""Makes the display of a pass from its title and the units it has."""

@@ -1,12 +1,14 @@
-"""Which rows train, validate and test. It knows nothing of their content."""
+"""Which rows train, validate and test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
+NAMES = (TRAIN, VALIDATION, TEST)
+"""A row's tag is an index into this."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,94 @@ class Part:
     name: str
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How rows are dealt to the splits.
+
+    Attributes:
+        by: "fraction": the last rows test, those before them validate; "terabyte": the last
+            file's first half tests, its second half validates; "file": by the file's name;
+            "column": by the text of the split field.
+        test: what tests: a fraction, or names or texts.
+        validation: the same for validation.
+    """
+
+    by: str = "fraction"
+    test: float | tuple[str, ...] = 0.1
+    validation: float | tuple[str, ...] = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no log can satisfy, before it is read.
+
+        Raises:
+            ValueError: naming what was expected and found.
+        """
+        if self.by not in ("fraction", "terabyte", "file", "column"):
+            raise ValueError(f"--split: expected fraction or terabyte, found {self.by!r}")
+        if self.by == "fraction":
+            self.parts([10**12], [""])
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are rows for validation."""
+        return self.by == "terabyte" or bool(self.validation)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits there are, train first."""
+        return (TRAIN, VALIDATION, TEST) if self.validates else (TRAIN, TEST)
+
+    @property
+    def tags(self) -> Mapping[str, int]:
+        """For "column": the tag of each text that does not train."""
+        assert isinstance(self.validation, tuple) or not self.validation
+        assert isinstance(self.test, tuple)
+        validation = self.validation or ()
+        return {
+            **{text: NAMES.index(VALIDATION) for text in validation},  # type: ignore[union-attr]
+            **{text: NAMES.index(TEST) for text in self.test},
+        }
+
+    def parts(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[Part]:
+        """The splits in the order of their rows; one may come in several parts. Not for "column".
+
+        Raises:
+            ValueError: if no row is left for training, or a file is named that there is not.
+        """
+        if self.by == "terabyte":
+            return split_terabyte(rows_by_file)
+        if self.by == "file":
+            return self._by_file(rows_by_file, files)
+        assert isinstance(self.validation, float)
+        assert isinstance(self.test, float)
+        return split_by_fraction(sum(rows_by_file), self.validation, self.test)
+
+    def _by_file(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[Part]:
+        tags = self.tags
+        absent = set(tags) - set(files)
+        if absent:
+            raise ValueError(
+                f"split: expected names among the files {', '.join(files)}, found"
+                f" {', '.join(sorted(absent))}; correct the schema"
+            )
+        parts, start = [], 0
+        for name, rows in zip(files, rows_by_file, strict=True):
+            parts.append(Part(NAMES[tags.get(name, 0)], start, start + rows))
+            start += rows
+        return parts
+
+
+def check_training(samples: Mapping[str, int], by: str) -> None:
+    """Refuse a split that leaves nothing to train on.
+
+    Raises:
+        ValueError: naming the rows there are.
+    """
+    if not samples.get(TRAIN):
+        found = ", ".join(f"{rows} {name}" for name, rows in samples.items())
+        raise ValueError(f"split by {by}: expected rows left for training, found {found}")
 
 
 def tail_rows(rows: int, fraction: float) -> int:

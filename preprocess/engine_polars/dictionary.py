@@ -64,11 +64,19 @@ class Dictionary:
             self._add(values[piece])
             ids[new] = self._find(values[new])
             new = new[ids[new] < 0]
+        self.count(ids)
+        return ids
+
+    def extend(self, values: UInt32) -> None:
+        """Numbers distinct values that are not present, in order, without counting them."""
+        self._add(values)
+
+    def count(self, ids: Int32) -> None:
+        """Counts provisional ids that were given out."""
         if 4 * len(ids) >= self._size:
             self._counts[: self._size] += np.bincount(ids, minlength=self._size)
         else:
             np.add.at(self._counts, ids, 1)
-        return ids
 
     def _home(self, values: UInt32) -> NDArray[np.intp]:
         return ((values * _MULTIPLIER) >> np.uint32(32 - self._bits)).astype(np.intp)

@@ -1,0 +1,224 @@
+"""Raw logs as blocks of whole lines: plain text, gzip, or Parquet laid out as text.
+
+Blocks can begin anywhere that an earlier block ended. It knows nothing of what a line holds beyond
+its line end: LF or CRLF.
+"""
+
+from __future__ import annotations
+
+import gzip
+import queue
+import threading
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from preprocess.schema import Schema
+
+_LONGEST_LINE = 1 << 20
+_COUNT_BYTES = 1 << 20
+_SKIP_BYTES = 1 << 20
+_PARQUET_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to begin: before the line `line` (from 1) of a file, which `offset` bytes precede.
+
+    Offsets count text, after decompression; in a Parquet file they count rows.
+    """
+
+    file: int = 0
+    line: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of one file.
+
+    Attributes:
+        file: index of the file.
+        line: number of the first line, from 1.
+        text: the lines, the last of which may lack its line end.
+        position: bytes of the stored file read so far.
+        lines: number of lines.
+        delimiters: number of delimiters.
+        offset: as a `Place` has it, after this block.
+    """
+
+    file: int
+    line: int
+    text: bytes
+    position: int
+    lines: int
+    delimiters: int
+    offset: int
+
+    @property
+    def end(self) -> Place:
+        """Where the next block of this file begins."""
+        return Place(self.file, self.line + self.lines, self.offset)
+
+
+def read_blocks(
+    paths: Sequence[Path], schema: Schema, block_bytes: int, start: Place = Place()
+) -> Generator[Block, None, None]:
+    """Blocks of all files in order, read and decompressed ahead in a thread.
+
+    Args:
+        paths: logs; those ending in `.gz` are decompressed.
+        schema: the format, and whether the first line is a header.
+        block_bytes: text aimed at in each block.
+        start: where to begin.
+
+    Raises:
+        ValueError: naming file and line if a line is longer than a megabyte or a gzip file is
+            damaged.
+        OSError: if a file cannot be read.
+    """
+    ready: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=2)
+    stopped = threading.Event()
+
+    def put(item: Block | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def produce() -> None:
+        try:
+            for index in range(start.file, len(paths)):
+                place = start if index == start.file else Place(index)
+                blocks = _parquet_blocks if schema.format == "parquet" else _text_blocks
+                for block in blocks(paths[index], schema, block_bytes, place):
+                    if not put(block):
+                        return
+            put(None)
+        except Exception as error:  # noqa: BLE001 - raised again by the consumer
+            put(error)
+
+    thread = threading.Thread(target=produce, name="log reader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _text_blocks(path: Path, schema: Schema, block_bytes: int, start: Place) -> Iterator[Block]:
+    """Blocks of a text file; a header is checked and counted as a line, but is in no block."""
+    delimiter = ord(schema.delimiter)
+    line, offset = start.line, start.offset
+    with open(path, "rb", buffering=0) as raw:
+        source: gzip.GzipFile | FileIO = gzip.open(raw) if path.suffix == ".gz" else raw  # noqa: SIM115
+        rest = b""
+        header = schema.header and line == 1
+        try:
+            _skip(source, offset)
+            while True:
+                data = source.read(block_bytes)
+                cut = data.rfind(b"\n") + 1 if data else 0
+                if data and not cut:
+                    rest += data
+                    if len(rest) > _LONGEST_LINE:
+                        raise ValueError(
+                            f"{path}, line {line}: expected a line of text, found more than"
+                            f" {_LONGEST_LINE} bytes without a line end; is this a click log?"
+                        )
+                    continue
+                text = rest + data[:cut] if data else rest
+                rest = data[cut:]
+                if header and text:
+                    names, _, remainder = text.partition(b"\n")
+                    _check_header(path, schema, names)
+                    offset += len(text) - len(remainder)
+                    text, line, header = remainder, 2, False
+                if text:
+                    lines = _count(text, ord("\n")) + (not text.endswith(b"\n"))
+                    offset += len(text)
+                    yield Block(
+                        start.file, line, text, raw.tell(), lines, _count(text, delimiter), offset
+                    )
+                    line += lines
+                if not data:
+                    return
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path}: expected a whole gzip file, found damage after line {line - 1}"
+                f" ({error}); fetch the file again"
+            ) from error
+
+
+def _skip(source: gzip.GzipFile | FileIO, offset: int) -> None:
+    if isinstance(source, FileIO):
+        source.seek(offset)
+        return
+    while offset:
+        data = source.read(min(offset, _SKIP_BYTES))
+        if not data:
+            raise EOFError("the text ends before the place to continue from")
+        offset -= len(data)
+
+
+def _check_header(path: Path, schema: Schema, line: bytes) -> None:
+    found = line.removesuffix(b"\r").decode("utf-8", "backslashreplace")
+    expected = schema.delimiter.join(field.name for field in schema.fields)
+    if found != expected:
+        raise ValueError(
+            f"{path}, line 1: expected the header {expected!r}, found {found[:200]!r}; correct"
+            " the schema's columns"
+        )
+
+
+def _parquet_blocks(path: Path, schema: Schema, block_bytes: int, start: Place) -> Iterator[Block]:
+    """Blocks of a Parquet file; its rows become lines, its nulls empty fields."""
+    try:
+        names = set(pl.read_parquet_schema(path))
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{path}: expected a Parquet file, found {error}") from None
+    absent = [field.name for field in schema.fields if field.name not in names]
+    if absent:
+        raise ValueError(f"{path}: expected columns {', '.join(absent)}, found none so called")
+    # What would end a field or a line becomes a space.
+    columns = [
+        pl.col(field.name).cast(pl.String).str.replace_all(r"[\t\r\n]", " ")
+        for field in schema.fields
+    ]
+    log = pl.scan_parquet(path)
+    total = int(log.select(pl.len()).collect().item())
+    size = path.stat().st_size
+    rows = max(1, min(_PARQUET_ROWS, block_bytes // (8 * len(columns))))
+    for first in range(start.offset, total, rows):
+        frame = log.slice(first, rows).select(columns).collect()
+        if len(columns) == 1:
+            frame = frame.with_columns(pl.all().fill_null(""))
+        text = frame.write_csv(
+            separator="\t", include_header=False, quote_style="never", null_value=""
+        ).encode()
+        stop = first + frame.height
+        delimiters = _count(text, ord("\t"))
+        yield Block(
+            start.file, first + 1, text, size * stop // total, frame.height, delimiters, stop
+        )
+
+
+def _count(text: bytes, byte: int) -> int:
+    array = np.frombuffer(text, np.uint8)
+    # Piecewise, so that the comparison's result stays in the cache.
+    return sum(
+        int(np.count_nonzero(array[start : start + _COUNT_BYTES] == byte))
+        for start in range(0, len(array), _COUNT_BYTES)
+    )

@@ -1,0 +1,210 @@
+"""A whole ingest on one machine: learn, number, write, publish; each step continues a killed one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checksums import FileSum
+from preprocess.dictionary_files import (
+    TableIds,
+    check_reuse,
+    read_description,
+    read_table,
+    write_table,
+)
+from preprocess.engine_polars.dictionary import Dictionary
+from preprocess.engine_polars.learn import Learnt, learn
+from preprocess.engine_polars.write import Plan, Written, write
+from preprocess.facts import Facts, describe
+from preprocess.files import write_all
+from preprocess.options import Options
+from preprocess.outputs import WORK, Journal, LocalStore, lock, packer, publish
+from preprocess.progress import Progress
+from preprocess.rules import ranked
+from preprocess.splits import Part, check_training
+from preprocess.summary import Summary
+
+
+def ingest(
+    sources: Sequence[str], output: str, options: Options, progress: Progress, restart: bool
+) -> Summary:
+    """Makes a result, or continues the making of one.
+
+    Args:
+        sources: raw logs, plain, `.gz` or Parquet, in order.
+        output: folder, made if absent.
+        options: what to make of the logs.
+        progress: makes each pass's display.
+        restart: forget an unfinished run in `output`.
+
+    Raises:
+        ValueError: for too many bad rows, or rows that cannot be split as asked.
+        OSError: if a file cannot be read or written.
+    """
+    paths = [Path(source) for source in sources]
+    command = options.identity("polars")
+    for number, path in enumerate(paths):
+        status = path.stat()
+        command[f"input {number}"] = f"{path} ({status.st_size} bytes of {status.st_mtime_ns})"
+    folder = Path(output)
+    held = lock(folder)
+    try:
+        store = LocalStore(folder)
+        journal = Journal(store, output)
+        state = journal.begin(command, restart)
+        return _Run(paths, folder, options, progress, store, journal).go(state)
+    finally:
+        os.close(held)
+
+
+class _Run:
+    """One ingest; `go` enters at the step that the journal names."""
+
+    def __init__(
+        self,
+        sources: list[Path],
+        folder: Path,
+        options: Options,
+        progress: Progress,
+        store: LocalStore,
+        journal: Journal,
+    ) -> None:
+        self._sources = sources
+        self._folder = folder
+        self._work = folder / WORK
+        self._options = options
+        self._progress = progress
+        self._store = store
+        self._journal = journal
+
+    def go(self, state: dict[str, Any]) -> Summary:
+        start = time.perf_counter()
+        if state.get("phase", "learn") == "learn":
+            state = self._number(self._learn(state))
+            self._journal.save(state)
+        middle = time.perf_counter()
+        if state["phase"] == "write":
+            state = self._write(state)
+            self._journal.save(state)
+        sums = {name: FileSum(*entry) for name, entry in state["sums"].items()}
+        publish(self._store, self._options, state["description"], sums)
+        return Summary(state["description"], middle - start, time.perf_counter() - middle)
+
+    def _learn(self, state: dict[str, Any]) -> Learnt:
+        self._work.mkdir(exist_ok=True)
+        total = sum(path.stat().st_size for path in self._sources)
+        try:
+            with self._progress("pass 1, dictionaries", total) as display:
+                learnt = learn(
+                    self._sources, self._work, self._options, state, self._journal.save, display
+                )
+            if not learnt.facts.rows:
+                raise ValueError(
+                    f"{', '.join(map(str, self._sources))}: expected rows, found none; give a raw"
+                    " click log"
+                )
+            self._splits(learnt.facts)
+        except (ValueError, OSError):
+            if not self._journal.kept:
+                self._store.remove(WORK)
+            raise
+        return learnt
+
+    def _splits(self, facts: Facts) -> list[Part] | None:
+        if self._options.split.by == "column":
+            return None
+        return self._options.split.parts(
+            facts.rows_by_file, [path.name for path in self._sources]
+        )
+
+    def _number(self, learnt: Learnt) -> dict[str, Any]:
+        """Gives final ids, writes dictionaries; returns the state with which writing begins."""
+        facts, options = learnt.facts, self._options
+        old = _old_tables(options)
+        for table, dictionary in enumerate(learnt.dictionaries):
+            ids, final = (
+                _new_ids(options, table, dictionary)
+                if old is None
+                else (old[table], _old_ids(old[table], dictionary))
+            )
+            write_table(self._work, table, ids)
+            known = final[:-1] >= 0
+            facts.distinct.append(len(dictionary))
+            facts.unknown.append(int(dictionary.counts[~known].sum()))
+            facts.vocab_sizes.append(ids.vocab_size)
+            with open(self._ids_file(table), "wb", buffering=0) as file:
+                write_all(file, np.maximum(final, 0))
+                os.fsync(file.fileno())
+        learnt.dictionaries.clear()
+        return {"phase": "write", "facts": vars(facts), "parts": learnt.parts, "written": {}}
+
+    def _ids_file(self, table: int) -> Path:
+        return self._work / f"ids-{table}.bin"
+
+    def _write(self, state: dict[str, Any]) -> dict[str, Any]:
+        facts, options = Facts(**state["facts"]), self._options
+        ids: list[NDArray[np.int32] | None] = []
+        for table in range(options.num_categorical):
+            final = np.fromfile(self._ids_file(table), "<i4")
+            unchanged = options.rules.missing_is_value and np.array_equal(
+                final[:-1], np.arange(len(final) - 1, dtype=np.int32)
+            )
+            ids.append(None if unchanged else final)
+        pack = packer(facts.vocab_sizes) if options.pack_ids else None
+        plan = Plan(self._work, options, state["parts"], self._splits(facts), ids, pack)
+
+        def save(written: Any) -> None:
+            self._journal.save({**state, "written": written})
+
+        with self._progress("pass 2, ids", facts.rows) as display:
+            written = write(plan, state["written"], save, display)
+        return self._done(facts, written)
+
+    def _done(self, facts: Facts, written: Written) -> dict[str, Any]:
+        check_training(written.samples, self._options.split.by)
+        names = [path.name for path in self._sources]
+        return {
+            "phase": "publish",
+            "description": describe(names, self._options, facts, written.samples),
+            "sums": {name: (size, f"{crc:08x}") for name, (size, crc) in written.sums.items()},
+        }
+
+
+def _old_tables(options: Options) -> list[TableIds] | None:
+    if not options.dictionary:
+        return None
+    folder = Path(options.dictionary)
+    sizes = check_reuse(read_description(folder), options.dictionary, options)
+    return [read_table(folder, table, size) for table, size in enumerate(sizes)]
+
+
+def _new_ids(
+    options: Options, table: int, dictionary: Dictionary
+) -> tuple[TableIds, NDArray[np.int32]]:
+    """A new dictionary, and the final id of each provisional one; -1 for those without."""
+    values, counts = dictionary.values, dictionary.counts
+    kept = ranked(options.rules, table, values, counts)
+    first = options.rules.first_id(table)
+    final = np.full(len(values) + 1, -1, "<i4")
+    final[kept] = np.arange(first, first + len(kept), dtype=np.int32)
+    return TableIds(values[kept], counts[kept], first, first + len(kept)), final
+
+
+def _old_ids(ids: TableIds, dictionary: Dictionary) -> NDArray[np.int32]:
+    """The id that an earlier dictionary has for each provisional one; -1 for those without."""
+    order = np.argsort(ids.values)
+    ascending = ids.values[order]
+    values = dictionary.values
+    final = np.full(len(values) + 1, -1, "<i4")
+    if len(ascending):
+        found = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+        known = np.flatnonzero(ascending[found] == values)
+        final[known] = ids.first_id + order[found[known]]
+    return final

@@ -1,0 +1,82 @@
+"""What a run learns about its logs, and `records.json`, which says it.
+
+Whichever engine learns it, the same logs give the same content. It knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from preprocess.options import Options
+from preprocess.splits import TEST, TRAIN, VALIDATION
+
+
+@dataclass
+class Facts:
+    """What a run learns.
+
+    Attributes:
+        rows_by_file: good rows of each file.
+        positives: rows with label 1.
+        raised_dense: dense values that were below the lowest one.
+        missing: for each table, rows without a value.
+        distinct: for each table, its distinct values.
+        unknown: for each table, rows whose value has no id of its own.
+        vocab_sizes: for each table, its rows.
+        bad_rows: rows left out.
+        first_bad_rows: the first ten of them.
+    """
+
+    rows_by_file: list[int]
+    positives: int = 0
+    raised_dense: int = 0
+    missing: list[int] = field(default_factory=list)
+    distinct: list[int] = field(default_factory=list)
+    unknown: list[int] = field(default_factory=list)
+    vocab_sizes: list[int] = field(default_factory=list)
+    bad_rows: int = 0
+    first_bad_rows: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Good rows of all files."""
+        return sum(self.rows_by_file)
+
+
+def describe(
+    files: Sequence[str], options: Options, facts: Facts, samples: Mapping[str, int]
+) -> dict[str, Any]:
+    """The content of `records.json`.
+
+    Args:
+        files: names of the logs.
+        options: what was asked for.
+        facts: what was learnt.
+        samples: rows of each split.
+    """
+    rules = options.rules
+    return {
+        "num_dense": options.num_dense,
+        "vocab_sizes": facts.vocab_sizes,
+        "dense_log_offset": rules.dense_log_offset,
+        "rules": rules.name,
+        "train_samples": samples[TRAIN],
+        "test_samples": samples[TEST],
+        "validation_samples": samples.get(VALIDATION, 0),
+        "frequency_threshold": rules.frequency_threshold,
+        "max_table_rows": rules.max_table_rows,
+        "split": options.split.by,
+        "shuffle": options.shuffle,
+        "files": list(files),
+        "rows_by_file": facts.rows_by_file,
+        "positives": facts.positives,
+        "lowest_dense": rules.lowest_dense,
+        "dense_values_raised": facts.raised_dense,
+        "distinct_values": facts.distinct,
+        "missing_categories": facts.missing,
+        "unknown_categories": facts.unknown,
+        "bad_rows": facts.bad_rows,
+        "first_bad_rows": facts.first_bad_rows,
+    }

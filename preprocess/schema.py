@@ -1,0 +1,173 @@
+"""The fields of a raw log: their order, their roles, and which text is a good row.
+
+A row is good or bad by `Schema.line_pattern` and the ranges named there, whichever engine reads it;
+`Schema.fault` says in words what is wrong with a bad one. It knows nothing of ids or of engines.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LABEL, DENSE, CATEGORICAL, SPLIT, IGNORED = "label", "dense", "categorical", "split", "ignored"
+INTEGER, HEX, TEXT = "integer", "hex", "text"
+FORMATS = {"tsv": "\t", "csv": ",", "parquet": "\t"}
+"""Formats and what separates their fields; Parquet rows are laid out as tab-separated text."""
+
+_INT32 = range(-(2**31), 2**31)
+_UINT32 = range(2**32)
+_LONGEST_NUMBER = 10  # digits of a 32-bit number, leading zeros apart
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a row.
+
+    Attributes:
+        name: what messages and Parquet files call it.
+        role: "label", "dense", "categorical", "split" (tells the part a row belongs to) or
+            "ignored".
+        kind: "integer"; "hex", at most 8 digits; or "text", which stands for its CRC-32.
+    """
+
+    name: str
+    role: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a log.
+
+    Attributes:
+        fields: in the order of the file.
+        dense: positions in `fields` of the dense columns, in the order of the record.
+        categorical: the same for the categorical ones.
+        format: "tsv", "csv" or "parquet".
+        header: the first line of each file names the columns.
+    """
+
+    fields: tuple[Field, ...]
+    dense: tuple[int, ...]
+    categorical: tuple[int, ...]
+    format: str = "tsv"
+    header: bool = False
+
+    @property
+    def delimiter(self) -> str:
+        """What separates the fields of a line."""
+        return FORMATS[self.format]
+
+    @property
+    def label(self) -> int:
+        """Position of the label."""
+        return next(i for i, field in enumerate(self.fields) if field.role == LABEL)
+
+    @property
+    def split(self) -> int | None:
+        """Position of the field that tells a row's part, if there is one."""
+        return next((i for i, field in enumerate(self.fields) if field.role == SPLIT), None)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether every field is a number, so that a reader of numbers can be used."""
+        return all(
+            field.role in (LABEL, DENSE) or (field.role == CATEGORICAL and field.kind == HEX)
+            for field in self.fields
+        )
+
+    def line_pattern(self) -> str:
+        r"""A regular expression that a good line (without its line end) matches as a whole.
+
+        Written in what the expressions of Java and of Rust share. Beside it a good row is UTF-8,
+        its dense values fit int32 and its integer categories uint32.
+        """
+        delimiter = re.escape(self.delimiter) if self.delimiter != "\t" else r"\t"
+        patterns = (_pattern(field, delimiter, self.format) for field in self.fields)
+        return rf"\A{delimiter.join(patterns)}\z"
+
+    def fault(self, line: bytes) -> str | None:
+        """What is wrong with a line (without its line end), or None."""
+        fields = line.split(self.delimiter.encode())
+        if len(fields) != len(self.fields):
+            kind = "tab" if self.delimiter == "\t" else "comma"
+            return f"expected {len(self.fields)} {kind}-separated fields, found {len(fields)}"
+        order = [self.label, *self.dense, *self.categorical]
+        order += [i for i in range(len(fields)) if i not in order]
+        for position in order:
+            fault = self._field_fault(position, fields[position])
+            if fault:
+                return fault
+        return None
+
+    def _field_fault(self, position: int, text: bytes) -> str | None:
+        field = self.fields[position]
+        if field.role == LABEL:
+            good = re.fullmatch(rb"-?0+|0*1", text)
+            return None if good else f"label: expected 0 or 1, found {_shown(text)}"
+        if field.kind == TEXT:
+            if self.format == "csv" and text.startswith(b'"'):
+                return f"column {field.name}: expected an unquoted field, found {_shown(text)}"
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return f"column {field.name}: expected UTF-8 text, found {_shown(text)}"
+            return None
+        if not text:
+            return None
+        number = (self.dense if field.role == DENSE else self.categorical).index(position) + 1
+        where = f"{field.role} column {number}"
+        if field.kind == HEX:
+            good = re.fullmatch(rb"[0-9a-fA-F]{1,8}", text)
+            expected = "at most 8 hexadecimal digits"
+            return None if good else f"{where}: expected {expected}, found {_shown(text)}"
+        if not re.fullmatch(rb"-?[0-9]+" if field.role == DENSE else rb"[0-9]+", text):
+            return f"{where}: expected an integer, found {_shown(text)}"
+        limits = _INT32 if field.role == DENSE else _UINT32
+        if len(text.lstrip(b"-0")) > _LONGEST_NUMBER or int(text) not in limits:
+            return f"{where}: expected a 32-bit integer, found {_shown(text)}"
+        return None
+
+
+def _pattern(field: Field, delimiter: str, log_format: str) -> str:
+    if field.role == LABEL:
+        return "(?:-?0+|0*1)"
+    if field.kind == HEX:
+        return "[0-9a-fA-F]{0,8}"
+    if field.kind == INTEGER:
+        return "(?:-?[0-9]+)?" if field.role == DENSE else "[0-9]*"
+    if log_format == "csv":
+        return f'(?:[^"{delimiter}][^{delimiter}]*)?'
+    return f"[^{delimiter}]*"
+
+
+def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
+    """Criteo's layout: a label, integers, hashes; tab-separated, without a header.
+
+    Raises:
+        ValueError: for a number of columns that no log has.
+    """
+    if num_dense < 0 or num_categorical < 1:
+        raise ValueError(
+            "--num_dense and --num_categorical: expected at least 0 and 1, found"
+            f" {num_dense} and {num_categorical}"
+        )
+    fields = (
+        Field("label", LABEL, INTEGER),
+        *(Field(f"integer_{i}", DENSE, INTEGER) for i in range(num_dense)),
+        *(Field(f"hash_{i}", CATEGORICAL, HEX) for i in range(num_categorical)),
+    )
+    first = 1 + num_dense
+    return Schema(fields, tuple(range(1, first)), tuple(range(first, len(fields))))
+
+
+def text_hash(texts: Sequence[str]) -> list[int]:
+    """The number that each text stands for: CRC-32 of its UTF-8 bytes."""
+    return [zlib.crc32(text.encode()) for text in texts]
+
+
+def _shown(field: bytes) -> str:
+    text = field.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= 40 else text[:40] + "...")

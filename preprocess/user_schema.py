@@ -1,0 +1,212 @@
+"""A user's own logs, described in a small YAML file; see `EXAMPLE`.
+
+It turns the file into a schema, rules and a split; what these mean stands with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preprocess.rules import GENERIC, Rules
+from preprocess.schema import (
+    CATEGORICAL,
+    DENSE,
+    FORMATS,
+    HEX,
+    IGNORED,
+    INTEGER,
+    LABEL,
+    SPLIT,
+    TEXT,
+    Field,
+    Schema,
+)
+from preprocess.splits import SplitRule
+
+EXAMPLE = """\
+format: csv                 # tsv, csv (without quoted fields) or parquet
+header: true                # tsv and csv: the first line of each file names the columns
+columns: [day, clicked, age, price, site, user]   # in the order of the file
+label: clicked              # 0 or 1
+dense: [age, {name: price, lowest: -1}]           # 32-bit integers, raised to lowest
+categorical:                # type: hex (8 digits), integer (32 bits) or text (its CRC-32)
+  - {name: site, type: text, threshold: 3, modulo: 1000}
+  - {name: user, type: integer}
+lowest: 0                   # of dense columns that give none
+threshold: 0                # of tables that give none: rarer values share id 0
+ids: appearance             # or count
+missing: value              # a missing category is the value 0; or special: it is id 0
+dense_log_offset: 1         # the training side takes ln(x + offset)
+split: {by: column, column: day, validation: ["6"], test: ["7"]}   # by: fraction, file or column
+"""
+
+_KEYS = {
+    "format", "header", "columns", "label", "dense", "categorical", "lowest", "threshold", "ids",
+    "missing", "dense_log_offset", "split",
+}  # fmt: skip
+_NUMBER_LIMITS = {
+    "lowest": (-(2**31), 2**31 - 1),
+    "threshold": (0, 2**62),
+    "modulo": (1, 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class UserSchema:
+    """What the file says."""
+
+    schema: Schema
+    rules: Rules
+    split: SplitRule
+
+
+def read_user_schema(path: Path) -> UserSchema:
+    """Reads a schema.
+
+    Raises:
+        ValueError: naming the file, what was expected and what was found.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_user_schema(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parse_user_schema(content: Any) -> UserSchema:
+    """Turns the content of a schema file into what it means.
+
+    Raises:
+        ValueError: naming the key, what was expected and what was found.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"expected keys such as label and categorical, found {content!r}")
+    unknown = set(content) - _KEYS
+    if unknown:
+        raise ValueError(
+            f"expected keys among {', '.join(sorted(_KEYS))}, found {', '.join(map(str, unknown))}"
+        )
+    dense = _entries(content, "dense", {"name", "lowest"})
+    categorical = _entries(content, "categorical", {"name", "type", "threshold", "modulo"})
+    if not categorical:
+        raise ValueError("categorical: expected at least one column, found none")
+    split = _mapping(content.get("split", {"by": "fraction"}))
+    return UserSchema(
+        _schema(content, dense, categorical, split),
+        _rules(content, dense, categorical),
+        _split(split),
+    )
+
+
+def _schema(
+    content: Mapping[str, Any],
+    dense: list[Mapping[str, Any]],
+    categorical: list[Mapping[str, Any]],
+    split: Mapping[str, Any],
+) -> Schema:
+    log_format = _choice(content, "format", tuple(FORMATS), "tsv")
+    roles: dict[str, tuple[str, str]] = {str(content.get("label")): (LABEL, INTEGER)}
+    roles.update({entry["name"]: (DENSE, INTEGER) for entry in dense})
+    for entry in categorical:
+        roles[entry["name"]] = (CATEGORICAL, _choice(entry, "type", (HEX, INTEGER, TEXT), HEX))
+    if split.get("by") == "column":
+        roles[str(split.get("column"))] = (SPLIT, TEXT)
+    given = 1 + len(dense) + len(categorical) + (split.get("by") == "column")
+    columns = [str(name) for name in content.get("columns", roles)]
+    if len(roles) != given or len(set(columns)) != len(columns):
+        raise ValueError("expected each column once, in one role; found one more often")
+    absent = [name for name in roles if name not in columns]
+    if absent:
+        raise ValueError(f"columns: expected {', '.join(absent)} among them, found {columns}")
+    if log_format != "parquet" and "columns" not in content:
+        raise ValueError("columns: expected all columns in the order of the file, found no list")
+    if log_format == "parquet":
+        columns = [name for name in columns if name in roles]
+    fields = tuple(Field(name, *roles.get(name, (IGNORED, TEXT))) for name in columns)
+    return Schema(
+        fields,
+        tuple(columns.index(entry["name"]) for entry in dense),
+        tuple(columns.index(entry["name"]) for entry in categorical),
+        log_format,
+        _choice(content, "header", (True, False), False) and log_format != "parquet",
+    )
+
+
+def _rules(
+    content: Mapping[str, Any],
+    dense: list[Mapping[str, Any]],
+    categorical: list[Mapping[str, Any]],
+) -> Rules:
+    value = _choice(content, "missing", ("value", "special"), "value") == "value"
+    offset = content.get("dense_log_offset", 1.0)
+    if not isinstance(offset, (int, float)) or isinstance(offset, bool):
+        raise ValueError(f"dense_log_offset: expected a number, found {offset!r}")
+    return Rules(
+        GENERIC,
+        float(offset),
+        _number(content, "lowest", 0),
+        missing_is_value=value,
+        special_id=not value,
+        by_count=_choice(content, "ids", ("appearance", "count"), "appearance") == "count",
+        frequency_threshold=_number(content, "threshold", 0),
+        lowest_by_column=_numbers(dense, "lowest"),
+        thresholds=_numbers(categorical, "threshold"),
+        moduli=_numbers(categorical, "modulo"),
+    )
+
+
+def _split(split: Mapping[str, Any]) -> SplitRule:
+    by = _choice(split, "by", ("fraction", "file", "column"), "fraction")
+    if by == "fraction":
+        return SplitRule(by, float(split.get("test", 0.1)), float(split.get("validation", 0.0)))
+    names = {}
+    for part in ("test", "validation"):
+        given = split.get(part, [])
+        names[part] = tuple(str(name) for name in (given if isinstance(given, list) else [given]))
+    return SplitRule(by, names["test"], names["validation"])
+
+
+def _entries(content: Mapping[str, Any], key: str, known: set[str]) -> list[Mapping[str, Any]]:
+    """Columns given by name alone or by name and more."""
+    given = content.get(key, [])
+    if not isinstance(given, list):
+        raise ValueError(f"{key}: expected a list of columns, found {given!r}")
+    entries = [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in given]
+    for entry in entries:
+        if "name" not in entry or set(entry) - known:
+            raise ValueError(f"{key}: expected {', '.join(sorted(known))}, found {entry}")
+    return [{**entry, "name": str(entry["name"])} for entry in entries]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"split: expected keys such as by and test, found {value!r}")
+    return value
+
+
+def _choice(content: Mapping[str, Any], key: str, choices: tuple[Any, ...], default: Any) -> Any:
+    value = content.get(key, default)
+    if value not in choices:
+        raise ValueError(f"{key}: expected one of {', '.join(map(str, choices))}, found {value!r}")
+    return value
+
+
+def _number(content: Mapping[str, Any], key: str, default: int) -> int:
+    value = content.get(key, default)
+    low, high = _NUMBER_LIMITS[key]
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{key}: expected an integer from {low} to {high}, found {value!r}")
+    return value
+
+
+def _numbers(entries: list[Mapping[str, Any]], key: str) -> dict[int, int] | None:
+    found = {i: _number(entry, key, 0) for i, entry in enumerate(entries) if key in entry}
+    return found or None
