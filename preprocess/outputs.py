@@ -179,6 +179,11 @@ def packer(vocab_sizes: list[int]) -> Callable[[NDArray[np.int32]], NDArray[np.i
     raise ValueError("--pack_ids: not there yet")
 
 
+def packing_places(vocab_sizes: list[int]) -> dict[str, Any]:
+    """How many words a packed row has, and word and shift of each id."""
+    raise ValueError("--pack_ids: not there yet")
+
+
 def lock(folder: Path) -> int:
     """Holds a folder for this process until it ends or the descriptor returned is closed.
 

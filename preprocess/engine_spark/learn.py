@@ -1,0 +1,141 @@
+"""Dictionaries in Spark: every table's values, their counts and first rows, and then their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as sf
+
+from preprocess.options import Options
+
+_LOW_BITS = 33
+
+
+@dataclass
+class TableFacts:
+    """What is known of one table's values.
+
+    Attributes:
+        distinct: distinct values.
+        unknown: rows whose value has no id of its own.
+        kept: values with an id of their own.
+    """
+
+    distinct: int = 0
+    unknown: int = 0
+    kept: int = 0
+
+
+def stage_statistics(rows: DataFrame, target: str, options: Options) -> None:
+    """Writes (feature, value, count, first) of all tables as Parquet to `target`."""
+    tables = sf.array(*(sf.col(f"c{table}") for table in range(options.num_categorical)))
+    values = rows.select("row", sf.posexplode(tables).alias("feature", "value"))
+    (
+        values.filter("value is not null")
+        .groupBy("feature", "value")
+        .agg(sf.count(sf.lit(1)).alias("count"), sf.min("row").alias("first"))
+        .write.mode("overwrite")
+        .parquet(target)
+    )
+
+
+def stage_new_ids(
+    session: SparkSession, statistics: str, ranked: str, options: Options
+) -> list[int]:
+    """Numbers the values that get an id, in the order that the rules define.
+
+    They are sorted over all workers, staged with their place in the sorted partitions, and counted:
+    no worker ever holds a whole table.
+
+    Args:
+        session: Spark.
+        statistics: what `stage_statistics` wrote.
+        ranked: where to write (feature, value, count, partition, local).
+        options: holds the rules.
+
+    Returns:
+        For each partition, the number of the sorted values before it.
+    """
+    kept = session.read.parquet(statistics).filter(sf.col("count") >= _thresholds(options))
+    keys = (sf.desc("count"), sf.asc("value")) if options.rules.by_count else (sf.asc("first"),)
+    number = sf.monotonically_increasing_id()
+    (
+        kept.sort("feature", *keys)
+        .select("feature", "value", "count", number.alias("number"))
+        .withColumn("partition", sf.shiftright("number", _LOW_BITS).cast("int"))
+        .withColumn("local", sf.col("number").bitwiseAND(sf.lit((1 << _LOW_BITS) - 1)))
+        .drop("number")
+        .write.mode("overwrite")
+        .parquet(ranked)
+    )
+    counts = {
+        row["partition"]: row["count"]
+        for row in session.read.parquet(ranked).groupBy("partition").count().collect()
+    }
+    before, offsets = 0, []
+    for partition in range(max(counts, default=-1) + 1):
+        offsets.append(before)
+        before += counts.get(partition, 0)
+    return offsets
+
+
+def new_ids(
+    session: SparkSession,
+    ranked: str,
+    offsets: Sequence[int],
+    facts: Sequence[TableFacts],
+    options: Options,
+) -> DataFrame:
+    """The dictionary (feature, value, id, count) of the values that `stage_new_ids` ranked."""
+    frame = session.read.parquet(ranked)
+    before, starts = 0, []
+    for table, known in enumerate(facts):
+        starts.append(options.rules.first_id(table) - before)
+        before += known.kept
+    place = sf.get(_longs(offsets or [0]), sf.col("partition")) + sf.col("local")
+    number = (place + sf.get(_longs(starts), sf.col("feature"))).cast("int")
+    return frame.select("feature", "value", number.alias("id"), "count")
+
+
+def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
+    """The dictionary of an earlier result."""
+    paths = [f"{folder}/dictionary/table_{table}.parquet" for table in range(tables)]
+    frame = session.read.parquet(*paths)
+    return frame.select("feature", sf.col("value").cast("bigint"), "id", "count")
+
+
+def table_facts(statistics: DataFrame, kept: DataFrame, tables: int) -> list[TableFacts]:
+    """What is known of each table.
+
+    Args:
+        statistics: (feature, value, count, ...) of all values.
+        kept: (feature, value) of those with an id of their own.
+        tables: how many.
+    """
+    known = kept.select("feature", "value", sf.lit(1).alias("kept"))
+    found = [TableFacts() for _ in range(tables)]
+    rows: list[Any] = (
+        statistics.join(known, ["feature", "value"], "left")
+        .groupBy("feature")
+        .agg(
+            sf.count(sf.lit(1)).alias("distinct"),
+            sf.sum(sf.when(sf.col("kept").isNull(), sf.col("count")).otherwise(0)).alias("unknown"),
+            sf.count("kept").alias("kept"),
+        )
+        .collect()
+    )
+    for row in rows:
+        found[row["feature"]] = TableFacts(row["distinct"], row["unknown"], row["kept"])
+    return found
+
+
+def _thresholds(options: Options) -> Column:
+    tables = range(options.num_categorical)
+    return sf.get(_longs([options.rules.threshold(table) for table in tables]), sf.col("feature"))
+
+
+def _longs(numbers: Sequence[int]) -> Column:
+    return sf.array(*(sf.lit(number).cast("bigint") for number in numbers))

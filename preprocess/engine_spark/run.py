@@ -1,0 +1,272 @@
+"""A whole ingest on Spark: stage, number, write, publish; each step continues a killed one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as sf
+
+from checksums import FileSum
+from preprocess.bad_rows import BadRows
+from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
+from preprocess.engine_spark.learn import (
+    TableFacts,
+    new_ids,
+    old_ids,
+    stage_new_ids,
+    stage_statistics,
+    table_facts,
+)
+from preprocess.engine_spark.parse import StagedFile, all_rows, stage_file
+from preprocess.engine_spark.session import spark_session
+from preprocess.engine_spark.storage import Files
+from preprocess.engine_spark.write import (
+    count_buckets,
+    join_buckets,
+    placed,
+    read_markers,
+    with_ids,
+    write_buckets,
+)
+from preprocess.facts import Facts, describe
+from preprocess.options import Options
+from preprocess.outputs import RECORDS, WORK, Journal, LocalStore, packing_places, publish
+from preprocess.progress import Progress
+from preprocess.splits import TRAIN, Part, check_training
+from preprocess.summary import Summary
+
+
+def ingest(
+    sources: Sequence[str],
+    output: str,
+    options: Options,
+    progress: Progress,
+    restart: bool,
+    master: str | None,
+) -> Summary:
+    """Makes a result, or continues the making of one; see `preprocess.records.preprocess`."""
+    with spark_session(master) as session:
+        files = Files(session)
+        command = options.identity("spark")
+        sizes = []
+        for number, source in enumerate(sources):
+            status = files.status(source)
+            sizes.append(int(status.getLen()))
+            command[f"input {number}"] = (
+                f"{source} ({status.getLen()} bytes of {status.getModificationTime()})"
+            )
+        store = files.store(output)
+        journal = Journal(store, output)
+        state = journal.begin(command, restart)
+        run = _Run(session, files, list(sources), sizes, output, options, progress, journal)
+        start = time.perf_counter()
+        try:
+            state = run.learn(state)
+        except (ValueError, OSError):
+            if not journal.kept:
+                store.remove(WORK)
+            raise
+        middle = time.perf_counter()
+        state = run.write(state)
+        sums = {name: FileSum(*entry) for name, entry in state["sums"].items()}
+        publish(store, options, state["description"], sums)
+        return Summary(state["description"], middle - start, time.perf_counter() - middle)
+
+
+class _Run:
+    """One ingest; the journal's state names the steps that are done."""
+
+    def __init__(
+        self,
+        session: SparkSession,
+        files: Files,
+        sources: list[str],
+        sizes: list[int],
+        output: str,
+        options: Options,
+        progress: Progress,
+        journal: Journal,
+    ) -> None:
+        self._session = session
+        self._files = files
+        self._sources = sources
+        self._names = [source.rpartition("/")[2] for source in sources]
+        self._sizes = sizes
+        self._output = output
+        self._options = options
+        self._progress = progress
+        self._journal = journal
+        self._work = files.child(files.path(output), WORK)
+
+    def _stage(self, name: str) -> str:
+        return str(self._files.child(self._work, name).toString())
+
+    def _save(self, state: dict[str, Any]) -> dict[str, Any]:
+        self._journal.save(state)
+        return state
+
+    def learn(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Stages rows and dictionaries; returns the state with which writing begins."""
+        if "offsets" in state or "sums" in state:
+            return state
+        staged = self._parse(state)
+        facts = self._facts(staged)
+        self._splits(facts)
+        state = {"staged": [asdict(file) for file in staged]}
+        with self._progress("pass 1, dictionaries", 0):
+            rows = all_rows(self._session, self._targets(), staged)
+            stage_statistics(rows, self._stage("statistics"), self._options)
+            statistics = self._session.read.parquet(self._stage("statistics"))
+            tables = self._options.num_categorical
+            if self._options.dictionary:
+                offsets: list[int] = []
+                kept = old_ids(self._session, self._options.dictionary, tables)
+                sizes = self._old_sizes()
+            else:
+                offsets = stage_new_ids(
+                    self._session, self._stage("statistics"), self._stage("ranked"), self._options
+                )
+                kept = self._session.read.parquet(self._stage("ranked"))
+                sizes = None
+            known = table_facts(statistics, kept, tables)
+        first = self._options.rules.first_id
+        facts.distinct = [table.distinct for table in known]
+        facts.unknown = [table.unknown for table in known]
+        facts.vocab_sizes = sizes or [first(t) + known[t].kept for t in range(tables)]
+        state |= {
+            "offsets": offsets,
+            "tables": [asdict(table) for table in known],
+            "facts": asdict(facts),
+        }
+        return self._save(state)
+
+    def _targets(self) -> list[str]:
+        return [self._stage(f"rows/{number}") for number in range(len(self._sources))]
+
+    def _parse(self, state: dict[str, Any]) -> list[StagedFile]:
+        """Stages all files, several at a time; each that is done is in the journal."""
+        done: dict[str, Any] = dict(state.get("files", {}))
+        left = [n for n in range(len(self._sources)) if str(n) not in done]
+        if left:
+            left.sort(key=lambda number: -self._sizes[number])
+        guard = threading.Lock()
+        with self._progress("pass 1, text", sum(self._sizes)) as display:
+
+            def stage(number: int) -> None:
+                target = self._targets()[number]
+                found = stage_file(self._session, self._sources[number], target, self._options)
+                with guard:
+                    done[str(number)] = asdict(found)
+                    self._journal.save({"files": done})
+                    rows = sum(sum(file["rows"]) for file in done.values())
+                    display.advance(sum(self._sizes[int(n)] for n in done), rows)
+
+            width = max(1, self._session.sparkContext.defaultParallelism)
+            with ThreadPoolExecutor(width) as pool:
+                for outcome in [pool.submit(stage, number) for number in left]:
+                    outcome.result()
+        return [StagedFile(**done[str(number)]) for number in range(len(self._sources))]
+
+    def _facts(self, staged: list[StagedFile]) -> Facts:
+        bad = BadRows(self._options.max_bad_rows)
+        for file in staged:
+            bad.add(file.bad_rows, file.first_bad_rows)
+        facts = Facts(
+            [sum(file.rows) for file in staged],
+            positives=sum(file.positives for file in staged),
+            raised_dense=sum(file.raised for file in staged),
+            missing=[sum(counts) for counts in zip(*(file.missing for file in staged))],
+            bad_rows=bad.count,
+            first_bad_rows=bad.first,
+        )
+        if not facts.rows:
+            raise ValueError(
+                f"{', '.join(self._sources)}: expected rows, found none; give a raw click log"
+            )
+        return facts
+
+    def _splits(self, facts: Facts) -> list[Part] | None:
+        if self._options.split.by == "column":
+            return None
+        return self._options.split.parts(facts.rows_by_file, self._names)
+
+    def _old_sizes(self) -> list[int]:
+        import json
+
+        place = self._options.dictionary
+        text = self._files.store(place).read(RECORDS)
+        if text is None:
+            raise FileNotFoundError(f"--dictionary={place}: expected {RECORDS} there, found none")
+        return check_reuse(json.loads(text), place, self._options)
+
+    def write(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Writes dictionaries and data files; returns the state with which publishing begins."""
+        if "sums" in state:
+            return state
+        options = self._options
+        facts = Facts(**state["facts"])
+        known = [TableFacts(**table) for table in state["tables"]]
+        staged = [StagedFile(**file) for file in state["staged"]]
+        dictionary = self._dictionary(state["offsets"], known)
+        splits = self._splits(facts)
+        train = sum(part.stop - part.start for part in splits or [] if part.name == TRAIN)
+        rows = placed(
+            all_rows(self._session, self._targets(), staged), splits, train or facts.rows, options
+        )
+        with self._progress("pass 2, ids", facts.rows):
+            buckets = count_buckets(rows, options)
+            check_training(buckets.samples, options.split.by)
+            self._write_dictionary(dictionary, facts.vocab_sizes)
+            done = read_markers(self._files, self._work)
+            left = set(buckets.rows) - set(done)
+            if left:
+                if done:
+                    place = sf.concat_ws("-", "tag", "bucket")
+                    rows = rows.filter(~place.isin([f"{tag}-{bucket}" for tag, bucket in done]))
+                kept = [vocab for vocab in facts.vocab_sizes]
+                records = with_ids(rows, dictionary, kept, options)
+                packing = packing_places(facts.vocab_sizes) if options.pack_ids else None
+                write_buckets(
+                    self._session, self._files, self._work, records, buckets, options, packing
+                )
+            sums = join_buckets(self._files, self._work, buckets, options)
+        return self._save({
+            "sums": sums,
+            "description": describe(self._names, options, facts, buckets.samples),
+        })  # fmt: skip
+
+    def _dictionary(self, offsets: list[int], known: list[TableFacts]) -> DataFrame:
+        if self._options.dictionary:
+            return old_ids(self._session, self._options.dictionary, len(known))
+        return new_ids(self._session, self._stage("ranked"), offsets, known, self._options)
+
+    def _write_dictionary(self, dictionary: DataFrame, vocab_sizes: list[int]) -> None:
+        """Writes each table's dictionary: here by the writer of all engines, elsewhere by Spark."""
+        store = self._files.store(self._output)
+        if not isinstance(store, LocalStore):
+            for table in range(len(vocab_sizes)):
+                one = dictionary.filter(sf.col("feature") == table).sort("id")
+                one.write.mode("overwrite").parquet(self._stage(table_name(table)))
+            return
+        dictionary.write.mode("overwrite").parquet(self._stage("numbered"))
+        parts = Path(self._work.toUri().getPath()) / "numbered"
+        numbered = pl.scan_parquet(parts / "*.parquet")
+        for table, size in enumerate(vocab_sizes):
+            # One table at a time is in memory here.
+            frame = numbered.filter(pl.col("feature") == table).sort("id").collect()
+            ids = TableIds(
+                frame["value"].cast(pl.UInt32).to_numpy(),
+                frame["count"].to_numpy().astype(np.int64),
+                int(frame["id"][0]) if frame.height else self._options.rules.first_id(table),
+                size,
+            )
+            write_table(store.folder / WORK, table, ids)
