@@ -22,7 +22,7 @@ from preprocess.planted import PlantedOptions
 from preprocess.records import Options, preprocess
 from preprocess.rules import RULE_NAMES, rules_by_name
 from preprocess.synthetic import generate
-from preprocess.tsv import read_blocks
+from preprocess.engine_polars.blocks import read_blocks
 
 KAGGLE_VOCAB_SIZES = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,

@@ -17,11 +17,11 @@ from pyspark.sql import functions as sf
 
 from preprocess.bad_rows import NAMED
 from preprocess.options import Options
-from preprocess.schema import CATEGORICAL, DENSE, HEX, LABEL, TEXT, Field
-from preprocess.splits import TRAIN
+from preprocess.schema import DENSE, HEX, LABEL, TEXT
 
 _LOW_BITS = 33  # of monotonically_increasing_id: the row within its partition
 _LONG = "bigint"
+_MAX_UINT32 = 2**32 - 1
 
 
 @dataclass
@@ -48,46 +48,65 @@ class StagedFile:
 def stage_file(session: SparkSession, source: str, target: str, options: Options) -> StagedFile:
     """Parses a file and writes its good rows as Parquet to `target`.
 
-    Columns: partition, local, label, d0.. (raised to the lowest), c0.. (numbers after the modulus;
-    null if missing and no value), and tag if a field tells the split.
+    Columns: partition, local, label, d0.. and c0.. (numbers as they stand in the log, null if
+    missing), and tag if a field tells the split.
 
     Raises:
         ValueError: if the file's partitions do not come in order.
     """
     lines = _lines(session, source, options)
-    parsed = _parsed(lines, options)
-    read, kept = Observation(), Observation()
-    good = (
-        parsed.observe(read, sf.count(sf.lit(1)).alias("lines"))
+    read = Observation()
+    # Counting stands between the fields and their use, lest Spark split a line for each field.
+    fields = _fields(lines, options).observe(read, sf.count(sf.lit(1)).alias("lines"))
+    (
+        _parsed(fields, options)
         .filter("good")
-        .observe(kept, *_measures(options))
+        .drop("good", "value")
         .withColumn("partition", sf.spark_partition_id())
         .withColumn("local", _local(sf.monotonically_increasing_id()))
+        .write.mode("overwrite")
+        .parquet(target)
     )
-    good.select("partition", "local", *_record(options)).write.mode("overwrite").parquet(target)
-    found = kept.get
-    staged = StagedFile(
-        _partition_rows(session.read.parquet(target)),
-        positives=int(found["positives"] or 0),
-        raised=int(found["raised"] or 0),
-        missing=[int(found[f"m{t}"] or 0) for t in range(options.num_categorical)],
-        bad_rows=int(read.get["lines"]) - int(found["rows"]),
-    )
+    staged = _measured(session.read.parquet(target), options)
+    staged.bad_rows = int(read.get["lines"]) - sum(staged.rows)
     if staged.bad_rows:
+        parsed = _parsed(_fields(lines, options), options)
         staged.first_bad_rows = _first_bad_rows(parsed, source, options)
     return staged
 
 
+def _measured(staged: DataFrame, options: Options) -> StagedFile:
+    """What is counted of a file's good rows."""
+    raised: Column = sf.lit(0)
+    for column in range(options.num_dense):
+        lowest = options.rules.lowest(column)
+        raised = raised + (sf.coalesce(f"d{column}", sf.lit(0)) < lowest).cast("int")
+    rows = sf.count(sf.lit(1))
+    tables = range(options.num_categorical)
+    found = {
+        row["partition"]: row
+        for row in staged.groupBy("partition")
+        .agg(
+            rows.alias("rows"),
+            sf.sum("label").alias("positives"),
+            sf.sum(raised).alias("raised"),
+            *((rows - sf.count(f"c{table}")).alias(f"m{table}") for table in tables),
+        )
+        .collect()
+    }
+    return StagedFile(
+        [
+            found[partition]["rows"] if partition in found else 0
+            for partition in range(max(found, default=-1) + 1)
+        ],
+        positives=sum(row["positives"] for row in found.values()),
+        raised=sum(row["raised"] for row in found.values()),
+        missing=[sum(row[f"m{table}"] for row in found.values()) for table in tables],
+    )
+
+
 def _local(number: Column) -> Column:
     return number.bitwiseAND(sf.lit((1 << _LOW_BITS) - 1))
-
-
-def _partition_rows(staged: DataFrame) -> list[int]:
-    found = {
-        row["partition"]: row["rows"]
-        for row in staged.groupBy("partition").agg(sf.count(sf.lit(1)).alias("rows")).collect()
-    }
-    return [found.get(partition, 0) for partition in range(max(found, default=-1) + 1)]
 
 
 def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
@@ -144,78 +163,50 @@ def _check_order(lines: DataFrame, source: str) -> None:
         raise ValueError(f"{source}: expected Spark to read it in order; set --engine=polars")
 
 
-def _parsed(lines: DataFrame, options: Options) -> DataFrame:
+def _fields(lines: DataFrame, options: Options) -> DataFrame:
+    """Each line with its fields as text, and whether it has the pattern of a good one."""
+    schema = options.schema
+    matches = sf.col("value").rlike(schema.line_pattern())
+    if any(field.kind == TEXT for field in schema.fields):
+        matches &= sf.expr("is_valid_utf8(value)")
+    return lines.select(
+        "value",
+        sf.split("value", re.escape(schema.delimiter), -1).alias("fields"),
+        matches.alias("matches"),
+    )
+
+
+def _parsed(frame: DataFrame, options: Options) -> DataFrame:
     """Each line with its fields as numbers, and whether it is good."""
     schema = options.schema
-    # Parameters of rlike and split are Java's; "\z", as "$" would let a line end pass.
-    good = sf.col("value").rlike(schema.line_pattern())
-    if any(field.kind == TEXT for field in schema.fields):
-        good &= sf.expr("is_valid_utf8(value)")
-    frame = lines.withColumn("fields", sf.split("value", re.escape(schema.delimiter), -1))
-    columns: dict[str, Column] = {}
-    for position, entry in enumerate(schema.fields):
-        text = sf.get(sf.col("fields"), sf.lit(position))
-        number = _number(entry, text)
-        if number is None:
-            continue
-        columns[f"f{position}"] = number
-        if entry.kind != TEXT and entry.kind != HEX:
-            in_range = sf.col(f"f{position}").isNotNull() | (text == "")
-            good &= in_range
-    return frame.withColumns(columns).withColumn("good", sf.coalesce(good, sf.lit(False)))
+    good = sf.col("matches")
 
+    def text(position: int) -> Column:
+        return sf.get(sf.col("fields"), sf.lit(position))
 
-def _number(entry: Field, text: Column) -> Column | None:
-    """What a field stands for; null if empty or out of range."""
-    if entry.kind == TEXT:
-        return sf.when(text != "", sf.crc32(text)) if entry.role == CATEGORICAL else text
-    if entry.kind == HEX:
-        return sf.when(text != "", sf.conv(text, 16, 10).cast(_LONG))
-    if entry.role in (LABEL, DENSE):
-        return text.cast("int")
-    number = text.cast(_LONG)
-    return sf.when(number.between(0, 2**32 - 1), number)
+    def number(position: int) -> Column:
+        """What a field stands for; null if empty, and the row is bad if out of range."""
+        nonlocal good
+        entry, field_text = schema.fields[position], text(position)
+        if entry.kind == TEXT:
+            return sf.when(field_text != "", sf.crc32(field_text))
+        if entry.kind == HEX:
+            return sf.when(field_text != "", sf.conv(field_text, 16, 10).cast(_LONG))
+        value = field_text.cast("int" if entry.role in (LABEL, DENSE) else _LONG)
+        inside = value.isNotNull() if entry.role in (LABEL, DENSE) else value.between(0, _MAX_UINT32)
+        good &= (field_text == "") | sf.coalesce(inside, sf.lit(False))
+        return value
 
-
-def _dense(options: Options) -> list[Column]:
-    return [sf.coalesce(f"f{position}", sf.lit(0)) for position in options.schema.dense]
-
-
-def _measures(options: Options) -> list[Column]:
-    """What is counted of the good rows on the way."""
-    schema = options.schema
-    lowest = [options.rules.lowest(column) for column in range(options.num_dense)]
-    raised: Column = sf.lit(0)
-    for value, low in zip(_dense(options), lowest, strict=True):
-        raised = raised + (value < low).cast("int")
-    return [
-        sf.count(sf.lit(1)).alias("rows"),
-        sf.sum(f"f{schema.label}").alias("positives"),
-        sf.sum(raised).alias("raised"),
-        *(
-            sf.sum(sf.col(f"f{position}").isNull().cast("int")).alias(f"m{table}")
-            for table, position in enumerate(schema.categorical)
-        ),
-    ]
-
-
-def _record(options: Options) -> list[Column]:
-    schema, rules = options.schema, options.rules
-    columns = [sf.col(f"f{schema.label}").alias("label")]
-    for index, value in enumerate(_dense(options)):
-        columns.append(sf.greatest(value, sf.lit(rules.lowest(index))).alias(f"d{index}"))
-    for table, position in enumerate(schema.categorical):
-        value = sf.col(f"f{position}")
-        if rules.missing_is_value:
-            value = sf.coalesce(value, sf.lit(0).cast(_LONG))
-        modulus = rules.modulus(table)
-        columns.append((value % modulus if modulus else value).alias(f"c{table}"))
+    columns = {"label": number(schema.label)}
+    columns |= {f"d{i}": number(position) for i, position in enumerate(schema.dense)}
+    columns |= {f"c{i}": number(position) for i, position in enumerate(schema.categorical)}
     if schema.split is not None:
         tag: Column = sf.lit(0)
-        for text, number in options.split.tags.items():
-            tag = sf.when(sf.col(f"f{schema.split}") == text, number).otherwise(tag)
-        columns.append(tag.alias("tag"))
-    return columns
+        for name, index in options.split.tags.items():
+            tag = sf.when(text(schema.split) == name, index).otherwise(tag)
+        columns["tag"] = tag
+    named = [column.alias(name) for name, column in columns.items()]
+    return frame.select("value", *named, sf.coalesce(good, sf.lit(False)).alias("good"))
 
 
 def _first_bad_rows(parsed: DataFrame, source: str, options: Options) -> list[str]:
@@ -238,9 +229,12 @@ def _first_bad_rows(parsed: DataFrame, source: str, options: Options) -> list[st
 
 
 def all_rows(
-    session: SparkSession, targets: Sequence[str], files: Sequence[StagedFile]
+    session: SparkSession,
+    targets: Sequence[str],
+    files: Sequence[StagedFile],
+    options: Options,
 ) -> DataFrame:
-    """The staged rows of all files with their number over all of them, as `row`."""
+    """The staged rows of all files, as the rules have their values, numbered over all as `row`."""
     frames: DataFrame | None = None
     before = 0
     for target, staged in zip(targets, files, strict=True):
@@ -252,7 +246,22 @@ def all_rows(
             continue
         offset = sf.get(sf.array(*(sf.lit(n).cast(_LONG) for n in offsets)), sf.col("partition"))
         frame = session.read.parquet(target).withColumn("row", offset + sf.col("local"))
-        frame = frame.drop("partition", "local")
+        frame = frame.select("row", *_record(options))
         frames = frame if frames is None else frames.unionByName(frame)
-    assert frames is not None, TRAIN
+    assert frames is not None
     return frames
+
+
+def _record(options: Options) -> list[Column]:
+    rules = options.rules
+    columns = [sf.col("label")]
+    for column in range(options.num_dense):
+        value = sf.coalesce(f"d{column}", sf.lit(0))
+        columns.append(sf.greatest(value, sf.lit(rules.lowest(column))).alias(f"d{column}"))
+    for table in range(options.num_categorical):
+        value = sf.col(f"c{table}")
+        if rules.missing_is_value:
+            value = sf.coalesce(value, sf.lit(0).cast(_LONG))
+        modulus = rules.modulus(table)
+        columns.append((value % modulus if modulus else value).alias(f"c{table}"))
+    return [*columns, sf.col("tag")] if options.schema.split is not None else columns

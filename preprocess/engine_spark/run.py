@@ -123,7 +123,7 @@ class _Run:
         self._splits(facts)
         state = {"staged": [asdict(file) for file in staged]}
         with self._progress("pass 1, dictionaries", 0):
-            rows = all_rows(self._session, self._targets(), staged)
+            rows = all_rows(self._session, self._targets(), staged, self._options)
             stage_statistics(rows, self._stage("statistics"), self._options)
             statistics = self._session.read.parquet(self._stage("statistics"))
             tables = self._options.num_categorical
@@ -220,7 +220,10 @@ class _Run:
         splits = self._splits(facts)
         train = sum(part.stop - part.start for part in splits or [] if part.name == TRAIN)
         rows = placed(
-            all_rows(self._session, self._targets(), staged), splits, train or facts.rows, options
+            all_rows(self._session, self._targets(), staged, options),
+            splits,
+            train or facts.rows,
+            options,
         )
         with self._progress("pass 2, ids", facts.rows):
             buckets = count_buckets(rows, options)

@@ -60,9 +60,12 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
 
 
 _SETTINGS = {
+    # The JVM leaves methods of more bytecode than this uncompiled, and rows of 40 columns fuse into
+    # such methods: operators are better left apart then.
+    "spark.sql.codegen.hugeMethodLimit": "8000",
     # A number out of range must become null, and the shuffle's 64-bit products must wrap.
     "spark.sql.ansi.enabled": "false",
-    # Partitions of a file are its stretches in order: each is read once, alone.
+    # A damaged log is an error.
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
 }
