@@ -1,13 +1,16 @@
-"""Rows a second of preprocessing, beside what merely parsing the same text costs.
+"""Rows a second and peak memory of preprocessing, beside what merely parsing the text costs.
 
-Run `python3 benchmarks/preprocess.py`. It makes its own log, with tables as skewed and as large as
-Criteo Kaggle's capped at a million rows, and prints ratios taken in the same run.
+Run `python3 -m benchmarks.preprocess`. It makes its own logs, with tables as skewed and as large as
+Criteo Kaggle's capped at a million rows, and prints ratios taken in the same run. `--memory 1000000
+5000000` prints peak memory at those numbers of rows instead; `--spark` measures Spark as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import polars as pl
 
-from preprocess.planted import PlantedOptions
-from preprocess.records import Options, preprocess
-from preprocess.rules import RULE_NAMES, rules_by_name
-from preprocess.synthetic import generate
 from preprocess.engine_polars.blocks import read_blocks
+from preprocess.options import Options
+from preprocess.planted import PlantedOptions
+from preprocess.records import preprocess
+from preprocess.rules import NAMED_RULES, rules_by_name
+from preprocess.synthetic import generate, output_paths
 
 KAGGLE_VOCAB_SIZES = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
@@ -30,21 +34,33 @@ KAGGLE_VOCAB_SIZES = (
 )  # fmt: skip
 """Published table sizes of Criteo Kaggle under the dlrm rules."""
 
+TERABYTE_ROWS = 4_373_472_329  # days 0 to 23
+_SMALL_TABLE = 20_000
 
-def _parse_only(log: Path, block_bytes: int, num_dense: int, num_categorical: int) -> None:
+
+def make_log(
+    path: Path, rows: int, seed: int, files: int = 1, cap: int = 1_000_000, zipf: float = 1.05
+) -> list[Path]:
+    """Makes a log of Kaggle's skew and returns its files."""
+    sizes = tuple(min(size, cap) for size in KAGGLE_VOCAB_SIZES)
+    generate(path, rows, seed, PlantedOptions(sizes, zipf=zipf), files)
+    return output_paths(path, files)
+
+
+def _parse_only(log: Path, options: Options) -> None:
     """The bound: every field through Polars' CSV reader, and nothing else."""
     schema = pl.Schema(
-        [(f"integer_{i}", pl.Int32()) for i in range(1 + num_dense)]
-        + [(f"hash_{i}", pl.String()) for i in range(num_categorical)]
+        [(f"integer_{i}", pl.Int32()) for i in range(1 + options.num_dense)]
+        + [(f"hash_{i}", pl.String()) for i in range(options.num_categorical)]
     )
-    for block in read_blocks([log], block_bytes):
+    for block in read_blocks([log], options.schema, options.block_bytes):
         pl.read_csv(block.text, separator="\t", has_header=False, schema=schema, quote_char=None)
 
 
-def _read_only(log: Path, block_bytes: int) -> None:
+def _read_only(log: Path, options: Options) -> None:
     """The other bound: the bytes alone."""
     with open(log, "rb", buffering=0) as file:
-        while file.read(block_bytes):
+        while file.read(options.block_bytes):
             pass
 
 
@@ -55,39 +71,49 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Makes the log, measures and prints."""
+    """Makes the logs, measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3, help="the best of so many runs counts")
     parser.add_argument("--table_cap", type=int, default=1_000_000, help="rows of a table at most")
     parser.add_argument("--zipf", type=float, default=1.05)
+    parser.add_argument("--memory", type=int, nargs="*", metavar="ROWS", default=[])
+    parser.add_argument("--spark", action="store_true", help="measure Spark as well")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     flags = parser.parse_args()
-    sizes = tuple(min(size, flags.table_cap) for size in KAGGLE_VOCAB_SIZES)
-    with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
-        log = Path(folder) / "log.tsv"
-        planted = PlantedOptions(sizes, zipf=flags.zipf)
-        making = _seconds(lambda: generate(log, flags.rows, flags.seed, planted))
+    with tempfile.TemporaryDirectory(dir=flags.folder) as name:
+        folder = Path(name)
+        if flags.memory:
+            _measure_memory(folder, flags.memory, flags.seed)
+            return
+        log = folder / "log.tsv"
+        making = _seconds(
+            lambda: make_log(log, flags.rows, flags.seed, 1, flags.table_cap, flags.zipf)
+        )
         megabytes = log.stat().st_size / 1e6
         print(
             f"{flags.rows:,} rows, {megabytes:,.0f} MB, seed {flags.seed}; best of {flags.repeat}"
         )
         print(f"{'synthetic.py':28} {flags.rows / making:12,.0f} rows/s (one run)")
-        _measure(log, Path(folder) / "records", flags.rows, flags.repeat)
+        _measure(log, folder / "records", flags.rows, flags.repeat)
+        if flags.spark:
+            seconds = _seconds(lambda: _spark(log, folder / "spark"))
+            print(f"{'--engine=spark, dlrm':28} {flags.rows / seconds:12,.0f} rows/s (one run,"
+                  " with the start of Spark)")  # fmt: skip
+
+
+def _spark(log: Path, output: Path) -> None:
+    preprocess([log], output, Options(rules_by_name("dlrm")), engine="spark")
 
 
 def _measure(log: Path, output: Path, rows: int, repeat: int) -> None:
-    block_bytes = Options(rules_by_name("dlrm")).block_bytes
     shape = Options(rules_by_name("dlrm"))
-    reading = min(_seconds(lambda: _read_only(log, block_bytes)) for _ in range(repeat))
-    parsing = min(
-        _seconds(lambda: _parse_only(log, block_bytes, shape.num_dense, shape.num_categorical))
-        for _ in range(repeat)
-    )
+    reading = min(_seconds(lambda: _read_only(log, shape)) for _ in range(repeat))
+    parsing = min(_seconds(lambda: _parse_only(log, shape)) for _ in range(repeat))
     print(f"{'reading alone':28} {rows / reading:12,.0f} rows/s")
     print(f"{'Polars parsing alone':28} {rows / parsing:12,.0f} rows/s")
-    for name in RULE_NAMES:
+    for name in NAMED_RULES:
         runs = [preprocess([log], output, Options(rules_by_name(name))) for _ in range(repeat)]
         best = min(runs, key=lambda run: run.first_seconds + run.second_seconds)
         total = best.first_seconds + best.second_seconds
@@ -97,6 +123,33 @@ def _measure(log: Path, output: Path, rows: int, repeat: int) -> None:
             f" (pass 1 {rows / best.first_seconds:,.0f}, pass 2 {rows / best.second_seconds:,.0f};"
             f" {distinct:,} distinct values), {parsing / total:.2f} of parsing alone"
         )
+        days = TERABYTE_ROWS / rows * total / 86400
+        print(f"{'':28} {TERABYTE_ROWS:,} rows at this rate: {days:.2f} days on this machine")
+
+
+def _measure_memory(folder: Path, sizes: list[int], seed: int) -> None:
+    """Peak memory of a process of its own, with tables that grow with the rows and that do not."""
+    print(f"{'rows':>12}{'tables':>10}{'distinct':>12}{'peak MB':>9}{'rows/s':>10}")
+    for rows in sizes:
+        for cap in (_SMALL_TABLE, 1_000_000):
+            [log] = make_log(folder / "log.tsv", rows, seed, 1, cap)
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "preprocess", str(log)]
+            process = subprocess.Popen(
+                [*command, f"--output={folder / 'out'}", "--rules=dlrm"],
+                stdout=subprocess.DEVNULL,
+                cwd=Path(__file__).resolve().parent.parent,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise RuntimeError(f"preprocess failed with {status}")
+            seconds = time.perf_counter() - start
+            content = json.loads((folder / "out" / "records.json").read_text())
+            print(
+                f"{rows:12,}{f'{cap:,}':>10}{sum(content['distinct_values']):12,}"
+                f"{usage.ru_maxrss / 1024:9,.0f}{rows / seconds:10,.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.__main__ import main
-from preprocess.dictionary import Dictionary
+from preprocess.bad_rows import BadRows
+from preprocess.engine_polars.blocks import Block, read_blocks
+from preprocess.engine_polars.dictionary import Dictionary
+from preprocess.engine_polars.parser import Parser
+from preprocess.options import Options
 from preprocess.planted import PlantedOptions
-from preprocess.records import Options, preprocess
-from preprocess.rules import RULE_NAMES, rules_by_name
-from preprocess.splits import split_by_fraction, split_terabyte, tail_rows
+from preprocess.records import preprocess
+from preprocess.rules import NAMED_RULES, rules_by_name
+from preprocess.schema import criteo_schema
+from preprocess.splits import SplitRule, split_by_fraction, split_terabyte, tail_rows
 from preprocess.synthetic import generate
-from preprocess.tsv import Block, Parser, read_blocks
 
 SEED = 11
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "criteo_kaggle_1999.tsv"
@@ -115,7 +119,7 @@ def test_hand_worked_file(
     # Below 0: -3, -1, -2; below -1: -3 and -2.
     assert description["dense_values_raised"] == (2 if dense is DENSE_SPARK else 3)
     assert sorted(path.name for path in output.iterdir()) == [
-        "records.json", "test_data.bin", "train_data.bin",
+        "checksums.json", "dictionary", "records.json", "test_data.bin", "train_data.bin",
     ]  # fmt: skip
 
 
@@ -146,7 +150,7 @@ def _reference(
     return [list(record) for record in zip(*columns, strict=True)], vocab_sizes
 
 
-@pytest.mark.parametrize("rules", RULE_NAMES)
+@pytest.mark.parametrize("rules", NAMED_RULES)
 @pytest.mark.parametrize(("threshold", "modulus"), [(0, None), (3, None), (15, 997), (0, 5)])
 @pytest.mark.parametrize("source", ["generated", "sample"])
 def test_against_plain_python(
@@ -166,7 +170,7 @@ def test_against_plain_python(
     if modulus is None and rules == "mlperf":
         modulus = 40_000_000
     expected, vocab_sizes = _reference(lines, rules, threshold, modulus, 13)
-    options = Options(chosen, validation_fraction=0.25, block_bytes=100_000)
+    options = Options(chosen, split=SplitRule(validation=0.25), block_bytes=100_000)
     preprocess([path], tmp_path / "out", options)
     written = [
         record
@@ -201,8 +205,8 @@ def test_same_bytes_however_the_rows_arrive(tmp_path: Path) -> None:
         ([tmp_path / "windows.tsv"], 4096),
         ([many[0], tmp_path / "empty.tsv", *many[1:]], 4096),
     ]
-    for rules in RULE_NAMES:
-        options = Options(rules_by_name(rules, 2), num_dense=3, num_categorical=3)
+    for rules in NAMED_RULES:
+        options = Options(rules_by_name(rules, 2), criteo_schema(3, 3))
         results: set[tuple[object, ...]] = set()
         for number, (paths, block_bytes) in enumerate(ways):
             output = tmp_path / f"{rules}_{number}"
@@ -264,6 +268,7 @@ def test_fractions() -> None:
         (b"1\t5\t3\ta\tb\tc", "expected 5 tab-separated fields, found 6"),
         (b"1\t5\t3\ta\tb\t", "expected 5 tab-separated fields, found 6"),
         (b"", "expected 5 tab-separated fields, found 1"),
+        (b"1\t5\t3\ta\tb\xff", "categorical column 2: expected at most 8 hexadecimal digits"),
         (b"\t5\t3\ta\tb", "label: expected 0 or 1, found ''"),
         (b"2\t5\t3\ta\tb", "label: expected 0 or 1, found '2'"),
         (b"-1\t5\t3\ta\tb", "label: expected 0 or 1, found '-1'"),
@@ -301,7 +306,8 @@ def test_bad_row_is_named(
     error = capsys.readouterr().err
     assert f"{bad}, line {line}: {message}" in error
     assert error.count("\n") == 1
-    assert not list(output.iterdir())
+    # What was finished before is kept for the next attempt; nothing has a final name.
+    assert {path.name for path in output.iterdir()} <= {"partial"}
 
 
 @pytest.mark.parametrize("block_bytes", [40, 16 << 20])
@@ -310,7 +316,7 @@ def test_bad_row_has_the_same_line_number_in_every_block_size(
 ) -> None:
     path = tmp_path / "bad.tsv"
     path.write_bytes(HAND * 50 + b"1\t5\tx\ta\tb\n" + HAND + b"nonsense\n")
-    options = Options(rules_by_name("dlrm"), 2, 2, block_bytes=block_bytes)
+    options = Options(rules_by_name("dlrm"), criteo_schema(2, 2), block_bytes=block_bytes)
     with pytest.raises(ValueError, match="line 301: dense column 2"):
         preprocess([path], tmp_path / "out", options)
 
@@ -318,12 +324,13 @@ def test_bad_row_has_the_same_line_number_in_every_block_size(
 def test_an_earlier_result_survives_a_failed_run(tmp_path: Path) -> None:
     (tmp_path / "good.tsv").write_bytes(HAND)
     (tmp_path / "bad.tsv").write_bytes(HAND + b"nonsense\n")
-    options = Options(rules_by_name("dlrm"), 2, 2)
+    options = Options(rules_by_name("dlrm"), criteo_schema(2, 2))
     preprocess([tmp_path / "good.tsv"], tmp_path / "out", options)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    assert len(before) == 6
     with pytest.raises(ValueError, match="line 7"):
         preprocess([tmp_path / "bad.tsv"], tmp_path / "out", options)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
 
 
 @given(
@@ -344,12 +351,12 @@ def test_fields_are_accepted_exactly_when_well_formed(
     )
     text = f"0\t1\ta\n{label}\t{integer}\t{hexadecimal}\n".encode()
     path = Path("log.tsv")
-    block = Block(0, 1, text, len(text), lines=2, tabs=4)
+    block = Block(0, 1, text, len(text), lines=2, delimiters=4, offset=len(text))
     if not good:
         with pytest.raises(ValueError, match=r"^log.tsv, line 2: "):
-            Parser([path], 1, 1).parse(block)
+            Parser([path], criteo_schema(1, 1), BadRows()).parse(block)
         return
-    batch = Parser([path], 1, 1).parse(block)
+    batch = Parser([path], criteo_schema(1, 1), BadRows()).parse(block)
     assert batch.labels.tolist() == [0, int(label)]
     assert batch.dense[0].tolist() == [1, int(integer or 0)]
     assert batch.categories[0].tolist() == [10, int(hexadecimal or "0", 16)]
@@ -407,7 +414,7 @@ def test_last_line_reports_the_rate(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_reader_stops_when_its_consumer_does(tmp_path: Path) -> None:
     (tmp_path / "raw.tsv").write_bytes(HAND * 1000)
-    blocks = read_blocks([tmp_path / "raw.tsv"], 100)
+    blocks = read_blocks([tmp_path / "raw.tsv"], criteo_schema(2, 2), 100)
     first = next(blocks)
     assert (first.file, first.line) == (0, 1)
     blocks.close()

@@ -1,0 +1,96 @@
+"""The same bytes from both engines: every rule set, threshold and modulus, file by file.
+
+Run `python3 -m benchmarks.engines --rows 5000000 --files 8`. It makes a log of Kaggle's skew, or
+takes yours, ingests it by Polars and by Spark, and prints a line for each choice. It ends with 1 if
+any file differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.preprocess import make_log
+from preprocess.engine_spark.session import spark_session
+from preprocess.options import Options
+from preprocess.records import preprocess
+from preprocess.rules import NAMED_RULES, rules_by_name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to ingest."""
+
+    rules: str
+    threshold: int
+    max_table_rows: int | None
+    shuffle: int | None
+    columns: bool
+
+    def options(self) -> Options:
+        """What it asks for."""
+        rules = rules_by_name(self.rules, self.threshold, self.max_table_rows)
+        return Options(rules, shuffle=self.shuffle, columns=self.columns)
+
+
+def main() -> int:
+    """Compares and prints; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("raw", nargs="*", type=Path, help="logs to take instead of making some")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rules", nargs="*", default=list(NAMED_RULES))
+    parser.add_argument("--thresholds", nargs="*", type=int, default=[0, 3, 15])
+    parser.add_argument("--max_table_rows", type=int, default=100_000)
+    parser.add_argument("--shuffle", type=int, metavar="SEED")
+    parser.add_argument("--columns", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    flags = parser.parse_args()
+    moduli = (None, flags.max_table_rows)
+    choices = [
+        Choice(*choice, flags.shuffle, flags.columns)
+        for choice in product(flags.rules, flags.thresholds, moduli)
+    ]
+    with tempfile.TemporaryDirectory(dir=flags.folder) as name:
+        folder = Path(name)
+        logs = flags.raw or make_log(folder / "log.tsv.gz", flags.rows, flags.seed, flags.files)
+        print(f"{'rules':8}{'T':>4}{'max rows':>10}{'Polars s':>10}{'Spark s':>10}"
+              f"{'rows':>12}{'files':>7}  result", flush=True)  # fmt: skip
+        # One session for all: starting it is not what is compared.
+        with spark_session(None):
+            return max([_compare(choice, logs, folder) for choice in choices])
+
+
+def _compare(choice: Choice, logs: list[Path], folder: Path) -> int:
+    seconds, rows = {}, 0
+    for engine in ("polars", "spark"):
+        start = time.perf_counter()
+        rows = preprocess(logs, folder / engine, choice.options(), engine=engine).rows
+        seconds[engine] = time.perf_counter() - start
+    names = {
+        str(path.relative_to(folder / engine))
+        for engine in seconds
+        for path in (folder / engine).rglob("*")
+        if path.is_file()
+    }
+    _, different, absent = filecmp.cmpfiles(
+        folder / "polars", folder / "spark", sorted(names), shallow=False
+    )
+    result = "identical" if not different and not absent else f"DIFFER: {different + absent}"
+    modulus = rules_by_name(choice.rules, 0, choice.max_table_rows).max_table_rows
+    print(f"{choice.rules:8}{choice.threshold:4}{modulus or '-':>10}{seconds['polars']:10.1f}"
+          f"{seconds['spark']:10.1f}{rows:12,}{len(names):7}  {result}", flush=True)  # fmt: skip
+    return int(bool(different or absent))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
