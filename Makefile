@@ -1,5 +1,6 @@
 # make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
 # make train RAW=log.tsv  the same from your own logs (Criteo's format, plain or .gz; several: RAW="a b")
+# make test-ingest        ten kills of each engine of ingest, and both engines over every rule set
 # make test               the tests;  make lint  the linters
 # make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
 # make bench              what is claimed about speed, measured here
@@ -11,6 +12,7 @@ FAULTS ?=
 VENV := .venv
 RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH";
 RULES ?= dlrm
+ROWS ?= 1000000
 
 ifdef RAW
 PRESET := logs
@@ -22,12 +24,13 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test faults lint bench setup clean
+.PHONY: train test test-ingest faults lint bench setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt setup/environment.sh setup/horovod.sh
+$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt \
+    requirements-spark.txt setup/environment.sh setup/horovod.sh
 	PYTHON=$(PYTHON) setup/environment.sh
 	touch $@
 
@@ -47,6 +50,10 @@ test: setup
 
 faults: setup
 	$(RUN) python3 tests/faults.py $(FAULTS)
+
+test-ingest: setup
+	$(RUN) KILLS=10 python3 -m pytest tests/test_ingest_resume.py
+	$(RUN) python3 -m benchmarks.engines --rows $(ROWS) --files 8
 
 lint: setup
 	$(RUN) ruff check . && ruff format --check . && mypy .

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 import checksums
 import metadata
+from packing import plan
 from preprocess.options import Options
 
 WORK = "partial"
@@ -174,16 +172,6 @@ class Journal:
         self._store.write(self._NAME, json.dumps({"command": self._command, "state": state}))
 
 
-def packer(vocab_sizes: list[int]) -> Callable[[NDArray[np.int32]], NDArray[np.int32]]:
-    """What packs ids [rows, tables] into words [rows, words]."""
-    raise ValueError("--pack_ids: not there yet")
-
-
-def packing_places(vocab_sizes: list[int]) -> dict[str, Any]:
-    """How many words a packed row has, and word and shift of each id."""
-    raise ValueError("--pack_ids: not there yet")
-
-
 def lock(folder: Path) -> int:
     """Holds a folder for this process until it ends or the descriptor returned is closed.
 
@@ -262,6 +250,7 @@ def split_metadata(options: Options, vocab_sizes: list[int]) -> metadata.Metadat
         dense_log=True,
         num_dense=options.num_dense,
         dense_log_offset=options.rules.dense_log_offset,
+        packed_ids=plan(vocab_sizes) if options.pack_ids else None,
     )
 
 

@@ -28,4 +28,6 @@ free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --requirement requirements-dev.txt --requirement requirements-horovod.txt
+# Java is the user's own choice: without it Spark's tests are skipped.
+.venv/bin/python -m pip install --quiet --requirement requirements-spark.txt
 setup/horovod.sh .venv

@@ -259,4 +259,5 @@ def _encode(batch: Batch, options: Options, learnt: Learnt, output: Any) -> None
             records[known, first_table + table] = dictionary.encode(numbers[known])
     if batch.tags is not None:
         records[:, -1] = batch.tags
-    write_all(output, records)
+    if len(records):
+        write_all(output, records)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checksums import FileSum
+import packing
 from preprocess.dictionary_files import (
     TableIds,
     check_reuse,
@@ -25,7 +26,7 @@ from preprocess.engine_polars.write import Plan, Written, write
 from preprocess.facts import Facts, describe
 from preprocess.files import write_all
 from preprocess.options import Options
-from preprocess.outputs import WORK, Journal, LocalStore, lock, packer, publish
+from preprocess.outputs import WORK, Journal, LocalStore, lock, publish
 from preprocess.progress import Progress
 from preprocess.rules import ranked
 from preprocess.splits import Part, check_training
@@ -157,7 +158,7 @@ class _Run:
                 final[:-1], np.arange(len(final) - 1, dtype=np.int32)
             )
             ids.append(None if unchanged else final)
-        pack = packer(facts.vocab_sizes) if options.pack_ids else None
+        pack = packing.plan(facts.vocab_sizes).pack if options.pack_ids else None
         plan = Plan(self._work, options, state["parts"], self._splits(facts), ids, pack)
 
         def save(written: Any) -> None:

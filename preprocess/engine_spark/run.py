@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from checksums import FileSum
+from packing import plan
 from preprocess.bad_rows import BadRows
 from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
 from preprocess.engine_spark.learn import (
@@ -39,7 +41,7 @@ from preprocess.engine_spark.write import (
 )
 from preprocess.facts import Facts, describe
 from preprocess.options import Options
-from preprocess.outputs import RECORDS, WORK, Journal, LocalStore, packing_places, publish
+from preprocess.outputs import RECORDS, WORK, Journal, LocalStore, publish
 from preprocess.progress import Progress
 from preprocess.splits import TRAIN, Part, check_training
 from preprocess.summary import Summary
@@ -200,8 +202,6 @@ class _Run:
         return self._options.split.parts(facts.rows_by_file, self._names)
 
     def _old_sizes(self) -> list[int]:
-        import json
-
         place = self._options.dictionary
         text = self._files.store(place).read(RECORDS)
         if text is None:
@@ -235,9 +235,8 @@ class _Run:
                 if done:
                     place = sf.concat_ws("-", "tag", "bucket")
                     rows = rows.filter(~place.isin([f"{tag}-{bucket}" for tag, bucket in done]))
-                kept = [vocab for vocab in facts.vocab_sizes]
-                records = with_ids(rows, dictionary, kept, options)
-                packing = packing_places(facts.vocab_sizes) if options.pack_ids else None
+                records = with_ids(rows, dictionary, facts.vocab_sizes, options)
+                packing = plan(facts.vocab_sizes) if options.pack_ids else None
                 write_buckets(
                     self._session, self._files, self._work, records, buckets, options, packing
                 )

@@ -6,7 +6,7 @@ written, so that workers write side by side, and a bucket with a marker is never
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 import checksums
+from packing import Packing
 from preprocess.engine_spark.session import writer_class
 from preprocess.engine_spark.storage import Files
 from preprocess.options import Options
@@ -104,14 +105,14 @@ def count_buckets(rows: DataFrame, options: Options) -> Buckets:
 
 
 def with_ids(
-    rows: DataFrame, dictionary: DataFrame, kept: Sequence[int], options: Options
+    rows: DataFrame, dictionary: DataFrame, vocab_sizes: Sequence[int], options: Options
 ) -> DataFrame:
     """Rows whose columns c0.. hold final ids; 0 for what the dictionary lacks."""
     for table in range(options.num_categorical):
         ids = dictionary.filter(sf.col("feature") == table).select(
             sf.col("value").alias(f"v{table}"), sf.col("id").alias(f"i{table}")
         )
-        if kept[table] <= _BROADCAST_VALUES:
+        if vocab_sizes[table] <= _BROADCAST_VALUES:
             ids = sf.broadcast(ids)
         rows = rows.join(ids, sf.col(f"c{table}") == sf.col(f"v{table}"), "left")
         rows = rows.withColumn(f"c{table}", sf.coalesce(f"i{table}", sf.lit(0)))
@@ -150,7 +151,7 @@ def write_buckets(
     records: DataFrame,
     buckets: Buckets,
     options: Options,
-    packing: Mapping[str, Any] | None,
+    packing: Packing | None,
 ) -> None:
     """Writes buckets and their markers.
 
@@ -161,7 +162,7 @@ def write_buckets(
         records: rows as `placed` and `with_ids` leave them.
         buckets: all there are.
         options: what to write.
-        packing: words of a packed row, and word and shift of each id; None to pack nothing.
+        packing: how ids are packed; None to leave them.
     """
     local = files.is_local(work)
     names = [f"d{column}" for column in range(options.num_dense)]
@@ -192,11 +193,13 @@ def write_buckets(
     ordered._jdf.mapPartitions(writer, strings).count()
 
 
-def _file_line(output: OutputFile, packing: Mapping[str, Any] | None) -> str:
-    words = packing["words"] if output.packed and packing else 0
-    places = packing["places"] if output.packed and packing else []
-    numbers = [NAMES.index(output.split), output.start, output.stop, words]
-    return " ".join(map(str, [*numbers, output.name, *(n for place in places for n in place)]))
+def _file_line(output: OutputFile, packing: Packing | None) -> str:
+    numbers = [NAMES.index(output.split), output.start, output.stop]
+    words, places = 0, []
+    if output.packed and packing:
+        words = packing.words
+        places = [number for field in packing.fields for number in (field.word, field.shift)]
+    return " ".join(map(str, [*numbers, words, output.name, *places]))
 
 
 def join_buckets(
