@@ -218,9 +218,9 @@ def publish(
     if not options.columns and not options.split.validates:
         store.remove("val_data.bin")
     if options.columns:
+        meta = split_metadata(options, description["vocab_sizes"])
+        text = _text(metadata.FILE_NAME, lambda folder: metadata.write_metadata(folder, meta))
         for folder in folders:
-            meta = split_metadata(options, description["vocab_sizes"])
-            text = _text(metadata.FILE_NAME, lambda temporary: metadata.write_metadata(temporary, meta))
             store.write(_within(folder, metadata.FILE_NAME), text)
     store.write(RECORDS, json.dumps(description, indent=2) + "\n")
     for folder in folders:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import split_bin
 from engines import ENGINES, contents, needs_spark, session  # noqa: F401
 
+import split_bin
 from checksums import read_checksums, sum_of
 from preprocess.__main__ import main
 from preprocess.rules import shuffle_key
@@ -41,13 +41,22 @@ HAND = [
 LABELS = [1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 1]
 # Missing reads 0; negative values become 0, or for spark those below -1 become -1.
 FIRST, SECOND = [5, 0, 0, 2, 3, 0, 10, 0, 1, 4, 6], [0, 7, 0, 0, 0, 1, 10, 2, 1, 4, 6]
-FIRST_SPARK, SECOND_SPARK = [5, 0, -1, 2, 3, 0, 10, -1, 1, 4, 6], [-1, 7, 0, -1, 0, 1, 10, 2, 1, 4, 6]
+FIRST_SPARK, SECOND_SPARK = (
+    [5, 0, -1, 2, 3, 0, 10, -1, 1, 4, 6],
+    [-1, 7, 0, -1, 0, 1, 10, 2, 1, 4, 6],
+)
 CASES = [
     # Missing is the value 0. First appearances: 10, 0, 11, 4294967295, 12, 40000010, 13
     # and 255, 0 (row 2, missing), 256, 10000, 1.
-    (["--rules=dlrm"], [0, 1, 0, 2, 0, 3, 2, 4, 1, 5, 6], [0, 0, 1, 1, 2, 0, 2, 1, 3, 0, 4], [7, 5]),
+    (
+        ["--rules=dlrm"],
+        [0, 1, 0, 2, 0, 3, 2, 4, 1, 5, 6], [0, 0, 1, 1, 2, 0, 2, 1, 3, 0, 4], [7, 5],
+    ),
     # Modulo 40,000,000: 40000010 is 10 again, 4294967295 is 14967295.
-    (["--rules=mlperf"], [0, 1, 0, 2, 0, 3, 2, 4, 1, 0, 5], [0, 0, 1, 1, 2, 0, 2, 1, 3, 0, 4], [6, 5]),
+    (
+        ["--rules=mlperf"],
+        [0, 1, 0, 2, 0, 3, 2, 4, 1, 0, 5], [0, 0, 1, 1, 2, 0, 2, 1, 3, 0, 4], [6, 5],
+    ),
     # Three times or more: 10 (rows 0, 2, 4); 255 (rows 0, 1, 5, 9) and 0 (2, 3, 7).
     (
         ["--rules=dlrm", "--frequency_threshold=3"],
@@ -125,7 +134,7 @@ def test_eleven_rows(
     ]
     for table, ids in enumerate((first, second)):
         frame = pl.read_parquet(output / f"dictionary/table_{table}.parquet")
-        start = int(content["vocab_sizes"][table]) - frame.height  # type: ignore[index]
+        start = int(content["vocab_sizes"][table]) - frame.height
         assert frame["id"].to_list() == list(range(start, start + frame.height))
         for number, count in zip(frame["id"].to_list(), frame["count"].to_list(), strict=True):
             assert count == ids.count(number)
@@ -161,9 +170,7 @@ split: {by: column, column: day, validation: "2", test: ["3"]}
     c1 = [1, 2, 1, 3, 1, 0, 3, 0, 2, 0, 0]
     # Text: "x y", "ä", missing, "z" by first appearance.
     t = [0, 1, 2, 0, 3, 1, 2, 0, 3, 1, 0]
-    rows = [
-        list(row) for row in zip(LABELS, FIRST_SPARK, SECOND, c2, c1, t, strict=True)
-    ]
+    rows = [list(row) for row in zip(LABELS, FIRST_SPARK, SECOND, c2, c1, t, strict=True)]
     for name, day in (("train", 1), ("val", 2), ("test", 3)):
         expected = [row for row, own in zip(rows, days, strict=True) if own == day]
         assert _records(output / f"{name}_data.bin", 6) == expected
@@ -283,7 +290,9 @@ def test_columns_are_what_split_bin_makes(engine: str, tmp_path: Path) -> None:
 def test_an_old_dictionary_maps_new_rows(engine: str, rules: str, tmp_path: Path) -> None:
     """What the old log had keeps its id; what it lacked, and missing under spark, gets id 0."""
     (tmp_path / "old.tsv").write_text("".join(f"0\t1\t{value:x}\n" for value in (7, 7, 8, 0, 9)))
-    (tmp_path / "new.tsv").write_text("".join(f"1\t1\t{v}\n" for v in ("9", "8", "b", "", "7", "b")))
+    (tmp_path / "new.tsv").write_text(
+        "".join(f"1\t1\t{v}\n" for v in ("9", "8", "b", "", "7", "b"))
+    )
     shape = ["--num_dense=1", "--num_categorical=1", "--test_fraction=0", "--frequency_threshold=1"]
     flags = [f"--rules={rules}", f"--engine={engine}", *shape]
     old, new = tmp_path / "old", tmp_path / "new"
@@ -327,7 +336,11 @@ def test_the_example_schema_is_one() -> None:
     ]  # fmt: skip
     assert user.split.tags == {"6": 1, "7": 2}
     assert (user.rules.lowest(0), user.rules.lowest(1)) == (0, -1)
-    assert (user.rules.threshold(0), user.rules.modulus(0), user.rules.modulus(1)) == (3, 1000, None)
+    assert (user.rules.threshold(0), user.rules.modulus(0), user.rules.modulus(1)) == (
+        3,
+        1000,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

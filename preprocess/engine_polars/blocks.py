@@ -67,7 +67,7 @@ class Block:
 
 
 def read_blocks(
-    paths: Sequence[Path], schema: Schema, block_bytes: int, start: Place = Place()
+    paths: Sequence[Path], schema: Schema, block_bytes: int, start: Place | None = None
 ) -> Generator[Block, None, None]:
     """Blocks of all files in order, read and decompressed ahead in a thread.
 
@@ -75,13 +75,14 @@ def read_blocks(
         paths: logs; those ending in `.gz` are decompressed.
         schema: the format, and whether the first line is a header.
         block_bytes: text aimed at in each block.
-        start: where to begin.
+        start: where to begin; None: at the beginning.
 
     Raises:
         ValueError: naming file and line if a line is longer than a megabyte or a gzip file is
             damaged.
         OSError: if a file cannot be read.
     """
+    first = start or Place()
     ready: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=2)
     stopped = threading.Event()
 
@@ -96,8 +97,8 @@ def read_blocks(
 
     def produce() -> None:
         try:
-            for index in range(start.file, len(paths)):
-                place = start if index == start.file else Place(index)
+            for index in range(first.file, len(paths)):
+                place = first if index == first.file else Place(index)
                 blocks = _parquet_blocks if schema.format == "parquet" else _text_blocks
                 for block in blocks(paths[index], schema, block_bytes, place):
                     if not put(block):

@@ -206,7 +206,9 @@ class _Recorder:
         learnt, part = self._learnt, len(self._learnt.parts)
         if self._keeping:
             self._keeping.result()
-        fresh = [d.values[known:] for d, known in zip(learnt.dictionaries, self._known, strict=True)]
+        fresh = [
+            d.values[known:] for d, known in zip(learnt.dictionaries, self._known, strict=True)
+        ]
         learnt.place = place
         learnt.parts.append(self._rows)
         learnt.new_values.append([len(values) for values in fresh])

@@ -1,4 +1,4 @@
-"""A whole ingest on one machine: learn, number, write, publish; each step continues a killed one."""
+"""A whole ingest on one machine: learn, number, write, publish; each continues a killed one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checksums import FileSum
 import packing
+from checksums import FileSum
 from preprocess.dictionary_files import (
     TableIds,
     check_reuse,
@@ -121,9 +121,7 @@ class _Run:
     def _splits(self, facts: Facts) -> list[Part] | None:
         if self._options.split.by == "column":
             return None
-        return self._options.split.parts(
-            facts.rows_by_file, [path.name for path in self._sources]
-        )
+        return self._options.split.parts(facts.rows_by_file, [path.name for path in self._sources])
 
     def _number(self, learnt: Learnt) -> dict[str, Any]:
         """Gives final ids, writes dictionaries; returns the state with which writing begins."""

@@ -113,7 +113,7 @@ class _Outputs:
             if output.packed:
                 assert self._plan.pack
                 values = self._plan.pack(np.ascontiguousarray(values))
-            data = memoryview(np.ascontiguousarray(values, RECORD_TYPE)).cast("B")
+            data = _bytes(np.ascontiguousarray(values, RECORD_TYPE))
             write_all(file, data)
             size, crc = self._written.sums[output.name]
             self._written.sums[output.name] = (size + len(data), zlib.crc32(data, crc))
@@ -156,7 +156,9 @@ def write(plan: Plan, state: Mapping[str, Any], save: Save, display: PassProgres
                 done += len(records)
                 display.advance(done, done)
             written.parts += 1
-            keeper.keep(outputs.sync, _bucket_files(plan, written), written, [rows_file(plan.work, part)])
+            keeper.keep(
+                outputs.sync, _bucket_files(plan, written), written, [rows_file(plan.work, part)]
+            )
         for bucket in range(written.buckets, len(written.sizes)):
             path = _bucket_file(plan, bucket)
             if written.sizes[bucket]:
@@ -217,6 +219,10 @@ class _Keeper:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+def _bytes(values: Int32) -> memoryview:
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _sync(path: Path) -> None:
@@ -289,7 +295,7 @@ def _scatter(plan: Plan, written: Written, keys: NDArray[np.uint64], records: In
     for bucket, (start, stop) in enumerate(zip([0, *ends], ends)):
         if start == stop:
             continue
-        data = memoryview(keyed[start:stop]).cast("B")
+        data = _bytes(keyed[start:stop])
         with FileIO(os.open(_bucket_file(plan, bucket), os.O_RDWR | os.O_CREAT), "r+") as file:
             # A killed run may have left more than the journal knows of.
             file.truncate(written.sizes[bucket])

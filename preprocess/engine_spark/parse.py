@@ -116,7 +116,9 @@ def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
         frame = session.read.parquet(source)
         absent = [field.name for field in schema.fields if field.name not in frame.columns]
         if absent:
-            raise ValueError(f"{source}: expected columns {', '.join(absent)}, found none so called")
+            raise ValueError(
+                f"{source}: expected columns {', '.join(absent)}, found none so called"
+            )
         # What would end a field or a line becomes a space.
         texts = [
             sf.coalesce(
@@ -193,7 +195,9 @@ def _parsed(frame: DataFrame, options: Options) -> DataFrame:
         if entry.kind == HEX:
             return sf.when(field_text != "", sf.conv(field_text, 16, 10).cast(_LONG))
         value = field_text.cast("int" if entry.role in (LABEL, DENSE) else _LONG)
-        inside = value.isNotNull() if entry.role in (LABEL, DENSE) else value.between(0, _MAX_UINT32)
+        inside = (
+            value.isNotNull() if entry.role in (LABEL, DENSE) else value.between(0, _MAX_UINT32)
+        )
         good &= (field_text == "") | sf.coalesce(inside, sf.lit(False))
         return value
 

@@ -91,7 +91,7 @@ def writer_class(session: SparkSession) -> Any:
     with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
         for entry in compiler.getBytecodes().entrySet():
             archive.writestr(entry.getKey().replace(".", "/") + ".class", bytes(entry.getValue()))
-    session.sparkContext._jsc.addJar(jar)  # type: ignore[attr-defined]
+    session.sparkContext._jsc.addJar(jar)
     urls = session.sparkContext._gateway.new_array(jvm.java.net.URL, 1)  # type: ignore[union-attr]
     urls[0] = jvm.java.io.File(jar).toURI().toURL()
     parent = jvm.java.lang.Thread.currentThread().getContextClassLoader()

@@ -18,7 +18,7 @@ class Files:
 
     def __init__(self, session: SparkSession) -> None:
         self._jvm: Any = session._jvm
-        self._configuration = session._jsc.hadoopConfiguration()  # type: ignore[attr-defined]
+        self._configuration = session._jsc.hadoopConfiguration()
 
     def path(self, name: str) -> Any:
         """A full path; one without a scheme is local, or on the cluster's default file system."""

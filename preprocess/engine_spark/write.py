@@ -52,7 +52,9 @@ class Buckets:
         return found
 
 
-def placed(rows: DataFrame, splits: Sequence[Part] | None, train: int, options: Options) -> DataFrame:
+def placed(
+    rows: DataFrame, splits: Sequence[Part] | None, train: int, options: Options
+) -> DataFrame:
     """Rows with their tag, their bucket and, as `key`, their order within it.
 
     Args:
