@@ -115,6 +115,21 @@ def test_only_the_sok_backend_imports_sok() -> None:
     assert importers("merlin_sok") == set()
 
 
+def test_only_the_spark_engine_imports_spark() -> None:
+    assert {name.rpartition(".")[0] for name in importers("pyspark")} == {
+        "preprocess.engine_spark"
+    }
+
+
+def test_the_engines_of_ingest_know_nothing_of_each_other() -> None:
+    for engine, other in (("polars", "spark"), ("spark", "polars")):
+        for path in PRODUCT:
+            if name_of(path).startswith(f"preprocess.engine_{engine}"):
+                assert not any(
+                    name.startswith(f"preprocess.engine_{other}") for name in imports(path)
+                ), path
+
+
 def test_only_main_reads_flags() -> None:
     assert importers("absl") == {"main"}
 

@@ -204,6 +204,8 @@ class _Recorder:
         """Ends the part; it becomes durable in the background."""
         self._settle()
         learnt, part = self._learnt, len(self._learnt.parts)
+        if place == learnt.place:
+            return
         if self._keeping:
             self._keeping.result()
         fresh = [
