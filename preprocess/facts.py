@@ -44,6 +44,17 @@ class Facts:
         """Good rows of all files."""
         return sum(self.rows_by_file)
 
+    def check_rows(self, sources: Sequence[str]) -> None:
+        """Refuse logs without rows.
+
+        Raises:
+            ValueError: naming them.
+        """
+        if not self.rows:
+            raise ValueError(
+                f"{', '.join(sources)}: expected rows, found none; give a raw click log"
+            )
+
 
 def describe(
     files: Sequence[str], options: Options, facts: Facts, samples: Mapping[str, int]

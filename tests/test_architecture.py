@@ -116,9 +116,7 @@ def test_only_the_sok_backend_imports_sok() -> None:
 
 
 def test_only_the_spark_engine_imports_spark() -> None:
-    assert {name.rpartition(".")[0] for name in importers("pyspark")} == {
-        "preprocess.engine_spark"
-    }
+    assert {name.rpartition(".")[0] for name in importers("pyspark")} == {"preprocess.engine_spark"}
 
 
 def test_the_engines_of_ingest_know_nothing_of_each_other() -> None:

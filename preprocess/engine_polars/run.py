@@ -106,15 +106,16 @@ class _Run:
                 learnt = learn(
                     self._sources, self._work, self._options, state, self._journal.save, display
                 )
-            if not learnt.facts.rows:
-                raise ValueError(
-                    f"{', '.join(map(str, self._sources))}: expected rows, found none; give a raw"
-                    " click log"
-                )
-            self._splits(learnt.facts)
         except (ValueError, OSError):
             if not self._journal.kept:
                 self._store.remove(WORK)
+            raise
+        try:
+            learnt.facts.check_rows(list(map(str, self._sources)))
+            self._splits(learnt.facts)
+        except ValueError:
+            # Another command is needed, which could not continue this one.
+            self._store.remove(WORK)
             raise
         return learnt
 

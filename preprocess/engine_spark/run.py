@@ -122,7 +122,13 @@ class _Run:
             return state
         staged = self._parse(state)
         facts = self._facts(staged)
-        self._splits(facts)
+        try:
+            facts.check_rows(self._sources)
+            self._splits(facts)
+        except ValueError:
+            # Another command is needed, which could not continue this one.
+            self._files.store(self._output).remove(WORK)
+            raise
         state = {"staged": [asdict(file) for file in staged]}
         with self._progress("pass 1, dictionaries", 0):
             rows = all_rows(self._session, self._targets(), staged, self._options)
@@ -182,7 +188,7 @@ class _Run:
         bad = BadRows(self._options.max_bad_rows)
         for file in staged:
             bad.add(file.bad_rows, file.first_bad_rows)
-        facts = Facts(
+        return Facts(
             [sum(file.rows) for file in staged],
             positives=sum(file.positives for file in staged),
             raised_dense=sum(file.raised for file in staged),
@@ -190,11 +196,6 @@ class _Run:
             bad_rows=bad.count,
             first_bad_rows=bad.first,
         )
-        if not facts.rows:
-            raise ValueError(
-                f"{', '.join(self._sources)}: expected rows, found none; give a raw click log"
-            )
-        return facts
 
     def _splits(self, facts: Facts) -> list[Part] | None:
         if self._options.split.by == "column":
