@@ -18,6 +18,7 @@ class Files:
 
     def __init__(self, session: SparkSession) -> None:
         self._jvm: Any = session._jvm
+        self._gateway: Any = session.sparkContext._gateway
         self._configuration = session._jsc.hadoopConfiguration()
 
     def path(self, name: str) -> Any:
@@ -79,7 +80,7 @@ class Files:
                 system.concat(parts[0], rest)
                 parts = parts[:1]
             except Exception as error:  # noqa: BLE001 - py4j's error holds Java's
-                if "UnsupportedOperation" not in str(error):
+                if "Not implemented" not in str(error):
                     raise
         if len(parts) == 1:
             system.rename(parts[0], target)
@@ -94,13 +95,10 @@ class Files:
             output.close()
 
     def _array(self, paths: list[Any]) -> Any:
-        lists = self._jvm.java.util.ArrayList()
-        for path in paths:
-            lists.add(path)
-        empty = self._jvm.java.lang.reflect.Array.newInstance(
-            self._jvm.java.lang.Class.forName("org.apache.hadoop.fs.Path"), 0
-        )
-        return lists.toArray(empty)
+        array = self._gateway.new_array(self._jvm.org.apache.hadoop.fs.Path, len(paths))
+        for index, path in enumerate(paths):
+            array[index] = path
+        return array
 
 
 class HadoopStore:

@@ -225,10 +225,12 @@ def join_buckets(
                 crc, size = checksums.combine(crc, piece, more), size + more
             sums[output.name] = checksums.FileSum(size, f"{crc:08x}")
             target = files.child(work, output.name)
-            if not files.is_local(work):
-                parts = [files.child(work, f"parts/{output.name}.{b:09}") for _, b in mine]
-                if all(files.system(part).exists(part) for part in parts):
-                    files.join(parts, target)
-            elif not mine:
+            if not mine:
                 files.system(target).create(target, True).close()
+            elif not files.is_local(work):
+                parts = [files.child(work, f"parts/{output.name}.{b:09}") for _, b in mine]
+                # A run killed during the joining left the first part, which is all, or none.
+                parts = [part for part in parts if files.system(part).exists(part)]
+                if parts:
+                    files.join(parts, target)
     return sums
