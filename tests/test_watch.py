@@ -76,7 +76,9 @@ class Ranks:
         return self.processes[rank].wait(within)
 
     def lines(self, rank: int) -> list[str]:
-        return (self.folder / f"err.{rank}").read_text().splitlines()
+        """What it wrote to standard error; a blank line ends what a library may have begun."""
+        text = (self.folder / f"err.{rank}").read_text()
+        return [line for line in text.splitlines() if line]
 
     def words(self, rank: int) -> str:
         return (self.folder / f"words.{rank}").read_text()

@@ -280,7 +280,8 @@ class Watch:
         """Says why, lets the other ranks hear it, and ends this one wherever its main thread is."""
 
         def speak() -> None:
-            write_line(f"error: {why}")
+            # On a line of its own: Horovod, which has lost the rank too, may be within one of its.
+            write_line(f"\nerror: {why}")
             self._last_words(why)
 
         # Of its own: a full pipe, or a lock that the main thread holds, must not keep us here.
