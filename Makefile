@@ -1,9 +1,13 @@
 # make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
 # make train RAW=log.tsv  the same from your own logs (Criteo's format, plain or .gz; several: RAW="a b")
-# make test-ingest        ten kills of each engine of ingest, and both engines over every rule set
+# make interact_op        the fused interaction of --custom_interact
 # make test               the tests;  make lint  the linters
-# make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
 # make bench              what is claimed about speed, measured here
+#
+# Longer tests:
+# make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
+# make test-ingest        ten kills of each engine of ingest, and both engines over every rule set
+# make sanitize           the interaction's kernels under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
 NP ?= 2
@@ -24,7 +28,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test test-ingest faults lint bench setup clean
+.PHONY: train test test-ingest faults lint bench setup interact_op sanitize clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -58,8 +62,14 @@ test-ingest: setup
 lint: setup
 	$(RUN) ruff check . && ruff format --check . && mypy .
 
-bench: setup
-	$(RUN) for name in reader split preprocess step checkpoint; do echo "== $$name"; python3 -m benchmarks.$$name; done
+bench: interact_op
+	$(RUN) for name in reader split preprocess step interact checkpoint; do echo "== $$name"; python3 -m benchmarks.$$name; done
+
+interact_op: setup
+	$(RUN) $(MAKE) --directory=interact_op
+
+sanitize:
+	$(MAKE) --directory=interact_op sanitize
 
 clean:
 	rm -rf build

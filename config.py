@@ -58,7 +58,9 @@ class Config:
     amp_dtype: str = setting("float16", "the type of --amp", ("float16", "bfloat16"))
     xla: bool = setting(False, "compile the MLPs and the interaction with XLA")
     compress: bool = setting(False, "send each distinct key of a batch once")
-    custom_interact: bool = setting(False, "the fused interaction op")
+    custom_interact: bool = setting(
+        False, "the fused interaction op, which `make interact_op` builds"
+    )
     embedding: str = setting("auto", "backend of the tables", ("auto", "alltoall", "sok"))
 
     # Learning
@@ -140,11 +142,6 @@ class Config:
             )
         if min(self.bottom_mlp + self.top_mlp) < 1:
             raise ValueError("expected --bottom_mlp and --top_mlp of positive integers")
-        if self.custom_interact:
-            raise ValueError(
-                "--custom_interact: the fused interaction op is not part of this version; "
-                "leave the flag out, the stock interaction gives the same values"
-            )
         self.schedule  # noqa: B018 - its own checks run here, before anything is built
 
     @property

@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import interact_op
+
 ALIGNMENT = 8  # the interaction's width is padded to a multiple of this, for tensor cores
 
 
@@ -88,6 +90,7 @@ class MLP(keras.layers.Layer):
         input_first: whether the backward pass finishes the gradient of the input before it begins
             those of the kernels. What comes before this MLP then need not wait for them: on the way
             back, the exchange of the vectors' gradient overlaps with half of this MLP's products.
+        compiled: whether XLA compiles forward and backward pass by themselves.
         seed: decides the initial weights: Glorot normal kernels, biases N(0, 1/sqrt(units)).
         name: of the layer.
         dtype: Keras policy.
@@ -99,6 +102,7 @@ class MLP(keras.layers.Layer):
         *,
         last_relu: bool,
         input_first: bool,
+        compiled: bool,
         seed: int,
         name: str,
         dtype: str,
@@ -107,6 +111,7 @@ class MLP(keras.layers.Layer):
         self._units = tuple(units)
         self._last_relu = last_relu
         self._input_first = input_first
+        self._compiled = compiled
         self._seed = seed
 
     def build(self, input_shape: Sequence[int]) -> None:
@@ -139,6 +144,8 @@ class MLP(keras.layers.Layer):
             return outputs[-1], lambda upstream: self._backward(outputs, kernels, upstream)
 
         tensors = [inputs, *self._kernels, *self._biases]
+        if self._compiled:
+            layers = tf.function(layers, jit_compile=True, autograph=False)
         return layers(*(tf.cast(tensor, self.compute_dtype) for tensor in tensors))
 
     def _has_relu(self, index: int) -> bool:
@@ -180,18 +187,32 @@ class DLRM(keras.Model):
         top_units: layers of the top MLP; the last one gives the logit.
         seed: decides the initial weights.
         dtype: Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`.
+        custom_interact: take the fused interaction of `interact_op`.
+        compile_mlps: have XLA compile each MLP by itself, for where it cannot compile all.
+
+    Raises:
+        OSError: the fused interaction is not built.
     """
 
     def __init__(
-        self, bottom_units: Sequence[int], top_units: Sequence[int], *, seed: int, dtype: str
+        self,
+        bottom_units: Sequence[int],
+        top_units: Sequence[int],
+        *,
+        seed: int,
+        dtype: str,
+        custom_interact: bool = False,
+        compile_mlps: bool = False,
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
+        self._interact = interact_op.load() if custom_interact else dot_interaction
         seed *= 1000  # far enough apart that layers of two seeds share no initialiser
+        both = {"compiled": compile_mlps, "dtype": dtype}
         self.bottom = MLP(
-            bottom_units, last_relu=True, input_first=False, seed=seed, name="bottom", dtype=dtype
+            bottom_units, last_relu=True, input_first=False, seed=seed, name="bottom", **both
         )
         self.top = MLP(
-            top_units, last_relu=False, input_first=True, seed=seed + 500, name="top", dtype=dtype
+            top_units, last_relu=False, input_first=True, seed=seed + 500, name="top", **both
         )
 
     def call(self, dense: tf.Tensor, vectors: tf.Tensor | Sequence[tf.Tensor]) -> tf.Tensor:
@@ -206,5 +227,5 @@ class DLRM(keras.Model):
         """
         bottom = self.bottom(dense)
         vectors = [tf.cast(tensor, bottom.dtype) for tensor in tf.nest.flatten(vectors)]
-        interaction = dot_interaction(bottom, *vectors)
+        interaction = self._interact(bottom, *vectors)
         return tf.cast(tf.squeeze(self.top(interaction), axis=1), tf.float32)

@@ -93,7 +93,14 @@ def build_trainer(config: Config, collective: Collective, data: Data) -> Trainer
         groups=lanes,
     )
     policy = f"mixed_{config.amp_dtype}" if config.amp else "float32"
-    model = DLRM(config.bottom_mlp, config.top_mlp, seed=config.seed, dtype=policy)
+    model = DLRM(
+        config.bottom_mlp,
+        config.top_mlp,
+        seed=config.seed,
+        dtype=policy,
+        custom_interact=config.custom_interact,
+        compile_mlps=config.xla and config.custom_interact,
+    )
     return Trainer(config, model, tables, collective, num_dense=data.num_dense, lanes=lanes)
 
 

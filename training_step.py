@@ -77,8 +77,10 @@ class TrainingStep:
         assert len(self.dense) == len(weights), "two weights of one name"
         collective.broadcast(self._variables)
 
-        self.gradients = tf.function(self._gradients_of, jit_compile=config.xla or None)
-        self._forward = tf.function(model.call, jit_compile=config.xla or None)
+        # XLA has no fused interaction: the model then compiles its MLPs around it by itself.
+        compiled = (config.xla and not config.custom_interact) or None
+        self.gradients = tf.function(self._gradients_of, jit_compile=compiled)
+        self._forward = tf.function(model.call, jit_compile=compiled)
         self.route = tf.function(embedding.route, input_signature=[ids])
         routes = tf.nest.map_structure(
             lambda output: tf.TensorSpec(output.shape, output.dtype),

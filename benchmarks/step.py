@@ -1,6 +1,7 @@
 """Training samples/s of the whole step, beside the bound that the matrix products give.
 
     python3 -m benchmarks.step [--shape mlperf|kaggle] [--rounds N] [--steps N] [--nocompress]
+                               [--custom_interact]
 
 For each shape, one process on all cores and two ranks on the same cores run in turn, several
 times. The single process times steps and matrix products alternately, so that both see the same
@@ -100,7 +101,7 @@ def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -
     )
 
 
-def work(shape: str, steps: int, compress: bool) -> None:
+def work(shape: str, steps: int, compress: bool, custom_interact: bool) -> None:
     """One rank's part; rank 0 prints its figures as JSON."""
     import tensorflow as tf
 
@@ -116,6 +117,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
         global_batch_size=GLOBAL_BATCH,
         lr=0.1,
         compress=compress,
+        custom_interact=custom_interact,
         log_interval=1,
         **MODELS[shape],
     )
@@ -176,15 +178,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--nocompress", action="store_true", help="exchange repeated keys too")
+    parser.add_argument("--custom_interact", action="store_true", help="the fused interaction")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.shape[0], options.steps, not options.nocompress)
+        work(options.shape[0], options.steps, not options.nocompress, options.custom_interact)
         return
     for shape in options.shape or MODELS:
         print(f"{shape} shape, batch {GLOBAL_BATCH}, float32, samples/s")
         arguments = ["--shape", shape, "--steps", str(options.steps)]
         arguments += ["--nocompress"] if options.nocompress else []
+        arguments += ["--custom_interact"] if options.custom_interact else []
         of_bound, of_own, of_one = [], [], []
         for _ in range(options.rounds):
             one, two = start(1, arguments), start(2, arguments)

@@ -24,7 +24,10 @@ TEXTS = [
     *MODULES,
     *(
         path
-        for pattern in ("*.sh", "*.flags", "*.md", "*.txt", "*.toml", "Makefile", ".ci/*")
+        for pattern in (
+            *("*.sh", "*.flags", "*.md", "*.txt", "*.toml", "Makefile", ".ci/*"),
+            *("*.h", "*.cc", "*.cu"),
+        )
         for path in ROOT.rglob(pattern)
         if not any(part in (".venv", ".git", "build") for part in path.relative_to(ROOT).parts)
         and not any(part.endswith("_cache") for part in path.relative_to(ROOT).parts)
@@ -136,6 +139,10 @@ def test_nothing_imports_main() -> None:
     assert importers("main") == set()
 
 
+def test_only_the_model_imports_the_fused_interaction() -> None:
+    assert importers("interact_op") - {"benchmarks.interact"} == {"model"}
+
+
 def test_only_the_top_imports_run_and_trainer() -> None:
     product = {name_of(path) for path in PRODUCT}
     assert importers("run") & product == {"main"}
@@ -170,6 +177,10 @@ FORBIDDEN = {
     ("reporting",): TOP | {
         "model", "embedding", "dataset", "evaluation", "config", "collective", "checkpoint",
         "watch", "tensorflow", "keras",
+    },
+    ("interact_op",): TOP | {
+        "model", "dataset", "embedding", "evaluation", "reporting", "config", "collective",
+        "checkpoint", "watch", "keras",
     },
     ("model",): TOP | {
         "dataset", "embedding", "evaluation", "reporting", "config", "collective", "checkpoint",

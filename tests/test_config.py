@@ -222,7 +222,6 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"top_mlp": (512, 2)}, ["--top_mlp", "1 unit", "(512, 2)"]),
     ({"top_mlp": ()}, ["--top_mlp", "1 unit"]),
     ({"top_mlp": (0, 1)}, ["--top_mlp", "positive"]),
-    ({"custom_interact": True}, ["--custom_interact", "leave the flag out"]),
     ({"warmup_steps": -1}, ["--warmup_steps", "-1"]),
     ({"warmup_steps": 10, "decay_start_step": 9}, ["--warmup_steps", "--decay_start_step"]),
     ({"decay_steps": -1}, ["--decay_steps", "-1"]),
@@ -249,7 +248,6 @@ def test_heavy_modules_are_really_blocked(light: dict[str, str]) -> None:
     ("arguments", "parts"),
     [
         ([], ["--data_dir=FOLDER", "--use_synthetic_dataset"]),
-        (["--use_synthetic_dataset", "--custom_interact"], ["--custom_interact"]),
         (["--data_dir=x", "--embedding_dim=64"], ["--embedding_dim", "expected 64"]),
         (["--data_dir=x", "--bottom_mlp=512,a,128"], ["--bottom_mlp", "512,a,128", "integers"]),
         (["--data_dir=x", "--top_mlp="], ["--top_mlp"]),

@@ -1,0 +1,61 @@
+"""The dot interaction as one fused operation, an option beside the one of plain TensorFlow.
+
+`make interact_op` builds it. Knows tensors only, nothing of models, tables or training.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, Callable
+
+import tensorflow as tf
+
+BUILD = Path(__file__).resolve().parent.parent / "build" / "interact_op"
+LIBRARY = "dot_interact.so"
+REMEDY = "build it with `make interact_op`, or leave --custom_interact out"
+
+DotInteract = Callable[..., tf.Tensor]
+
+
+@functools.cache
+def load(build: Path = BUILD) -> DotInteract:
+    """Loads the operation.
+
+    Args:
+        build: where `make interact_op` puts it, a folder for each version of TensorFlow.
+
+    Returns:
+        `dot_interact(bottom [batch, width], *vectors [batch, tables, width])`, which gives bottom,
+        the dot products of all pairs and zero padding [batch, `model.interaction_width`]: values,
+        order and gradients of `model.dot_interaction`. Types float32, float16 and bfloat16; sums
+        are float32.
+
+    Raises:
+        OSError: it is not built, or for another TensorFlow.
+    """
+    library = build / f"tensorflow-{tf.__version__}" / LIBRARY
+    if not library.exists():
+        others = sorted(path.parent.name for path in build.glob(f"tensorflow-*/{LIBRARY}"))
+        found = f"it is built for {', '.join(others)}" if others else "it is not built"
+        raise OSError(
+            f"the fused interaction op for TensorFlow {tf.__version__}: {found}; {REMEDY}"
+        )
+    try:
+        operations = tf.load_op_library(str(library))
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"{library}: TensorFlow {tf.__version__} cannot load it "
+            f"({error.message.splitlines()[0]}); remove it, then {REMEDY}"
+        ) from error
+
+    def dot_interact(bottom: tf.Tensor, *vectors: tf.Tensor) -> tf.Tensor:
+        return operations.dot_interact(bottom=bottom, vectors=list(vectors))
+
+    @tf.RegisterGradient("DotInteract")
+    def gradient(operation: Any, upstream: tf.Tensor) -> list[tf.Tensor]:
+        bottom, *vectors = operation.inputs
+        found = operations.dot_interact_grad(upstream=upstream, bottom=bottom, vectors=vectors)
+        return [found.bottom_gradient, *found.vectors_gradient]
+
+    return dot_interact

@@ -1,0 +1,201 @@
+// The TensorFlow operations around the kernels of interact.h: shapes, types, threads, nothing else.
+
+#include <atomic>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "interact.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/util/work_sharder.h"
+
+namespace {
+
+using tensorflow::DataType;
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+// Bottom and vectors stand at inputs [first, num_inputs): ranks, batch and width must match. Gives
+// batch and width, and the number of vectors a sample, bottom's included.
+absl::Status merge_inputs(InferenceContext* c, int first, DimensionHandle* batch,
+                          DimensionHandle* features, DimensionHandle* width) {
+  ShapeHandle bottom;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(first), 2, &bottom));
+  *batch = c->Dim(bottom, 0);
+  *width = c->Dim(bottom, 1);
+  *features = c->MakeDim(1);
+  for (int i = first + 1; i < c->num_inputs(); ++i) {
+    ShapeHandle vectors;
+    TF_RETURN_IF_ERROR(c->WithRank(c->input(i), 3, &vectors));
+    TF_RETURN_IF_ERROR(c->Merge(*batch, c->Dim(vectors, 0), batch));
+    TF_RETURN_IF_ERROR(c->Merge(*width, c->Dim(vectors, 2), width));
+    TF_RETURN_IF_ERROR(c->Add(*features, c->Dim(vectors, 1), features));
+  }
+  return absl::OkStatus();
+}
+
+DimensionHandle output_width(InferenceContext* c, DimensionHandle features, DimensionHandle width) {
+  if (!c->ValueKnown(features) || !c->ValueKnown(width)) return c->UnknownDim();
+  return c->MakeDim(interact_output_width(c->Value(features), c->Value(width)));
+}
+
+absl::Status infer_forward(InferenceContext* c) {
+  DimensionHandle batch, features, width;
+  TF_RETURN_IF_ERROR(merge_inputs(c, 0, &batch, &features, &width));
+  c->set_output(0, c->Matrix(batch, output_width(c, features, width)));
+  return absl::OkStatus();
+}
+
+absl::Status infer_backward(InferenceContext* c) {
+  DimensionHandle batch, features, width;
+  TF_RETURN_IF_ERROR(merge_inputs(c, 1, &batch, &features, &width));
+  ShapeHandle upstream;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &upstream));
+  TF_RETURN_IF_ERROR(
+      c->Merge(upstream, c->Matrix(batch, output_width(c, features, width)), &upstream));
+  c->set_output(0, c->Matrix(batch, width));
+  for (int i = 2; i < c->num_inputs(); ++i) {
+    c->set_output(i - 1, c->MakeShape({batch, c->Dim(c->input(i), 1), width}));
+  }
+  return absl::OkStatus();
+}
+
+REGISTER_OP("DotInteract")
+    .Input("bottom: T")
+    .Input("vectors: N * T")
+    .Output("output: T")
+    .Attr("T: {half, bfloat16, float}")
+    .Attr("N: int >= 1")
+    .SetShapeFn(infer_forward);
+
+REGISTER_OP("DotInteractGrad")
+    .Input("upstream: T")
+    .Input("bottom: T")
+    .Input("vectors: N * T")
+    .Output("bottom_gradient: T")
+    .Output("vectors_gradient: N * T")
+    .Attr("T: {half, bfloat16, float}")
+    .Attr("N: int >= 1")
+    .SetShapeFn(infer_backward);
+
+void* data_of(const Tensor& tensor) {
+  return const_cast<char*>(tensor.tensor_data().data());
+}
+
+int32_t type_of(DataType type) {
+  switch (type) {
+    case tensorflow::DT_HALF:
+      return INTERACT_FLOAT16;
+    case tensorflow::DT_BFLOAT16:
+      return INTERACT_BFLOAT16;
+    default:
+      return INTERACT_FLOAT32;
+  }
+}
+
+// What both operations are given; `first` as in merge_inputs.
+struct Inputs {
+  int64_t batch = 0, features = 1, width = 0;
+  std::vector<InteractGroup> groups;
+
+  absl::Status read(OpKernelContext* context, int first) {
+    const TensorShape& bottom = context->input(first).shape();
+    if (bottom.dims() != 2) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("expected bottom [batch, width], found ", bottom.DebugString()));
+    }
+    batch = bottom.dim_size(0);
+    width = bottom.dim_size(1);
+    groups.push_back({data_of(context->input(first)), nullptr, 1});
+    for (int i = first + 1; i < context->num_inputs(); ++i) {
+      const TensorShape& vectors = context->input(i).shape();
+      if (vectors.dims() != 3 || vectors.dim_size(0) != batch || vectors.dim_size(2) != width) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("expected vectors [", batch, ", tables, ", width, "] beside bottom ",
+                         bottom.DebugString(), ", found ", vectors.DebugString()));
+      }
+      groups.push_back({data_of(context->input(i)), nullptr, vectors.dim_size(1)});
+      features += vectors.dim_size(1);
+    }
+    return absl::OkStatus();
+  }
+
+  InteractBatch described(DataType type) const {
+    return {type_of(type), static_cast<int32_t>(groups.size()), groups.data(), width};
+  }
+};
+
+// Runs `samples(begin, end)` over the batch on TensorFlow's own threads.
+template <typename Samples>
+void shard(OpKernelContext* context, const Inputs& inputs, const Samples& samples) {
+  const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
+  const int64_t cycles = inputs.features * inputs.features * inputs.width / 8 + 100;
+  std::atomic<bool> failed(false);
+  tensorflow::Shard(workers.num_threads, workers.workers, inputs.batch, cycles,
+                    [&](int64_t begin, int64_t end) {
+                      if (samples(begin, end) != 0) failed = true;
+                    });
+  OP_REQUIRES(context, !failed,
+              absl::ResourceExhaustedError(
+                  absl::StrCat("no memory for the dot interaction of ", inputs.features,
+                               " vectors of ", inputs.width, " values")));
+}
+
+class Forward : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    Inputs inputs;
+    OP_REQUIRES_OK(context, inputs.read(context, 0));
+    const int64_t columns = interact_output_width(inputs.features, inputs.width);
+    Tensor* output;
+    OP_REQUIRES_OK(context, context->allocate_output(0, {inputs.batch, columns}, &output));
+    const InteractBatch batch = inputs.described(output->dtype());
+    void* const to = data_of(*output);
+    shard(context, inputs, [&](int64_t begin, int64_t end) {
+      return interact_cpu_forward(interact_cpu_level(), &batch, begin, end, to);
+    });
+  }
+};
+
+class Backward : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    Inputs inputs;
+    OP_REQUIRES_OK(context, inputs.read(context, 1));
+    const Tensor& upstream = context->input(0);
+    const TensorShape expected(
+        {inputs.batch, interact_output_width(inputs.features, inputs.width)});
+    OP_REQUIRES(context, upstream.shape() == expected,
+                absl::InvalidArgumentError(absl::StrCat("expected upstream ",
+                                                        expected.DebugString(), ", found ",
+                                                        upstream.shape().DebugString())));
+    for (size_t i = 0; i < inputs.groups.size(); ++i) {
+      const int index = static_cast<int>(i);
+      Tensor* gradient;
+      OP_REQUIRES_OK(context, context->allocate_output(
+                                  index, context->input(index + 1).shape(), &gradient));
+      inputs.groups[i].gradient = data_of(*gradient);
+    }
+    const InteractBatch batch = inputs.described(upstream.dtype());
+    const void* const from = data_of(upstream);
+    shard(context, inputs, [&](int64_t begin, int64_t end) {
+      return interact_cpu_backward(interact_cpu_level(), &batch, begin, end, from);
+    });
+  }
+};
+
+REGISTER_KERNEL_BUILDER(Name("DotInteract").Device(tensorflow::DEVICE_CPU), Forward);
+REGISTER_KERNEL_BUILDER(Name("DotInteractGrad").Device(tensorflow::DEVICE_CPU), Backward);
+
+}  // namespace
