@@ -207,7 +207,7 @@ class DLRM(keras.Model):
         super().__init__(name="dlrm", dtype=dtype)
         self._interact = interact_op.load() if custom_interact else dot_interaction
         seed *= 1000  # far enough apart that layers of two seeds share no initialiser
-        both = {"compiled": compile_mlps, "dtype": dtype}
+        both: dict[str, Any] = {"compiled": compile_mlps, "dtype": dtype}
         self.bottom = MLP(
             bottom_units, last_relu=True, input_first=False, seed=seed, name="bottom", **both
         )

@@ -52,6 +52,17 @@ int interact_cpu_forward(int level, const InteractBatch* batch, int64_t begin, i
 int interact_cpu_backward(int level, const InteractBatch* batch, int64_t begin, int64_t end,
                           const void* upstream);
 
+enum { INTERACT_CUDA_MAX_GROUPS = 32 };
+
+// The whole batch of `samples` on a CUDA stream, in device memory; neither waits for its end.
+// `tf32`: float32 products may be taken by tensor cores, which keep 10 bits of each factor.
+// At most INTERACT_CUDA_MAX_GROUPS groups. The output and its gradient begin at multiples of 16
+// bytes. Each returns NULL, or CUDA's words for what failed.
+const char* interact_cuda_forward(const InteractBatch* batch, int64_t samples, int tf32,
+                                  void* output, void* stream);
+const char* interact_cuda_backward(const InteractBatch* batch, int64_t samples, int tf32,
+                                   const void* upstream, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

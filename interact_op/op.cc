@@ -10,6 +10,11 @@
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/util/work_sharder.h"
 
+#ifdef INTERACT_CUDA
+#include "tensorflow/core/platform/stream_executor.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#endif
+
 namespace {
 
 using tensorflow::DataType;
@@ -132,22 +137,82 @@ struct Inputs {
   }
 };
 
-// Runs `samples(begin, end)` over the batch on TensorFlow's own threads.
-template <typename Samples>
-void shard(OpKernelContext* context, const Inputs& inputs, const Samples& samples) {
-  const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
-  const int64_t cycles = inputs.features * inputs.features * inputs.width / 8 + 100;
-  std::atomic<bool> failed(false);
-  tensorflow::Shard(workers.num_threads, workers.workers, inputs.batch, cycles,
-                    [&](int64_t begin, int64_t end) {
-                      if (samples(begin, end) != 0) failed = true;
-                    });
-  OP_REQUIRES(context, !failed,
-              absl::ResourceExhaustedError(
-                  absl::StrCat("no memory for the dot interaction of ", inputs.features,
-                               " vectors of ", inputs.width, " values")));
-}
+// On a CPU: over TensorFlow's own threads.
+struct Cpu {
+  template <typename Samples>
+  static void shard(OpKernelContext* context, const Inputs& inputs, const Samples& samples) {
+    const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
+    const int64_t cycles = inputs.features * inputs.features * inputs.width / 8 + 100;
+    std::atomic<bool> failed(false);
+    tensorflow::Shard(workers.num_threads, workers.workers, inputs.batch, cycles,
+                      [&](int64_t begin, int64_t end) {
+                        if (samples(begin, end) != 0) failed = true;
+                      });
+    OP_REQUIRES(context, !failed,
+                absl::ResourceExhaustedError(
+                    absl::StrCat("no memory for the dot interaction of ", inputs.features,
+                                 " vectors of ", inputs.width, " values")));
+  }
 
+  static void forward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
+                      void* output) {
+    shard(context, inputs, [&](int64_t begin, int64_t end) {
+      return interact_cpu_forward(interact_cpu_level(), &batch, begin, end, output);
+    });
+  }
+
+  static void backward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
+                       const void* upstream) {
+    shard(context, inputs, [&](int64_t begin, int64_t end) {
+      return interact_cpu_backward(interact_cpu_level(), &batch, begin, end, upstream);
+    });
+  }
+};
+
+#ifdef INTERACT_CUDA
+
+// On a GPU: on the stream of TensorFlow's operations.
+struct Cuda {
+  static void* stream(OpKernelContext* context) {
+    return context->op_device_context()->stream()->platform_specific_handle().stream;
+  }
+
+  static void check(OpKernelContext* context, const char* error) {
+    OP_REQUIRES(context, error == nullptr,
+                absl::InternalError(absl::StrCat("the dot interaction on CUDA: ", error)));
+  }
+
+  static bool few_enough(OpKernelContext* context, const InteractBatch& batch) {
+    if (batch.group_count <= INTERACT_CUDA_MAX_GROUPS) return true;
+    context->SetStatus(absl::InvalidArgumentError(
+        absl::StrCat("expected at most ", INTERACT_CUDA_MAX_GROUPS - 1,
+                     " tensors of vectors on a GPU, found ", batch.group_count - 1,
+                     "; join some")));
+    return false;
+  }
+
+  static void forward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
+                      void* output) {
+    if (!few_enough(context, batch)) return;
+    check(context,
+          interact_cuda_forward(&batch, inputs.batch,
+                                tensorflow::tensor_float_32_execution_enabled(), output,
+                                stream(context)));
+  }
+
+  static void backward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
+                       const void* upstream) {
+    if (!few_enough(context, batch)) return;
+    check(context,
+          interact_cuda_backward(&batch, inputs.batch,
+                                 tensorflow::tensor_float_32_execution_enabled(), upstream,
+                                 stream(context)));
+  }
+};
+
+#endif  // INTERACT_CUDA
+
+template <typename Device>
 class Forward : public OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -159,13 +224,11 @@ class Forward : public OpKernel {
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, {inputs.batch, columns}, &output));
     const InteractBatch batch = inputs.described(output->dtype());
-    void* const to = data_of(*output);
-    shard(context, inputs, [&](int64_t begin, int64_t end) {
-      return interact_cpu_forward(interact_cpu_level(), &batch, begin, end, to);
-    });
+    Device::forward(context, inputs, batch, data_of(*output));
   }
 };
 
+template <typename Device>
 class Backward : public OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -188,14 +251,15 @@ class Backward : public OpKernel {
       inputs.groups[i].gradient = data_of(*gradient);
     }
     const InteractBatch batch = inputs.described(upstream.dtype());
-    const void* const from = data_of(upstream);
-    shard(context, inputs, [&](int64_t begin, int64_t end) {
-      return interact_cpu_backward(interact_cpu_level(), &batch, begin, end, from);
-    });
+    Device::backward(context, inputs, batch, data_of(upstream));
   }
 };
 
-REGISTER_KERNEL_BUILDER(Name("DotInteract").Device(tensorflow::DEVICE_CPU), Forward);
-REGISTER_KERNEL_BUILDER(Name("DotInteractGrad").Device(tensorflow::DEVICE_CPU), Backward);
+REGISTER_KERNEL_BUILDER(Name("DotInteract").Device(tensorflow::DEVICE_CPU), Forward<Cpu>);
+REGISTER_KERNEL_BUILDER(Name("DotInteractGrad").Device(tensorflow::DEVICE_CPU), Backward<Cpu>);
+#ifdef INTERACT_CUDA
+REGISTER_KERNEL_BUILDER(Name("DotInteract").Device(tensorflow::DEVICE_GPU), Forward<Cuda>);
+REGISTER_KERNEL_BUILDER(Name("DotInteractGrad").Device(tensorflow::DEVICE_GPU), Backward<Cuda>);
+#endif
 
 }  // namespace

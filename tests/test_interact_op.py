@@ -1,4 +1,4 @@
-"""The fused interaction against float64 NumPy, at every instruction set; what it changes, and not."""
+"""The fused interaction against float64 NumPy, at every instruction set; training with it."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_all_gradients_against_finite_differences() -> None:
         assert error < 1e-4
 
 
-def dtyped(shape: list[Any], dtype: str = "float32") -> Any:
+def dtyped(shape: list[Any] | None, dtype: str = "float32") -> Any:
     return tf.TensorSpec(shape, dtype)
 
 
