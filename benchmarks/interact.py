@@ -1,6 +1,6 @@
 """The fused interaction beside the one of plain TensorFlow, and the training step with each.
 
-    python3 -m benchmarks.interact [--rounds N] [--nostep]
+    python3 -m benchmarks.interact [--rounds N] [--types LIST] [--nostep | --steponly]
 
 Forward and backward pass of both run in turn in one process, in as many lanes side by side as the
 training step has, so that both see the same machine; the ratio is the median of each round's. Bytes
@@ -14,10 +14,11 @@ import statistics
 import time
 from typing import Any, Callable
 
-from benchmarks.step import start
+from benchmarks.step import WARMUP, config_of, data_of
 
 BATCH, TABLES, WIDTHS = {"CPU": 8192, "GPU": 65536}, 26, (16, 128)
 TYPES = ("float32", "float16", "bfloat16")
+STEPS = 12  # of each kind in a round
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
@@ -108,17 +109,51 @@ def compare(width: int, dtype: str, rounds: int) -> None:
         )
 
 
+class StepTimes:
+    """Hears of each step; keeps its seconds, and the processor seconds of all threads."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+        self._last = time.perf_counter(), time.process_time()
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Called after every step, which has ended because its loss is known."""
+        now = time.perf_counter(), time.process_time()
+        if step > WARMUP:
+            self.wall.append(now[0] - self._last[0])
+            self.processor.append(now[1] - self._last[1])
+        self._last = now
+
+    def evaluation(self, result: object) -> None:
+        """The benchmark evaluates nothing."""
+
+
 def compare_steps(rounds: int) -> None:
-    """Prints the Kaggle shape's samples/s without and with the fused interaction."""
-    ratios = []
-    for _ in range(rounds):
-        stock, fused = (
-            start(1, ["--shape", "kaggle", *flags])["samples_per_second"]
-            for flags in ([], ["--custom_interact"])
-        )
-        ratios.append(fused / stock)
-        print(f"  stock {stock:,.0f} samples/s  fused {fused:,.0f}  fused / stock {ratios[-1]:.2f}")
-    print(f"  median of ratios {statistics.median(ratios):.2f}")
+    """Steps of the Kaggle shape without and with the fused interaction, in turn in one process."""
+    from run import build_trainer, join
+
+    trainers = []
+    for custom_interact in (False, True):
+        config = config_of("kaggle", custom_interact=custom_interact)
+        collective = join(config)
+        data = data_of("kaggle", STEPS, collective)
+        trainers.append(build_trainer(config, collective, data))
+    ratios: dict[str, list[float]] = {"wall": [], "processor": []}
+    for index in range(rounds + 1):
+        stock, fused = StepTimes(), StepTimes()
+        for trainer, times in zip(trainers, (stock, fused)):
+            trainer.train([data.train], data.test, times)
+        if index == 0:
+            continue
+        texts = []
+        for kind, found in ratios.items():
+            a, b = (statistics.median(getattr(times, kind)) for times in (stock, fused))
+            found.append(a / b)
+            texts.append(f"{kind} {a * 1e3:.0f} ms, {b * 1e3:.0f} ms ({a / b:.2f})")
+        print("  stock, fused: " + "; ".join(texts))
+    medians = (f"{kind} {statistics.median(found):.2f}" for kind, found in ratios.items())
+    print("  median of ratios: " + ", ".join(medians))
 
 
 def main() -> None:
@@ -127,17 +162,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--types", default="float32", help=f"of {','.join(TYPES)}")
     parser.add_argument("--nostep", action="store_true", help="the interaction alone")
+    parser.add_argument("--steponly", action="store_true", help="the training step alone")
     options = parser.parse_args()
     import devices
 
     devices.claim(0, whole_operations=True)
     for dtype in options.types.split(","):
-        for width in WIDTHS:
+        for width in () if options.steponly else WIDTHS:
             print(f"{TABLES + 1} vectors of {width} values, {dtype}")
             compare(width, dtype, options.rounds)
     if not options.nostep:
         print("training step, Kaggle shape, one process")
-        compare_steps(3)
+        compare_steps(options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Training samples/s of the whole step, beside the bound that the matrix products give.
 
     python3 -m benchmarks.step [--shape mlperf|kaggle] [--rounds N] [--steps N] [--nocompress]
-                               [--custom_interact]
 
 For each shape, one process on all cores and two ranks on the same cores run in turn, several
 times. The single process times steps and matrix products alternately, so that both see the same
@@ -101,32 +100,44 @@ def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -
     )
 
 
-def work(shape: str, steps: int, compress: bool, custom_interact: bool) -> None:
-    """One rank's part; rank 0 prints its figures as JSON."""
-    import tensorflow as tf
-
-    import devices
+def config_of(shape: str, **settings: Any) -> Any:
+    """The settings of a run of this shape."""
     from config import Config
-    from data import Data
-    from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
-    from model import interaction_width
-    from run import build_trainer, join
 
-    config = Config(
+    return Config(
         use_synthetic_dataset=True,
         global_batch_size=GLOBAL_BATCH,
         lr=0.1,
-        compress=compress,
-        custom_interact=custom_interact,
         log_interval=1,
         **MODELS[shape],
+        **settings,
     )
-    collective = join(config)
+
+
+def data_of(shape: str, steps: int, collective: Any) -> Any:
+    """So many steps and those before them, of this rank."""
+    from data import Data
+    from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
+
     vocab_sizes = SYNTHETIC_VOCAB_SIZES if shape == "mlperf" else KAGGLE_VOCAB_SIZES
     samples = (WARMUP + steps) * GLOBAL_BATCH
     source = SyntheticSource(vocab_sizes, SYNTHETIC_NUM_DENSE, samples, seed=0)
     batches = Batches(source, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True)
-    data = Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes, {})
+    return Data(batches, batches, SYNTHETIC_NUM_DENSE, vocab_sizes, {})
+
+
+def work(shape: str, steps: int, compress: bool) -> None:
+    """One rank's part; rank 0 prints its figures as JSON."""
+    import tensorflow as tf
+
+    import devices
+    from model import interaction_width
+    from run import build_trainer, join
+
+    config = config_of(shape, compress=compress)
+    collective = join(config)
+    data = data_of(shape, steps, collective)
+    batches, num_dense, vocab_sizes = data.train, data.num_dense, data.vocab_sizes
     trainer = build_trainer(config, collective, data)
 
     alone = collective.size == 1
@@ -135,7 +146,7 @@ def work(shape: str, steps: int, compress: bool, custom_interact: bool) -> None:
         # As many at a time as the step has lanes, so that they too keep all cores busy.
         lanes, tables = devices.lanes(), len(vocab_sizes)
         squares = [tf.random.normal([SQUARE, SQUARE]) for _ in range(lanes)]
-        bottom = [SYNTHETIC_NUM_DENSE, *config.bottom_mlp]
+        bottom = [num_dense, *config.bottom_mlp]
         top = [interaction_width(config.embedding_dim, tables), *config.top_mlp]
         own = [own_products(GLOBAL_BATCH // lanes, tables + 1, bottom, top) for _ in range(lanes)]
         multiply_squares = tf.function(lambda: tf.add_n([tf.matmul(a, a)[0, 0] for a in squares]))
@@ -148,7 +159,7 @@ def work(shape: str, steps: int, compress: bool, custom_interact: bool) -> None:
         if alone:
             squares_seconds, own_seconds = map(statistics.median, clock.between)
             rate = lanes * 2 * SQUARE**3 / squares_seconds
-            flops = products(SYNTHETIC_NUM_DENSE, tables, config.bottom_mlp, config.top_mlp)
+            flops = products(num_dense, tables, config.bottom_mlp, config.top_mlp)
             result.update(
                 gigaflops=rate / 1e9, bound=rate / flops, own_bound=GLOBAL_BATCH / own_seconds
             )
@@ -178,17 +189,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--nocompress", action="store_true", help="exchange repeated keys too")
-    parser.add_argument("--custom_interact", action="store_true", help="the fused interaction")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.shape[0], options.steps, not options.nocompress, options.custom_interact)
+        work(options.shape[0], options.steps, not options.nocompress)
         return
     for shape in options.shape or MODELS:
         print(f"{shape} shape, batch {GLOBAL_BATCH}, float32, samples/s")
         arguments = ["--shape", shape, "--steps", str(options.steps)]
         arguments += ["--nocompress"] if options.nocompress else []
-        arguments += ["--custom_interact"] if options.custom_interact else []
         of_bound, of_own, of_one = [], [], []
         for _ in range(options.rounds):
             one, two = start(1, arguments), start(2, arguments)

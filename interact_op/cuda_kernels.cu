@@ -3,6 +3,7 @@
 // large for shared memory take kernels that read global memory as they go.
 
 #include <stdint.h>
+#include <string.h>
 
 #include "cuda_tiles.cuh"
 #include "interact.h"
@@ -170,13 +171,15 @@ __device__ void store_gradient(const Shape& shape, const Memory<T>& memory, int6
     if (row >= shape.features || column >= shape.width) continue;
     const float* const sums = memory.sums + i / kChunks * kTileStride + i % kChunks * kPerChunk<T>;
     T* const to = gradient_of<T>(shape, sample, row) + column;
-    __align__(16) T values[kPerChunk<T>];
+    T values[kPerChunk<T>];
     for (int k = 0; k < kPerChunk<T>; ++k) {
       const bool bottom = row == 0 && column + k < shape.width;
       values[k] = from_float<T>(sums[k] + (bottom ? to_float(memory.output[column + k]) : 0.0f));
     }
     if (shape.whole) {
-      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(values);
+      uint4 chunk;
+      memcpy(&chunk, values, sizeof chunk);
+      *reinterpret_cast<uint4*>(to) = chunk;
     } else {
       for (int k = 0; k < kPerChunk<T> && column + k < shape.width; ++k) to[k] = values[k];
     }
@@ -322,9 +325,9 @@ cudaError_t launch(void (*kernel)(Shape, Argument), void (*large)(Shape, Argumen
   if (error) return error;
   const int64_t most = static_cast<int64_t>(processors) * (resident > 0 ? resident : 1);
   const int64_t needed = warps ? (shape.samples + warps - 1) / warps : shape.samples;
-  kernel<<<static_cast<unsigned>(needed < most ? needed : most), threads, bytes, stream>>>(
-      shape, argument);
-  return cudaGetLastError();
+  void* arguments[] = {&shape, &argument};
+  return cudaLaunchKernel(kernel, static_cast<unsigned>(needed < most ? needed : most),
+                          static_cast<unsigned>(threads), arguments, bytes, stream);
 }
 
 template <typename T, bool kTensorCores>

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
-from processes import run
+from processes import ROOT, run
 from workers.interact import SETTINGS
 
 import interact_op
@@ -140,7 +140,7 @@ class Guarded:
         np.testing.assert_array_equal(after, self._before)
 
 
-def run_kernels(level: int, given: Case, dtype: str, pieces: int) -> list[Guarded]:
+def run_on(given: Case, dtype: str, pieces: int, forward: Any, backward: Any) -> list[Guarded]:
     """Output, gradient of bottom, gradients of the groups; the batch in so many pieces."""
     batch = len(given.bottom)
     output = Guarded(given.upstream.shape, dtype)
@@ -155,12 +155,21 @@ def run_kernels(level: int, given: Case, dtype: str, pieces: int) -> list[Guarde
     described = Batch(CODES[dtype], len(inputs), groups, given.bottom.shape[1])
     cuts = [batch * piece // pieces for piece in range(pieces + 1)]
     for begin, end in zip(cuts, cuts[1:]):
-        for direction, array in (
-            (kernels().interact_cpu_forward, output.values),
-            (kernels().interact_cpu_backward, given.upstream),
-        ):
-            assert direction(level, ctypes.byref(described), begin, end, array.ctypes.data) == 0
+        assert not forward(ctypes.byref(described), begin, end, output.values.ctypes.data)
+        assert not backward(ctypes.byref(described), begin, end, given.upstream.ctypes.data)
     return [output, *gradients]
+
+
+def run_kernels(level: int, given: Case, dtype: str, pieces: int) -> list[Guarded]:
+    """`run_on` a CPU's instruction set."""
+    library = kernels()
+    return run_on(
+        given,
+        dtype,
+        pieces,
+        functools.partial(library.interact_cpu_forward, level),
+        functools.partial(library.interact_cpu_backward, level),
+    )
 
 
 def needs(level: str) -> int:
@@ -244,6 +253,62 @@ def test_rounding_to_nearest_even(level: str, dtype: str) -> None:
     with np.errstate(over="ignore"):
         expected = exact.astype(a.dtype)
     np.testing.assert_array_equal(output[:, 1], expected)
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels, built for this CPU: each lane of a warp is a coroutine."""
+    library = tmp_path_factory.mktemp("cuda") / "emulated.so"
+    source, emulation = ROOT / "interact_op" / "cuda_kernels.cu", ROOT / "tests" / "cuda_emulation"
+    folder = interact_op.BUILD / f"tensorflow-{tf.__version__}"
+    ended = run(
+        [
+            *("g++", "-std=c++17", "-O2", "-fno-strict-aliasing", "-fPIC", "-shared"),
+            *(f"-I{emulation}", "-x", "c++", source, "-x", "none"),
+            *(folder / interact_op.LIBRARY, "-o", library),
+        ],
+        time_limit=300,
+    )
+    assert ended.code == 0, ended.output[-3000:]
+    kernels()
+    loaded = ctypes.CDLL(str(library))
+    for direction in (loaded.interact_cuda_forward, loaded.interact_cuda_backward):
+        direction.restype = ctypes.c_char_p
+        direction.argtypes = [
+            *(ctypes.POINTER(Batch), ctypes.c_int64, ctypes.c_int),
+            *(ctypes.c_void_p, ctypes.c_void_p),
+        ]
+    return loaded
+
+
+def run_emulated(library: ctypes.CDLL, given: Case, dtype: str, tf32: bool) -> list[Guarded]:
+    def launched(direction: Any) -> Any:
+        return lambda batch, begin, end, array: direction(batch, end - begin, tf32, array, None)
+
+    return run_on(
+        given,
+        dtype,
+        1,
+        launched(library.interact_cuda_forward),
+        launched(library.interact_cuda_backward),
+    )
+
+
+@pytest.mark.parametrize("memory", [227 << 10, 48 << 10, 1 << 10])
+@pytest.mark.parametrize(
+    ("dtype", "tf32"), [*((name, False) for name in BOUNDS), ("float32", True)]
+)
+def test_emulated_cuda_kernels(emulated: ctypes.CDLL, dtype: str, tf32: bool, memory: int) -> None:
+    """Four warps a block, fewer, and the kernels for samples too large for shared memory."""
+    ctypes.c_int.in_dll(emulated, "emulated_shared_memory").value = memory
+    for features, width in ((2, 1), (3, 8), (27, 16), (27, 100), (27, 128), (34, 20), (64, 24)):
+        given = case(11 if features < 27 else 3, in_groups(features - 1), width, dtype)
+        found = run_emulated(emulated, given, dtype, tf32)
+        expected = [given.output, given.bottom_gradient, *given.gradients]
+        for guarded, reference in zip(found, expected):
+            guarded.assert_margins_untouched()
+            # TF32 keeps as many bits as float16.
+            assert_close(guarded.values, reference, "float16" if tf32 else dtype)
 
 
 def operate(given: Case, operation: Any, compiled: bool = False) -> list[tf.Tensor]:
