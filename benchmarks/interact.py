@@ -50,6 +50,7 @@ def passes(interact: Any, lanes: list[Any]) -> tuple[Callable[[], object], Calla
             with tf.GradientTape() as tape:
                 tape.watch([bottom, vectors])
                 output = interact(bottom, *vectors)
+            results.append(output)  # or the forward pass would be left out
             results += tape.gradient(output, [bottom, *vectors], output_gradients=upstream)
         return ended(results)
 

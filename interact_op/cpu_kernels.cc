@@ -86,21 +86,12 @@ int64_t feature_count(const InteractBatch& batch) {
   return features;
 }
 
-// Where each vector of a sample begins.
-template <typename T>
-void find_rows(const InteractBatch& batch, int64_t sample, const T** rows) {
+// Where each vector of a sample, or its gradient, begins.
+template <typename T, typename Array>
+void find_rows(const InteractBatch& batch, Array InteractGroup::*array, int64_t sample, T** rows) {
   for (int32_t i = 0; i < batch.group_count; ++i) {
     const InteractGroup& group = batch.groups[i];
-    const T* row = static_cast<const T*>(group.vectors) + sample * group.rows * batch.width;
-    for (int64_t j = 0; j < group.rows; ++j, row += batch.width) *rows++ = row;
-  }
-}
-
-template <typename T>
-void find_gradients(const InteractBatch& batch, int64_t sample, T** rows) {
-  for (int32_t i = 0; i < batch.group_count; ++i) {
-    const InteractGroup& group = batch.groups[i];
-    T* row = static_cast<T*>(group.gradient) + sample * group.rows * batch.width;
+    T* row = static_cast<T*>(group.*array) + sample * group.rows * batch.width;
     for (int64_t j = 0; j < group.rows; ++j, row += batch.width) *rows++ = row;
   }
 }
@@ -185,7 +176,7 @@ int forward(const InteractBatch& batch, int64_t begin, int64_t end, T* output) {
 
   output += begin * output_width;
   for (int64_t sample = begin; sample < end; ++sample, output += output_width) {
-    find_rows(batch, sample, rows);
+    find_rows(batch, &InteractGroup::vectors, sample, rows);
     transpose_rows(rows, width, stride, columns);
     for (int64_t d = 0; d < width; d += kLanes) store(result + d, load(rows[0] + d, width - d));
     multiply(columns, features, width, stride, result + width);
@@ -269,8 +260,8 @@ int backward(const InteractBatch& batch, int64_t begin, int64_t end, const T* up
 
   upstream += begin * output_width;
   for (int64_t sample = begin; sample < end; ++sample, upstream += output_width) {
-    find_rows(batch, sample, rows);
-    find_gradients(batch, sample, gradients);
+    find_rows(batch, &InteractGroup::vectors, sample, rows);
+    find_rows(batch, &InteractGroup::gradient, sample, gradients);
     for (int64_t i = 0; i < features; ++i) {
       for (int64_t d = 0; d < width; d += kLanes) {
         store(x + i * stride + d, load(rows[i] + d, width - d));
