@@ -140,11 +140,13 @@ def compare_steps(rounds: int) -> None:
         collective = join(config)
         data = data_of("kaggle", STEPS, collective)
         trainers.append(build_trainer(config, collective, data))
+    # In memory: making samples up takes as long as a step, reading them a hundredth of it.
+    batches = list(data.train)
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for index in range(rounds + 1):
         stock, fused = StepTimes(), StepTimes()
         for trainer, times in zip(trainers, (stock, fused)):
-            trainer.train([data.train], data.test, times)
+            trainer.train([batches], batches, times)
         if index == 0:
             continue
         texts = []

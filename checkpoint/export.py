@@ -14,11 +14,11 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from checkpoint import folder
 from checkpoint.inspect import size_text
 from checkpoint.manifest import DENSE_FILE, ROWS, Manifest, read_manifest
 from checkpoint.tables import TableReader
 from checkpoint.tensor_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
+from metadata import sync_folder
 
 TEMPORARY_SUFFIX = ".tmp"
 PIECE_BYTES = 4 << 20  # written at a time; the writer of Parquet holds some ten of them
@@ -156,6 +156,6 @@ def _whole(path: Path) -> Iterator[Path]:
         with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
         os.rename(unfinished, path)
-        folder.sync(path.parent)
+        sync_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from metadata import sync_folder
+
 LOCK_NAME = ".lock"
 LOCK_SECONDS = 15.0  # a killed run's last process may take so long to go
 _NAME = re.compile(r"step-(\d{10,})")
@@ -65,11 +67,11 @@ def commit(unfinished: Path) -> Path:
     """
     directory = unfinished.parent
     final = directory / unfinished.name[len(_UNFINISHED) :]
-    sync(unfinished)
+    sync_folder(unfinished)
     if final.exists():
         remove(final)
     os.rename(unfinished, final)
-    sync(directory)
+    sync_folder(directory)
     return final
 
 
@@ -78,15 +80,6 @@ def remove(checkpoint: Path) -> None:
     doomed = checkpoint.with_name(_REMOVED + checkpoint.name)
     os.rename(checkpoint, doomed)
     shutil.rmtree(doomed)
-
-
-def sync(folder: Path) -> None:
-    """Brings a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def lock(directory: Path) -> BinaryIO:
