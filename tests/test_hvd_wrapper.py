@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ NAMES = (
     "OMP_NUM_THREADS",
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
+    "GLIBC_TUNABLES",
 )
 REPORT = f"""
 import json, os, sys
@@ -29,7 +31,8 @@ print(json.dumps({{
     "args": sys.argv[1:],
 }}))
 """
-LAUNCHER = re.compile(r"HOROVOD_|OMPI_|PMIX?_|MPI_|MV2_|SLURM_|DLRM_|CUDA_|OMP_|TF_")
+LAUNCHER = re.compile(r"HOROVOD_|OMPI_|PMIX?_|MPI_|MV2_|SLURM_|DLRM_|CUDA_|OMP_|TF_|GLIBC_")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 ALLOWED = sorted(os.sched_getaffinity(0))
 
 
@@ -90,6 +93,7 @@ def test_rank_gets_its_gpu_threads_and_cores(launcher: dict[str, str], rank: int
         "OMP_NUM_THREADS": str(len(expected)),
         "TF_NUM_INTRAOP_THREADS": str(len(expected)),
         "TF_NUM_INTEROP_THREADS": "2",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
 
 
@@ -98,6 +102,21 @@ def test_without_launcher_one_rank_has_everything() -> None:
     assert got["cores"] == ALLOWED
     assert got["env"]["CUDA_VISIBLE_DEVICES"] == "0"
     assert got["env"]["TF_NUM_INTRAOP_THREADS"] == str(len(ALLOWED))
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(),
+    reason=f"this kernel gives no huge pages ({HUGE_PAGES})",
+)
+@pytest.mark.skipif(
+    tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35), reason="glibc before 2.35"
+)
+def test_large_memory_lies_in_huge_pages() -> None:
+    script = "memory = bytearray(64 << 20); print(open('/proc/self/smaps_rollup').read())"
+    report = run(sys.executable, "-c", script).stdout
+    found = re.search(r"AnonHugePages: +(\d+) kB", report)
+    assert found
+    assert int(found[1]) > 50 << 10
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 8])
@@ -186,7 +205,7 @@ def test_a_rank_that_mpirun_bound_keeps_its_cores(
 
 
 def test_what_the_user_set_stays() -> None:
-    mine = dict(zip(NAMES, ("3", "5", "6", "7")))
+    mine = dict(zip(NAMES, ("3", "5", "6", "7", "glibc.malloc.arena_max=2"), strict=True))
     assert report(HOROVOD_LOCAL_RANK="1", HOROVOD_LOCAL_SIZE="2", **mine)["env"] == mine
     assert report(CUDA_VISIBLE_DEVICES="")["env"]["CUDA_VISIBLE_DEVICES"] == ""
 
