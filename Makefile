@@ -7,7 +7,7 @@
 # Longer tests:
 # make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
 # make test-ingest        ten kills of each engine of ingest, and both engines over every rule set
-# make sanitize           the interaction's kernels under the address and undefined-behaviour sanitizers
+# make test-interact      the fused interaction at every shape, and its kernels under the sanitizers
 
 PYTHON ?= python3
 NP ?= 2
@@ -28,7 +28,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test test-ingest faults lint bench setup interact_op sanitize clean
+.PHONY: train test test-ingest test-interact faults lint bench setup interact_op clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -68,7 +68,8 @@ bench: interact_op
 interact_op: setup
 	$(RUN) $(MAKE) --directory=interact_op
 
-sanitize:
+test-interact: interact_op
+	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/test_interact_op.py
 	$(MAKE) --directory=interact_op sanitize
 
 clean:

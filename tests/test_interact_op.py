@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -336,18 +337,17 @@ def test_operation(dtype: str, width: int) -> None:
             assert_close(tensor.numpy(), reference, dtype)
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(
-    ("dtype", "cuts", "width"),
+    ("features", "width"),
     [
-        ("float32", (13, 13), 16),
-        ("float32", (2,), 128),
-        ("float16", (26,), 16),
-        ("bfloat16", (26,), 16),
-        ("float32", (1,), 1),
+        (features, width)
+        for features, width in itertools.product(FEATURES, WIDTHS)
+        if features * width <= 27 * 16 or os.environ.get("EVERY_SHAPE")  # the others take minutes
     ],
 )
-def test_a_large_batch_over_all_threads(dtype: str, cuts: tuple[int, ...], width: int) -> None:
-    given = case(8192, cuts, width, dtype)
+def test_a_large_batch_over_all_threads(features: int, width: int, dtype: str) -> None:
+    given = case(8192, in_groups(features - 1), width, dtype)
     found = operate(given, interact_op.load(), compiled=True)
     for tensor, reference in zip(found, [given.output, given.bottom_gradient, *given.gradients]):
         assert_close(tensor.numpy(), reference, dtype)
