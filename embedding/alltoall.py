@@ -26,8 +26,10 @@ class Route(NamedTuple):
         row_of: int32 [R], for each key received, its place in `rows`.
         sent: int32 [N], keys sent to each rank.
         received: int32 [N], keys received from each rank; R in all.
-        place_of: int32 [local batch * tables of the group], where each vector's key stands among
-            those sent.
+        place_of: int32 or int64 [local batch * tables of the group], where each vector's key
+            stands among those sent.
+        order: likewise [keys sent], the vector that each was sent for; empty with `compress`,
+            where one key serves several.
         present: bool [local batch, tables of the group, 1] with bad_ids `zero`, False for ids
             outside their table; else empty.
         bad: int32 [], ids outside their table, counted with bad_ids `error`, else 0.
@@ -38,6 +40,7 @@ class Route(NamedTuple):
     sent: tf.Tensor
     received: tf.Tensor
     place_of: tf.Tensor
+    order: tf.Tensor
     present: tf.Tensor
     bad: tf.Tensor
 
@@ -82,15 +85,16 @@ class AllToAllEmbedding:
         groups: int = 1,
     ) -> None:
         self.table = table
-        self.variable = local_table(table, collective.rank, collective.size)
         self._collective = collective
+        self.variable = self._new_table()
         # Alone, the owner's own search for distinct rows already is the compression.
         self._compress = compress and collective.size > 1
         self._bad_ids = bad_ids
         self._dtype = exchange_dtype
-        # Half the bytes where they do; TensorFlow's GPU kernels know unique int64 keys only.
-        small = table.rows < 2**31 and not tf.config.list_logical_devices("GPU")
-        self._key_dtype = tf.int32 if small else tf.int64
+        # On GPUs TensorFlow keeps int32 values on the host; elsewhere they are half the bytes.
+        self._on_gpu = bool(tf.config.list_logical_devices("GPU"))
+        self._key_dtype = tf.int32 if table.rows < 2**31 and not self._on_gpu else tf.int64
+        self._place_dtype = tf.int64 if self._on_gpu else tf.int32
         tables = len(table.vocab_sizes)
         cuts = [tables * group // groups for group in range(groups + 1)]
         self._groups = [slice(a, b) for a, b in zip(cuts, cuts[1:]) if a < b]
@@ -129,11 +133,7 @@ class AllToAllEmbedding:
             self._groups, lookup.routes, lookup.values, gradients
         ):
             sums = self._sums_by_row(route, gradient, tables)
-            tf.raw_ops.ResourceScatterUpdate(
-                resource=self.variable.handle,
-                indices=route.rows,
-                updates=values - learning_rate * sums,
-            )
+            self._write(route.rows, values - learning_rate * sums)
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
         """A copy of local rows [first, last), float32 [last - first, width]."""
@@ -148,37 +148,64 @@ class AllToAllEmbedding:
             rows: int64 [n].
             values: float32 [n, width].
         """
+        self._write(rows, values)
+
+    def _new_table(self) -> tf.Variable:
+        return local_table(self.table, self._collective.rank, self._collective.size)
+
+    def _by_owner(self, keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Keys in the order of their owners, where each stood before, and how many each gets."""
+        size = self._collective.size
+        owner = tf.cast(keys % size, tf.int32)
+        parts = tf.dynamic_partition(keys, owner, size)
+        places = tf.dynamic_partition(self._places(keys), owner, size)
+        return tf.concat(parts, 0), tf.concat(places, 0), tf.stack([tf.size(p) for p in parts])
+
+    def _places(self, tensor: tf.Tensor) -> tf.Tensor:
+        """0, 1, .. for each element."""
+        return tf.range(tf.size(tensor, self._place_dtype), dtype=self._place_dtype)
+
+    def _inverse(self, order: tf.Tensor) -> tf.Tensor:
+        """The permutation that undoes `order`."""
+        if not self._on_gpu:
+            return tf.math.invert_permutation(order)
+        places = self._places(order)
+        return tf.scatter_nd(order[:, None], places, tf.shape(order, self._place_dtype))
+
+    def _row(self, keys: tf.Tensor) -> tf.Tensor:
+        """The rows of keys that this rank owns."""
+        return keys // self._collective.size if self._collective.size > 1 else keys
+
+    def _read(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self.variable, rows)
+
+    def _write(self, rows: tf.Tensor, values: tf.Tensor) -> None:
         tf.raw_ops.ResourceScatterUpdate(
             resource=self.variable.handle, indices=rows, updates=values
         )
 
     def _route(self, ids: tf.Tensor, tables: slice) -> Route:
-        size = self._collective.size
         ids, present, bad = self._checked(ids, tables)
         keys = tf.reshape(ids + tf.constant(self.table.offsets[tables], ids.dtype), [-1])
-        if size == 1:
-            rows, row_of = tf.unique(keys)
+        none = tf.zeros([0], self._place_dtype)
+        if self._collective.size == 1:
+            rows, row_of = tf.unique(self._row(keys))
             count = tf.shape(keys)
-            return Route(rows, row_of, count, count, tf.range(count[0]), present, bad)
+            return Route(rows, row_of, count, count, self._places(keys), none, present, bad)
 
         key_of = None
         if self._compress:
             keys, key_of = tf.unique(keys)
-        owner = tf.cast(keys % size, tf.int32)
-        sent_keys = tf.dynamic_partition(keys, owner, size)
-        sent_from = tf.concat(tf.dynamic_partition(tf.range(tf.size(keys)), owner, size), 0)
-        place_of = tf.math.invert_permutation(sent_from)
+        keys, order, sent = self._by_owner(keys)
+        place_of = self._inverse(order)
         if key_of is not None:
-            place_of = tf.gather(place_of, key_of)
-        sent = tf.stack([tf.size(part) for part in sent_keys])
-        received_keys, received = self._collective.alltoall(
-            tf.concat(sent_keys, 0), sent, name=f"keys.{tables.start}"
-        )
-        rows, row_of = tf.unique(received_keys // size)
-        return Route(rows, row_of, sent, received, place_of, present, bad)
+            place_of, order = tf.gather(place_of, key_of), none
+        keys, received = self._collective.alltoall(keys, sent, name=f"keys.{tables.start}")
+        rows, row_of = tf.unique(self._row(keys))
+        return Route(rows, row_of, sent, received, place_of, order, present, bad)
 
     def _lookup(self, route: Route, tables: slice) -> tuple[tf.Tensor, tf.Tensor]:
-        values = tf.gather(self.variable, route.rows)
+        values = self._read(route.rows)
         vectors = tf.gather(tf.cast(values, self._dtype), route.row_of)
         if self._collective.size > 1:
             vectors, _ = self._collective.alltoall(
@@ -197,11 +224,15 @@ class AllToAllEmbedding:
             gradient = tf.where(route.present, gradient, tf.zeros_like(gradient))
         gradient = tf.reshape(gradient, [-1, self.table.width])
         if self._collective.size > 1:
-            # Sums of equal keys are taken in float32; without --compress this only reorders.
-            summed = tf.cast(gradient, tf.float32) if self._compress else gradient
-            summed = tf.math.unsorted_segment_sum(summed, route.place_of, tf.reduce_sum(route.sent))
+            if self._compress:
+                gradient = tf.math.unsorted_segment_sum(
+                    tf.cast(gradient, tf.float32), route.place_of, tf.reduce_sum(route.sent)
+                )
+                gradient = tf.cast(gradient, self._dtype)
+            else:
+                gradient = tf.gather(gradient, route.order)
             gradient, _ = self._collective.alltoall(
-                tf.cast(summed, self._dtype), route.sent, name=f"gradients.{tables.start}"
+                gradient, route.sent, name=f"gradients.{tables.start}"
             )
         return tf.math.unsorted_segment_sum(
             tf.cast(gradient, tf.float32), route.row_of, tf.size(route.rows)

@@ -90,23 +90,45 @@ def uniform(counters: tf.Tensor, seed: int) -> tf.Tensor:
 
 
 def local_table(table: FusedTable, rank: int, size: int) -> tf.Variable:
-    """This rank's rows, initialised chunk by chunk so that nothing beside them is ever held.
+    """This rank's rows, initialised.
 
     Returns:
         float32 variable [local rows, width]; local row r is key r * size + rank.
     """
-    rows = table.local_rows(rank, size)
     # At least one row, so that a rank without any still has a table to look up in.
-    variable = tf.Variable(tf.zeros([max(rows, 1), table.width]), trainable=False, name="table")
+    rows = max(table.local_rows(rank, size), 1)
+    variable = tf.Variable(tf.zeros([rows, table.width]), trainable=False, name="table")
+    fill(variable, table, rank, size)
+    return variable
+
+
+def fill(variable: tf.Variable, table: FusedTable, rank: int, size: int) -> None:
+    """Initialises a rank's rows chunk by chunk, so that nothing beside them is ever held.
+
+    Args:
+        variable: float32 [local rows, width] or longer.
+        table: what it is a share of.
+        rank: whose share it is.
+        size: number of ranks.
+    """
+    rows = table.local_rows(rank, size)
     chunk = max(1, INITIAL_CHUNK // table.width)
 
     @tf.function
-    def fill(first: tf.Tensor, last: tf.Tensor) -> None:
+    def fill_chunk(first: tf.Tensor, last: tf.Tensor) -> None:
         local = tf.range(first, last)
         tf.raw_ops.ResourceScatterUpdate(
             resource=variable.handle, indices=local, updates=table.initial(local * size + rank)
         )
 
     for first in range(0, rows, chunk):
-        fill(tf.constant(first, tf.int64), tf.constant(min(first + chunk, rows), tf.int64))
-    return variable
+        fill_chunk(tf.constant(first, tf.int64), tf.constant(min(first + chunk, rows), tf.int64))
+
+
+def capacity(rows: int) -> int:
+    """The most rows that a dynamic table is given room for: a power of two, as SOK wants.
+
+    Twice the rows: keys are hashed to buckets of 128, and one that overflows loses a row. With 64
+    keys expected in each, none does.
+    """
+    return 1 << max(10, (2 * rows - 1).bit_length())
