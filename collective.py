@@ -27,11 +27,13 @@ class Collective:
         rank: this process, 0 <= rank < size.
         size: number of processes.
         local_rank: this process among those of its machine.
+        local_size: number of processes on its machine.
     """
 
     rank = 0
     size = 1
     local_rank = 0
+    local_size = 1
 
     def mean(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """Element-wise mean over ranks of several float tensors, exchanged as one message."""
@@ -114,7 +116,8 @@ class HorovodCollective(Collective):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.2")
         hvd.init()
         self._hvd = hvd
-        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
 
     def mean(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """One grouped all-reduce."""

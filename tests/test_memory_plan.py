@@ -1,0 +1,83 @@
+"""What the memory plan counts, against hand-worked numbers and a real process."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+import devices
+from embedding import capacity
+from memory_plan import GIB, Need, check, dynamic_needs, step_need
+
+
+def test_a_hand_worked_step() -> None:
+    need = step_need(rows=1000, tables=2, width=4, local_batch=10, value_bytes=2, units=(8, 1))
+    assert need.table == 1000 * 4 * 4
+    # 20 vectors of 4 values, twice in float32 and twice in 2 bytes, and 64 bytes of places each.
+    assert need.exchange == 20 * (4 * (8 + 4) + 64)
+    # 3 x 3 products and 3 x 4 stacked values; 8 + 1 outputs; kernels 7 x 8 and 8 x 1.
+    assert need.dense == 10 * (9 + 9 + 12) * 2 + (56 + 8) * 12
+    assert need.total == need.table + need.exchange + need.dense
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
+    need = Need(table=10 * GIB, exchange=GIB, dense=GIB)
+    check(need, 12 * GIB, place="there", rows=7, ranks=2, remedy="")
+    check(need, None, place="there", rows=7, ranks=2, remedy="")
+    with pytest.raises(ValueError, match="too little") as caught:
+        check(need, 6 * GIB, place="there", rows=7, ranks=2, remedy="; or else")
+    text = str(caught.value)
+    assert text.startswith("there: expected 12.00 GiB free for 10.00 GiB of 7 rows")
+    assert "found 6.00 GiB, 6.00 GiB too little" in text
+    # 20 GiB of rows in all, 4 GiB a rank beside the rest.
+    assert text.endswith("5 ranks with as much each would hold them; or else")
+    with pytest.raises(ValueError, match="smaller --global_batch_size"):
+        check(need, GIB, place="there", rows=7, ranks=2, remedy="")
+
+
+def test_a_dynamic_table_lies_in_both_memories() -> None:
+    static = Need(table=1, exchange=3 * GIB, dense=GIB)
+    slots = capacity(40_000_000)
+    assert slots == 1 << 27  # the power of two from 80 million on
+    gpu, host = dynamic_needs(static, slots=slots, width=16, gpu_bytes=2 * GIB)
+    assert gpu.table - 2 * GIB == 20 * slots
+    assert gpu.exchange == static.exchange
+    assert host.total == 6 * GIB  # of 8, 64 bytes a row
+
+
+def test_free_memory_of_the_host_is_what_a_process_can_take() -> None:
+    free = devices.free_host_memory()
+    assert free is not None
+    assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shared = devices.free_memory(4)
+    assert shared is not None
+    assert shared < free / 2
+
+
+def test_free_memory_within_a_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_CONTROL_GROUP", tmp_path)
+    for limit, expected in (("5000000\n", 3000000), ("max\n", None)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("2000000\n")
+        free = devices.free_host_memory()
+        assert free is not None
+        assert free == expected if expected else free > 3000000
+
+
+def test_free_memory_of_the_gpu_that_is_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho 81038\n')
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert devices._free_gpu_memory(1) == 81038 << 20
+    assert "--id=5 --query-gpu=memory.free" in (tmp_path / "asked").read_text()
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert devices._free_gpu_memory(0) is None
