@@ -61,7 +61,14 @@ class Config:
     custom_interact: bool = setting(
         False, "the fused interaction op, which `make interact_op` builds"
     )
-    embedding: str = setting("auto", "backend of the tables", ("auto", "alltoall", "sok"))
+    embedding: str = setting(
+        "auto",
+        "backend of the tables: our own all-to-all, SOK's tables, or SOK's hash tables that grow",
+        ("auto", "alltoall", "sok", "sok_dynamic"),
+    )
+    sok_gpu_gb: int = setting(
+        16, "GiB of rows that --embedding=sok_dynamic keeps on the GPU; the host has the others"
+    )
 
     # Learning
     lr: float = setting(24.0, "learning rate of the plateau")
@@ -119,6 +126,8 @@ class Config:
                 raise ValueError(f"expected --{name} of 1 or more, found {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"expected --lr above 0, found {self.lr}")
+        if self.sok_gpu_gb < 0:
+            raise ValueError(f"expected --sok_gpu_gb of 0 or more, found {self.sok_gpu_gb}")
         if self.early_stop != -1 and self.early_stop < 1:
             raise ValueError(
                 f"expected --early_stop of 1 or more, or -1 for none, found {self.early_stop}"

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import devices
 import embedding
+import memory_plan
 from collective import Collective, connect
 from config import Config
 from data import Data, open_data, verify_data
@@ -43,6 +44,14 @@ def run(config: Config) -> bool:
     collective.agree("the training and test data", (len(data.train), len(data.test), data[2:]))
     collective.together(lambda: verify_data(config, collective))
     collective.agree("the settings", dataclasses.replace(config, run_dir=None))
+    backend, why = embedding.choose(config.embedding)
+    collective.agree("the embedding's backend", backend)
+    # Every rank has counted what is free before any of them takes its part.
+    memory = collective.together(lambda: check_memory(backend, config, collective, data))
+    if collective.rank == 0:
+        print(
+            f"embedding: {backend}{f' ({why})' if why else ''}; a rank needs {memory}", flush=True
+        )
     trainer = build_trainer(config, collective, data)
     reporter = collective.together(lambda: make_reporter(config, collective, data))
     watch = Watch(
@@ -79,14 +88,53 @@ def join(config: Config) -> Collective:
     return collective
 
 
+def check_memory(backend: str, config: Config, collective: Collective, data: Data) -> str:
+    """Holds what this rank will need to what is free.
+
+    Returns:
+        The need in words.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    rank, size = collective.rank, collective.size
+    table = embedding.FusedTable(data.vocab_sizes, config.embedding_dim, config.seed)
+    rows = table.local_rows(rank, size)
+    need = memory_plan.step_need(
+        rows=rows,
+        tables=len(table.vocab_sizes),
+        width=table.width,
+        local_batch=config.global_batch_size // size,
+        value_bytes=tf.as_dtype(config.compute_dtype).size,
+        units=(*config.bottom_mlp, *config.top_mlp),
+    )
+    where = {"rows": rows, "ranks": size}
+    if backend == "sok_dynamic":
+        slots, gpu_bytes = embedding.capacity(rows), config.sok_gpu_gb * memory_plan.GIB
+        need, host = memory_plan.dynamic_needs(
+            need, slots=slots, width=table.width, gpu_bytes=gpu_bytes
+        )
+        free = devices.free_host_memory()
+        share = None if free is None else free // collective.local_size
+        memory_plan.check(host, share, place="the host's memory", remedy="", **where)
+        remedy = "; a smaller --sok_gpu_gb leaves more rows to the host"
+    else:
+        remedy = "; --embedding=sok_dynamic lets rows lie in the host's memory" * (backend == "sok")
+    place = "the GPU's memory" if devices.has_gpu() else "this machine's memory"
+    free = devices.free_memory(collective.local_size)
+    memory_plan.check(need, free, place=place, remedy=remedy, **where)
+    return memory_plan.describe(need, rows)
+
+
 def build_trainer(config: Config, collective: Collective, data: Data) -> Trainer:
     """Builds tables, model and trainer; tables and weights depend on the settings alone."""
     # XLA makes one program of the dense part, which uses all cores by itself.
     lanes = 1 if config.xla else math.gcd(devices.lanes(), data.train.local_batch)
     tables = embedding.create(
-        config.embedding,
+        embedding.choose(config.embedding)[0],
         embedding.FusedTable(data.vocab_sizes, config.embedding_dim, config.seed),
         collective,
+        gpu_gigabytes=config.sok_gpu_gb,
         compress=config.compress,
         bad_ids=config.bad_ids,
         exchange_dtype=config.compute_dtype,

@@ -20,7 +20,7 @@ from collective import Collective
 _FREE = {
     "auc_target", "checkpoint_dir", "checkpoint_interval", "data_dir", "early_stop", "epochs",
     "eval_in_last", "eval_interval", "ignore_data_change", "keep_checkpoints", "log_interval",
-    "mode", "resume", "run_dir", "stall_timeout", "verify_data",
+    "mode", "resume", "run_dir", "sok_gpu_gb", "stall_timeout", "verify_data",
 }  # fmt: skip
 
 

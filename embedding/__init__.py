@@ -14,13 +14,43 @@ Backends know tensors and the collective; they know nothing of the model or of t
 
 from __future__ import annotations
 
+from typing import Any
+
+import tensorflow as tf
+
 from collective import Collective
 from embedding.alltoall import AllToAllEmbedding, Lookup, Route
-from embedding.fused import BAD_IDS, FusedTable
+from embedding.fused import BAD_IDS, FusedTable, capacity
 
-__all__ = ["BAD_IDS", "AllToAllEmbedding", "FusedTable", "Lookup", "Route", "create"]
+__all__ = [
+    "BAD_IDS",
+    "AllToAllEmbedding",
+    "FusedTable",
+    "Lookup",
+    "Route",
+    "capacity",
+    "choose",
+    "create",
+]
 
-BACKENDS = ("auto", "alltoall", "sok")
+
+def choose(backend: str) -> tuple[str, str]:
+    """What `auto` stands for on this machine, and why; any other backend is itself.
+
+    Returns:
+        The backend, and the reason in words, empty for one that the user named.
+    """
+    if backend != "auto":
+        return backend, ""
+    if not tf.config.list_logical_devices("GPU"):
+        return "alltoall", "no GPU is visible"
+    from embedding import sok
+
+    try:
+        sok.load()
+    except ValueError as error:
+        return "alltoall", str(error)
+    return "sok", "SparseOperationKit and a GPU are here"
 
 
 def create(
@@ -28,34 +58,25 @@ def create(
     table: FusedTable,
     collective: Collective,
     *,
-    compress: bool,
-    bad_ids: str,
-    exchange_dtype: str,
-    groups: int = 1,
+    gpu_gigabytes: int = 0,
+    **settings: Any,
 ) -> AllToAllEmbedding:
     """Builds the tables of this rank.
 
     Args:
-        backend: `auto`, `alltoall` or `sok`; `auto` takes the best that this machine can run.
+        backend: `alltoall`, `sok` or `sok_dynamic`.
         table: vocabulary, width and seed.
         collective: the ranks that share the tables.
-        compress: unique keys before the exchange.
-        bad_ids: what an id outside its table gets: `error`, `clip` or `zero`.
-        exchange_dtype: the type in which vectors and their gradients travel.
-        groups: of tables, worked on side by side.
+        gpu_gigabytes: of rows that `sok_dynamic` keeps on the GPU.
+        settings: as `AllToAllEmbedding` takes them.
 
     Raises:
         ValueError: the backend cannot run here.
     """
-    if backend == "sok":
-        from embedding import sok
+    if backend == "alltoall":
+        return AllToAllEmbedding(table, collective, **settings)
+    from embedding import sok
 
-        sok.require()
-    return AllToAllEmbedding(
-        table,
-        collective,
-        compress=compress,
-        bad_ids=bad_ids,
-        exchange_dtype=exchange_dtype,
-        groups=groups,
-    )
+    if backend == "sok":
+        return sok.SokEmbedding(table, collective, **settings)
+    return sok.SokDynamicEmbedding(table, collective, gpu_gigabytes=gpu_gigabytes, **settings)

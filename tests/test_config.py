@@ -36,6 +36,7 @@ OUR_FLAGS: dict[str, Any] = {
     "decay_start_step": None,
     "decay_steps": None,
     "embedding": "auto",
+    "sok_gpu_gb": 16,
     "embedding_grad": "mean",
     "embedding_dim": 128,
     "bottom_mlp": (512, 256, 128),
@@ -55,7 +56,7 @@ OUR_FLAGS: dict[str, Any] = {
     "stall_timeout": 300.0,
 }
 CHOICES = {
-    "embedding": ["auto", "alltoall", "sok"],
+    "embedding": ["auto", "alltoall", "sok", "sok_dynamic"],
     "embedding_grad": ["mean", "sum"],
     "amp_dtype": ["float16", "bfloat16"],
     "verify_data": ["off", "size", "full"],
@@ -148,6 +149,7 @@ def test_every_flag_arrives() -> None:
         "decay_start_step": 5,
         "decay_steps": 9,
         "embedding": "alltoall",
+        "sok_gpu_gb": 3,
         "embedding_grad": "sum",
         "embedding_dim": 8,
         "amp_dtype": "bfloat16",
@@ -308,19 +310,3 @@ def test_preset_is_a_config(preset: Path) -> None:
     written = [line for line in lines if line.startswith("--")]
     assert len({line.partition("=")[0] for line in written}) == len(written), "a flag twice"
     assert lines[0].startswith("#"), "a preset says what it is for"
-
-
-def test_sok_is_refused_with_one_line() -> None:
-    import run as program
-
-    config = Config(
-        use_synthetic_dataset=True,
-        embedding="sok",
-        embedding_dim=4,
-        bottom_mlp=(4,),
-        top_mlp=(1,),
-    )
-    with pytest.raises(ValueError, match="--embedding=sok") as caught:
-        program.run(config)
-    assert "\n" not in str(caught.value)
-    assert "--embedding=alltoall" in str(caught.value)

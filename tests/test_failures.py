@@ -263,6 +263,14 @@ CASES = {
         ("DATA/train/category.bin", f"record {RANK_1_SAMPLE}, ", "[0, 3)", "found 3"),
         (("verify_data", "full"),),
     ),
+    "tables beyond the memory": Case(
+        both(*(describe(part, vocab_sizes=[2**31 - 1, 9]) for part in ("train", "test"))),
+        ("memory: expected", "GiB of exchange", "too little", "ranks with as much each"),
+        (("embedding_dim", 1024), ("bottom_mlp", (1024,))),
+    ),
+    "SOK without a GPU": Case(
+        nothing, ("--embedding=sok: ", "--embedding=alltoall"), (("embedding", "sok"),)
+    ),
     "negative dense": Case(
         put("train/dense.bin", -3, 5, 1, NUM_DENSE),
         ("DATA/train/dense.bin", "record 5, dense column 1", "finite", "ln(-3 + 3)", "dense_log"),
