@@ -1,7 +1,7 @@
 """Where TensorFlow would run each operation of a training step on a GPU, from its own registry.
 
 No GPU is needed: the step is traced as on a GPU, by two ranks, and each operation is looked up
-among the kernels that TensorFlow's wheel holds.
+among the kernels that TensorFlow's wheel, and SOK's, hold.
 """
 
 from __future__ import annotations
@@ -68,9 +68,12 @@ def is_small(operation: tf.Operation) -> bool:
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("backend", ["alltoall", "sok"])
 def test_a_step_stays_on_the_gpu(
-    amp: bool, compress: bool, monkeypatch: pytest.MonkeyPatch
+    backend: str, amp: bool, compress: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if backend == "sok":
+        pytest.importorskip("sparse_operation_kit")
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow has no GPU kernels to look up")
     config = Config(
@@ -81,6 +84,7 @@ def test_a_step_stays_on_the_gpu(
         top_mlp=(8, 1),
         amp=amp,
         compress=compress,
+        embedding=backend,
     )
     collective = TwoRanks()
     data = open_data(config, collective)
@@ -95,7 +99,8 @@ def test_a_step_stays_on_the_gpu(
     trainer = build_trainer(config, collective, small)
     found = list(operations(trainer._step.train.get_concrete_function().graph))
     types = {operation.type for operation in found}
-    assert types >= {"DynamicPartition", "ResourceGather", "MatMul", "ResourceScatterUpdate"}
+    assert types >= {"ResourceGather", "MatMul", "ResourceScatterUpdate"}
+    assert {"alltoall": "DynamicPartition", "sok": "DistSelect"}[backend] in types
     elsewhere = [
         (operation.type, [tensor.dtype.name for tensor in operation.inputs], operation.name)
         for operation in found
