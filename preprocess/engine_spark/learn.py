@@ -9,9 +9,11 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
+from preprocess.engine_spark.java import java_classes
 from preprocess.options import Options
 
-_LOW_BITS = 33
+_LOW_BITS = 33  # of monotonically_increasing_id: the row within its partition
+_VALUES_AT_ONCE = 1_000_000  # a task counts so many, in 48 MiB, before it hands them on
 
 
 @dataclass
@@ -29,14 +31,22 @@ class TableFacts:
     kept: int = 0
 
 
-def stage_statistics(rows: DataFrame, target: str, options: Options) -> None:
-    """Writes (feature, value, count, first) of all tables as Parquet to `target`."""
-    tables = sf.array(*(sf.col(f"c{table}") for table in range(options.num_categorical)))
-    values = rows.select("row", sf.posexplode(tables).alias("feature", "value"))
+def stage_statistics(chunks: DataFrame, offsets: str, target: str, options: Options) -> None:
+    """Writes (feature, value, count, first) of all tables as Parquet to `target`.
+
+    Args:
+        chunks: staged rows.
+        offsets: as `row_offsets` makes them.
+        target: folder to write.
+        options: the tables there are.
+    """
+    java = java_classes(chunks.sparkSession)
+    shape = (options.num_dense, options.num_categorical)
+    counter = java.new("ValueCounter", *shape, offsets, _VALUES_AT_ONCE)
     (
-        values.filter("value is not null")
+        java.rows(chunks, counter, "feature int, value bigint, count bigint, first bigint")
         .groupBy("feature", "value")
-        .agg(sf.count(sf.lit(1)).alias("count"), sf.min("row").alias("first"))
+        .agg(sf.sum("count").alias("count"), sf.min("first").alias("first"))
         .write.mode("overwrite")
         .parquet(target)
     )
@@ -107,23 +117,29 @@ def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
     return frame.select("feature", sf.col("value").cast("bigint"), "id", "count")
 
 
-def table_facts(statistics: DataFrame, kept: DataFrame, tables: int) -> list[TableFacts]:
+def table_facts(
+    session: SparkSession, statistics: str, old: DataFrame | None, options: Options
+) -> list[TableFacts]:
     """What is known of each table.
 
     Args:
-        statistics: (feature, value, count, ...) of all values.
-        kept: (feature, value) of those with an id of their own.
-        tables: how many.
+        session: Spark.
+        statistics: what `stage_statistics` wrote.
+        old: the dictionary of an earlier result, if its ids are used.
+        options: holds the rules.
     """
-    known = kept.select("feature", "value", sf.lit(1).alias("kept"))
-    found = [TableFacts() for _ in range(tables)]
+    frame = session.read.parquet(statistics)
+    known = sf.col("count") >= _thresholds(options)
+    if old is not None:
+        frame = frame.join(old.select("feature", "value", "id"), ["feature", "value"], "left")
+        known = sf.col("id").isNotNull()
+    found = [TableFacts() for _ in range(options.num_categorical)]
     rows: list[Any] = (
-        statistics.join(known, ["feature", "value"], "left")
-        .groupBy("feature")
+        frame.groupBy("feature")
         .agg(
             sf.count(sf.lit(1)).alias("distinct"),
-            sf.sum(sf.when(sf.col("kept").isNull(), sf.col("count")).otherwise(0)).alias("unknown"),
-            sf.count("kept").alias("kept"),
+            sf.sum(sf.when(known, 0).otherwise(sf.col("count"))).alias("unknown"),
+            sf.count_if(known).alias("kept"),
         )
         .collect()
     )

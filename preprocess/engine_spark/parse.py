@@ -1,27 +1,32 @@
-"""Text to numbers in Spark, by the pattern and the ranges that every engine holds a row to.
+"""Text to staged rows in Spark: files are laid out as lines, which Java's `LineParser` reads.
 
-The good rows of a file are staged as Parquet with their place: the partition of the file they came
-in and their number within it. A file is read alone, so that its partitions are its stretches in
-order; the order is checked all the same.
+The good rows of a file are staged as Parquet, in chunks of bytes that Java's `Layout` describes,
+with their place: the partition of the file they came in and their number within it. A file is read
+alone, so that its partitions are its stretches in order; the order is checked all the same.
 """
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from preprocess.bad_rows import NAMED
+from preprocess.engine_spark.java import java_classes
 from preprocess.options import Options
-from preprocess.schema import DENSE, HEX, LABEL, TEXT
+from preprocess.schema import CATEGORICAL, DENSE, HEX, INTEGER, LABEL, SPLIT, TEXT
 
-_LOW_BITS = 33  # of monotonically_increasing_id: the row within its partition
-_LONG = "bigint"
-_MAX_UINT32 = 2**32 - 1
+_STAGED = (
+    "file int, partition int, before bigint, rows int, tags binary, data binary, summary string"
+)
+"""`before`: rows of the partition before the chunk; `summary`: of a partition, in its last row."""
+
+_ROLES = (LABEL, DENSE, CATEGORICAL, SPLIT)
+_KINDS = (INTEGER, HEX, TEXT)
 
 
 @dataclass
@@ -45,72 +50,96 @@ class StagedFile:
     first_bad_rows: list[str] = field(default_factory=list)
 
 
-def stage_file(session: SparkSession, source: str, target: str, options: Options) -> StagedFile:
-    """Parses a file and writes its good rows as Parquet to `target`.
+def stage_file(
+    session: SparkSession, source: str, number: int, target: str, options: Options
+) -> StagedFile:
+    """Parses a file and writes its good rows to `target`.
 
-    Columns: partition, local, label, d0.. and c0.. (numbers as they stand in the log, null if
-    missing), and tag if a field tells the split.
+    Args:
+        session: Spark.
+        source: the file.
+        number: its place among all files.
+        target: folder to write.
+        options: what a row means.
 
     Raises:
-        ValueError: if the file's partitions do not come in order.
+        ValueError: if the file's partitions do not come in order, or its header is another.
     """
+    java = java_classes(session)
+    parser = java.new("LineParser", number, *_parser_arguments(options))
     lines = _lines(session, source, options)
-    read = Observation()
-    # Counting stands between the fields and their use, lest Spark split a line for each field.
-    fields = _fields(lines, options).observe(read, sf.count(sf.lit(1)).alias("lines"))
-    (
-        _parsed(fields, options)
-        .filter("good")
-        .drop("good", "value")
-        .withColumn("partition", sf.spark_partition_id())
-        .withColumn("local", _local(sf.monotonically_increasing_id()))
-        .write.mode("overwrite")
+    java.rows(lines, parser, _STAGED).write.mode("overwrite").parquet(target)
+    summaries = (
+        session.read.schema(_STAGED)
         .parquet(target)
+        .filter("summary is not null")
+        .sort("partition")
+        .select("summary")
+        .collect()
     )
-    staged = _measured(session.read.parquet(target), options)
-    staged.bad_rows = int(read.get["lines"]) - sum(staged.rows)
-    if staged.bad_rows:
-        parsed = _parsed(_fields(lines, options), options)
-        staged.first_bad_rows = _first_bad_rows(parsed, source, options)
+    return _measured(source, [json.loads(row["summary"]) for row in summaries], options)
+
+
+def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -> StagedFile:
+    """What was counted of a file, and its first bad rows in words.
+
+    Args:
+        source: the file, for messages.
+        partitions: the summaries of its partitions, in order.
+        options: holds the schema.
+    """
+    staged = StagedFile(
+        [found["rows"] for found in partitions],
+        positives=sum(found["positives"] for found in partitions),
+        raised=sum(found["raised"] for found in partitions),
+        missing=[
+            sum(found["missing"][table] for found in partitions)
+            for table in range(options.num_categorical)
+        ],
+    )
+    # Spark cuts a text file anywhere, so that a partition counts its own lines alone.
+    before = 0
+    for found in partitions:
+        for line, text in found["bad"]:
+            fault = options.schema.fault(bytes.fromhex(text))
+            staged.first_bad_rows.append(f"{source}, line {before + line}: {fault}")
+        before += found["lines"]
+    header = options.schema.header and before > 0
+    staged.first_bad_rows = staged.first_bad_rows[:NAMED]
+    staged.bad_rows = before - header - sum(staged.rows)
     return staged
 
 
-def _measured(staged: DataFrame, options: Options) -> StagedFile:
-    """What is counted of a file's good rows."""
-    raised: Column = sf.lit(0)
-    for column in range(options.num_dense):
-        lowest = options.rules.lowest(column)
-        raised = raised + (sf.coalesce(f"d{column}", sf.lit(0)) < lowest).cast("int")
-    rows = sf.count(sf.lit(1))
-    tables = range(options.num_categorical)
-    found = {
-        row["partition"]: row
-        for row in staged.groupBy("partition")
-        .agg(
-            rows.alias("rows"),
-            sf.sum("label").alias("positives"),
-            sf.sum(raised).alias("raised"),
-            *((rows - sf.count(f"c{table}")).alias(f"m{table}") for table in tables),
-        )
-        .collect()
-    }
-    return StagedFile(
-        [
-            found[partition]["rows"] if partition in found else 0
-            for partition in range(max(found, default=-1) + 1)
-        ],
-        positives=sum(row["positives"] for row in found.values()),
-        raised=sum(row["raised"] for row in found.values()),
-        missing=[sum(row[f"m{table}"] for row in found.values()) for table in tables],
-    )
-
-
-def _local(number: Column) -> Column:
-    return number.bitwiseAND(sf.lit((1 << _LOW_BITS) - 1))
+def _parser_arguments(options: Options) -> list[Any]:
+    """What `LineParser` takes after the number of a file."""
+    schema, rules = options.schema, options.rules
+    lines = []
+    for position, entry in enumerate(schema.fields):
+        role = _ROLES.index(entry.role) if entry.role in _ROLES else len(_ROLES)
+        column = limit = 0
+        if entry.role == DENSE:
+            column = schema.dense.index(position)
+            limit = rules.lowest(column)
+        elif entry.role == CATEGORICAL:
+            column = schema.categorical.index(position)
+            limit = rules.modulus(column) or 0
+        lines.append(f"{role} {_KINDS.index(entry.kind)} {column} {limit}")
+    tags = options.split.tags if schema.split is not None else {}
+    return [
+        options.num_dense,
+        options.num_categorical,
+        schema.header,
+        NAMED,
+        schema.delimiter,
+        schema.format == "csv",
+        rules.missing_is_value,
+        "\n".join(lines),
+        "\n".join(f"{tag} {text.encode().hex()}" for text, tag in tags.items()),
+    ]
 
 
 def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
-    """The lines of a file as `value`, without line ends or header, and where each block begins."""
+    """The lines of a file, without LF, as their bytes."""
     schema = options.schema
     if schema.format == "parquet":
         frame = session.read.parquet(source)
@@ -128,25 +157,28 @@ def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
             for field in schema.fields
         ]
         value = sf.concat_ws("\t", *texts)
-        lines = frame.select(value.alias("value"), "_metadata.file_block_start")
-        _check_order(lines, source)
-        return lines.select("value")
-    frame = session.read.option("lineSep", "\n").text(source)
-    _check_order(frame.select("value", "_metadata.file_block_start"), source)
-    value = sf.expr(r"if(endswith(value, '\r'), left(value, length(value) - 1), value)")
-    frame = frame.select(value.alias("value"))
-    if not schema.header:
-        return frame
-    numbered = frame.withColumn("number", sf.monotonically_increasing_id())
-    first = numbered.filter("number = 0").first()
-    expected = schema.delimiter.join(field.name for field in schema.fields)
-    if first is not None and first["value"] != expected:
+    else:
+        frame = session.read.option("lineSep", "\n").text(source)
+        value = sf.col("value")
+    lines = frame.select(value.cast("binary").alias("value"), "_metadata.file_block_start")
+    _check_order(lines, source)
+    lines = lines.select("value")
+    if schema.header:
+        _check_header(lines, source, options)
+    return lines
+
+
+def _check_header(lines: DataFrame, source: str, options: Options) -> None:
+    first = lines.first()
+    expected = options.schema.delimiter.join(field.name for field in options.schema.fields)
+    found = expected if first is None else bytes(first["value"]).removesuffix(b"\r").decode(
+        "utf-8", "backslashreplace"
+    )  # fmt: skip
+    if found != expected:
         raise ValueError(
-            f"{source}, line 1: expected the header {expected!r}, found {first['value'][:200]!r};"
+            f"{source}, line 1: expected the header {expected!r}, found {found[:200]!r};"
             " correct the schema's columns"
         )
-    # The header keeps its number, so that lines count as in the file.
-    return numbered.filter("number > 0").select("value")
 
 
 def _check_order(lines: DataFrame, source: str) -> None:
@@ -165,107 +197,18 @@ def _check_order(lines: DataFrame, source: str) -> None:
         raise ValueError(f"{source}: expected Spark to read it in order; set --engine=polars")
 
 
-def _fields(lines: DataFrame, options: Options) -> DataFrame:
-    """Each line with its fields as text, and whether it has the pattern of a good one."""
-    schema = options.schema
-    matches = sf.col("value").rlike(schema.line_pattern())
-    if any(field.kind == TEXT for field in schema.fields):
-        matches &= sf.expr("is_valid_utf8(value)")
-    return lines.select(
-        "value",
-        sf.split("value", re.escape(schema.delimiter), -1).alias("fields"),
-        matches.alias("matches"),
-    )
+def staged_rows(session: SparkSession, targets: Sequence[str]) -> DataFrame:
+    """The chunks of all files, in any order."""
+    return session.read.schema(_STAGED).parquet(*targets).filter("rows > 0")
 
 
-def _parsed(frame: DataFrame, options: Options) -> DataFrame:
-    """Each line with its fields as numbers, and whether it is good."""
-    schema = options.schema
-    good = sf.col("matches")
-
-    def text(position: int) -> Column:
-        return sf.get(sf.col("fields"), sf.lit(position))
-
-    def number(position: int) -> Column:
-        """What a field stands for; null if empty, and the row is bad if out of range."""
-        nonlocal good
-        entry, field_text = schema.fields[position], text(position)
-        if entry.kind == TEXT:
-            return sf.when(field_text != "", sf.crc32(field_text))
-        if entry.kind == HEX:
-            return sf.when(field_text != "", sf.conv(field_text, 16, 10).cast(_LONG))
-        value = field_text.cast("int" if entry.role in (LABEL, DENSE) else _LONG)
-        inside = (
-            value.isNotNull() if entry.role in (LABEL, DENSE) else value.between(0, _MAX_UINT32)
-        )
-        good &= (field_text == "") | sf.coalesce(inside, sf.lit(False))
-        return value
-
-    columns = {"label": number(schema.label)}
-    columns |= {f"d{i}": number(position) for i, position in enumerate(schema.dense)}
-    columns |= {f"c{i}": number(position) for i, position in enumerate(schema.categorical)}
-    if schema.split is not None:
-        tag: Column = sf.lit(0)
-        for name, index in options.split.tags.items():
-            tag = sf.when(text(schema.split) == name, index).otherwise(tag)
-        columns["tag"] = tag
-    named = [column.alias(name) for name, column in columns.items()]
-    return frame.select("value", *named, sf.coalesce(good, sf.lit(False)).alias("good"))
-
-
-def _first_bad_rows(parsed: DataFrame, source: str, options: Options) -> list[str]:
-    """The first bad rows in words; their text alone comes to the driver."""
-    numbered = parsed.withColumn("number", sf.monotonically_increasing_id())
-    raw = sf.col("value").cast("binary").alias("raw")
-    bad = numbered.filter("not good").orderBy("number").select("number", raw).limit(NAMED)
-    rows = bad.collect()
-    counts = {
-        row["partition"]: row["count"]
-        for row in parsed.groupBy(sf.spark_partition_id().alias("partition")).count().collect()
-    }
-    named = []
-    for row in rows:
-        partition, local = row["number"] >> _LOW_BITS, row["number"] & ((1 << _LOW_BITS) - 1)
-        before = sum(count for other, count in counts.items() if other < partition)
-        line = before + local + 1 + options.schema.header
-        named.append(f"{source}, line {line}: {options.schema.fault(bytes(row['raw']))}")
-    return named
-
-
-def all_rows(
-    session: SparkSession,
-    targets: Sequence[str],
-    files: Sequence[StagedFile],
-    options: Options,
-) -> DataFrame:
-    """The staged rows of all files, as the rules have their values, numbered over all as `row`."""
-    frames: DataFrame | None = None
-    before = 0
-    for target, staged in zip(targets, files, strict=True):
+def row_offsets(files: Sequence[StagedFile]) -> str:
+    """For each file a line with the rows of all files before each of its partitions."""
+    before, lines = 0, []
+    for staged in files:
         offsets = []
         for rows in staged.rows:
-            offsets.append(before)
+            offsets.append(str(before))
             before += rows
-        if not offsets:
-            continue
-        offset = sf.get(sf.array(*(sf.lit(n).cast(_LONG) for n in offsets)), sf.col("partition"))
-        frame = session.read.parquet(target).withColumn("row", offset + sf.col("local"))
-        frame = frame.select("row", *_record(options))
-        frames = frame if frames is None else frames.unionByName(frame)
-    assert frames is not None
-    return frames
-
-
-def _record(options: Options) -> list[Column]:
-    rules = options.rules
-    columns = [sf.col("label")]
-    for column in range(options.num_dense):
-        value = sf.coalesce(f"d{column}", sf.lit(0))
-        columns.append(sf.greatest(value, sf.lit(rules.lowest(column))).alias(f"d{column}"))
-    for table in range(options.num_categorical):
-        value = sf.col(f"c{table}")
-        if rules.missing_is_value:
-            value = sf.coalesce(value, sf.lit(0).cast(_LONG))
-        modulus = rules.modulus(table)
-        columns.append((value % modulus if modulus else value).alias(f"c{table}"))
-    return [*columns, sf.col("tag")] if options.schema.split is not None else columns
+        lines.append(" ".join(offsets))
+    return "\n".join(lines)

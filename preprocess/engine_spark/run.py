@@ -28,22 +28,22 @@ from preprocess.engine_spark.learn import (
     stage_statistics,
     table_facts,
 )
-from preprocess.engine_spark.parse import StagedFile, all_rows, stage_file
+from preprocess.engine_spark.lookup import records
+from preprocess.engine_spark.parse import StagedFile, row_offsets, stage_file, staged_rows
 from preprocess.engine_spark.session import spark_session
 from preprocess.engine_spark.storage import Files
 from preprocess.engine_spark.write import (
+    Places,
     count_buckets,
     join_buckets,
-    placed,
     read_markers,
-    with_ids,
     write_buckets,
 )
 from preprocess.facts import Facts, describe
 from preprocess.options import Options
 from preprocess.outputs import RECORDS, WORK, Journal, LocalStore, publish
 from preprocess.progress import Progress
-from preprocess.splits import TRAIN, Part, check_training
+from preprocess.splits import Part, check_training
 from preprocess.summary import Summary
 
 
@@ -131,21 +131,18 @@ class _Run:
             raise
         state = {"staged": [asdict(file) for file in staged]}
         with self._progress("pass 1, dictionaries", 0):
-            rows = all_rows(self._session, self._targets(), staged, self._options)
-            stage_statistics(rows, self._stage("statistics"), self._options)
-            statistics = self._session.read.parquet(self._stage("statistics"))
-            tables = self._options.num_categorical
+            chunks = staged_rows(self._session, self._targets())
+            statistics, tables = self._stage("statistics"), self._options.num_categorical
+            stage_statistics(chunks, row_offsets(staged), statistics, self._options)
+            offsets, sizes, old = [], None, None
             if self._options.dictionary:
-                offsets: list[int] = []
-                kept = old_ids(self._session, self._options.dictionary, tables)
+                old = old_ids(self._session, self._options.dictionary, tables)
                 sizes = self._old_sizes()
             else:
                 offsets = stage_new_ids(
-                    self._session, self._stage("statistics"), self._stage("ranked"), self._options
+                    self._session, statistics, self._stage("ranked"), self._options
                 )
-                kept = self._session.read.parquet(self._stage("ranked"))
-                sizes = None
-            known = table_facts(statistics, kept, tables)
+            known = table_facts(self._session, statistics, old, self._options)
         first = self._options.rules.first_id
         facts.distinct = [table.distinct for table in known]
         facts.unknown = [table.unknown for table in known]
@@ -171,7 +168,9 @@ class _Run:
 
             def stage(number: int) -> None:
                 target = self._targets()[number]
-                found = stage_file(self._session, self._sources[number], target, self._options)
+                found = stage_file(
+                    self._session, self._sources[number], number, target, self._options
+                )
                 with guard:
                     done[str(number)] = asdict(found)
                     self._journal.save({"files": done})
@@ -218,33 +217,25 @@ class _Run:
         known = [TableFacts(**table) for table in state["tables"]]
         staged = [StagedFile(**file) for file in state["staged"]]
         dictionary = self._dictionary(state["offsets"], known)
-        splits = self._splits(facts)
-        train = sum(part.stop - part.start for part in splits or [] if part.name == TRAIN)
-        rows = placed(
-            all_rows(self._session, self._targets(), staged, options),
-            splits,
-            train or facts.rows,
-            options,
-        )
+        chunks = staged_rows(self._session, self._targets())
+        places = Places(row_offsets(staged), self._splits(facts), facts.rows, options)
         with self._progress("pass 2, ids", facts.rows):
-            buckets = count_buckets(rows, options)
-            check_training(buckets.samples, options.split.by)
+            buckets = count_buckets(chunks, places)
+            samples = buckets.samples(options.split.names)
+            check_training(samples, options.split.by)
             self._write_dictionary(dictionary, facts.vocab_sizes)
             done = read_markers(self._files, self._work)
             left = set(buckets.rows) - set(done)
             if left:
-                if done:
-                    place = sf.concat_ws("-", "tag", "bucket")
-                    rows = rows.filter(~place.isin([f"{tag}-{bucket}" for tag, bucket in done]))
-                records = with_ids(rows, dictionary, facts.vocab_sizes, options)
+                made = records(self._session, chunks, places.arguments(done), dictionary, options)
                 packing = plan(facts.vocab_sizes) if options.pack_ids else None
                 write_buckets(
-                    self._session, self._files, self._work, records, buckets, options, packing
+                    self._session, self._files, self._work, made, buckets, options, packing
                 )
             sums = join_buckets(self._files, self._work, buckets, options)
         return self._save({
             "sums": sums,
-            "description": describe(self._names, options, facts, buckets.samples),
+            "description": describe(self._names, options, facts, samples),
         })  # fmt: skip
 
     def _dictionary(self, offsets: list[int], known: list[TableFacts]) -> DataFrame:

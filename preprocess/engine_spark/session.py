@@ -1,4 +1,4 @@
-"""The Spark session, and the Java class that it needs beside its own.
+"""The Spark session.
 
 It knows nothing of rows.
 """
@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
-import zipfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-_SOURCE = Path(__file__).with_name("RecordWriter.java")
-_CLASS = "dlrm.ingest.RecordWriter"
 _LOCAL_MEMORY = "4g"  # the JVM's heap where this process starts it; spark-submit sets its own
 
 
@@ -60,11 +54,6 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
 
 
 _SETTINGS = {
-    # The JVM leaves methods of more bytecode than this uncompiled, and rows of 40 columns fuse into
-    # such methods: operators are better left apart then.
-    "spark.sql.codegen.hugeMethodLimit": "8000",
-    # A number out of range must become null, and the shuffle's 64-bit products must wrap.
-    "spark.sql.ansi.enabled": "false",
     # A damaged log is an error.
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
@@ -78,21 +67,3 @@ def _submitted() -> bool:
 def _one_line(error: PySparkException) -> str:
     text = str(error.getMessage() or error)
     return "Spark: " + " ".join(text.split())[:500]
-
-
-def writer_class(session: SparkSession) -> Any:
-    """Compiles `RecordWriter.java`, sends it to all workers and loads it here."""
-    jvm: Any = session._jvm
-    compiler = jvm.org.codehaus.janino.SimpleCompiler()
-    compiler.setParentClassLoader(jvm.java.lang.Thread.currentThread().getContextClassLoader())
-    compiler.cook(_SOURCE.read_text())
-    # A fresh name each time: a session that lives on must not meet an older one.
-    descriptor, jar = tempfile.mkstemp(prefix="dlrm_ingest_", suffix=".jar")
-    with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-        for entry in compiler.getBytecodes().entrySet():
-            archive.writestr(entry.getKey().replace(".", "/") + ".class", bytes(entry.getValue()))
-    session.sparkContext._jsc.addJar(jar)
-    urls = session.sparkContext._gateway.new_array(jvm.java.net.URL, 1)  # type: ignore[union-attr]
-    urls[0] = jvm.java.io.File(jar).toURI().toURL()
-    parent = jvm.java.lang.Thread.currentThread().getContextClassLoader()
-    return jvm.java.net.URLClassLoader(urls, parent).loadClass(_CLASS)

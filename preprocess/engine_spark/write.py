@@ -1,29 +1,28 @@
-"""Final records in Spark: ids joined to the rows, rows dealt to buckets, buckets written.
+"""Where records go in Spark: rows dealt to buckets, buckets written.
 
 A bucket is a stretch of a split's final order; its place in the output is known before it is
 written, so that workers write side by side, and a bucket with a marker is never written again.
+A worker holds one bucket at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as sf
+from pyspark.sql import DataFrame, SparkSession
 
 import checksums
 from packing import Packing
-from preprocess.engine_spark.session import writer_class
+from preprocess.engine_spark.java import java_classes
 from preprocess.engine_spark.storage import Files
 from preprocess.options import Options
 from preprocess.outputs import OutputFile, output_files
 from preprocess.rules import MIX_ROUNDS, MIX_STEP, shuffle_seed
-from preprocess.splits import NAMES, TRAIN, Part
+from preprocess.splits import NAMES, Part
 
-_BUCKET_ROWS = 1 << 18
-_BROADCAST_VALUES = 1 << 20  # larger dictionaries are joined by a shuffle
+_BUCKET_BYTES = 1 << 25
 _KEY_BITS = 64
 
 Marker = dict[str, tuple[int, int]]
@@ -32,97 +31,105 @@ Marker = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Buckets:
-    """The buckets of all splits.
+    """The buckets of all splits, which are numbered one after the other.
 
     Attributes:
-        rows: rows of each (tag, bucket).
-        samples: rows of each split.
+        rows: rows of each bucket.
+        size: numbers that each split has for its buckets.
     """
 
-    rows: dict[tuple[int, int], int]
-    samples: dict[str, int]
+    rows: dict[int, int]
+    size: int
 
-    def starts(self) -> list[tuple[int, int, int]]:
-        """Tag, bucket, and the rows of the split before it, in order."""
-        before: dict[int, int] = {}
+    def of_split(self, name: str) -> list[int]:
+        """The buckets of a split, in order."""
+        return [bucket for bucket in sorted(self.rows) if bucket // self.size == NAMES.index(name)]
+
+    def samples(self, names: Iterable[str]) -> dict[str, int]:
+        """Rows of each split."""
+        return {name: sum(self.rows[bucket] for bucket in self.of_split(name)) for name in names}
+
+    def starts(self) -> list[tuple[int, int, int, int]]:
+        """Each bucket with its tag, the rows of its split before it, and its rows."""
         found = []
-        for tag, bucket in sorted(self.rows):
-            found.append((tag, bucket, before.get(tag, 0)))
-            before[tag] = before.get(tag, 0) + self.rows[tag, bucket]
+        for tag, name in enumerate(NAMES):
+            before = 0
+            for bucket in self.of_split(name):
+                found.append((bucket, tag, before, self.rows[bucket]))
+                before += self.rows[bucket]
         return found
 
 
-def placed(
-    rows: DataFrame, splits: Sequence[Part] | None, train: int, options: Options
-) -> DataFrame:
-    """Rows with their tag, their bucket and, as `key`, their order within it.
+@dataclass(frozen=True)
+class Places:
+    """What Java's `Places` takes of the rows' places, and how it says so.
 
-    Args:
-        rows: with `row`, and `tag` if the row tells its split.
+    Attributes:
+        offsets: as `row_offsets` makes them.
         splits: ranges of rows; None where the tag tells.
-        train: rows that train, at least about.
+        rows: good rows of all files.
         options: holds the seed of the shuffle.
     """
-    number = sf.col("row")
-    if splits is not None:
-        tag: Column = sf.lit(0)
-        for part in splits:
-            inside = (number >= part.start) & (number < part.stop)
-            tag = sf.when(inside, NAMES.index(part.name)).otherwise(tag)
-        rows = rows.withColumn("tag", tag)
-    key, bucket = number, (number / _BUCKET_ROWS).cast("int")
-    if options.shuffle is not None:
-        bits = max(1, (train // _BUCKET_ROWS).bit_length())
-        shuffled = _shuffle_key(options.shuffle, number)
-        trains = sf.col("tag") == NAMES.index(TRAIN)
-        key = sf.when(trains, shuffled).otherwise(key)
-        # The leading bits, as those of an unsigned number; within a bucket the sign is one.
-        leading = sf.shiftrightunsigned(shuffled, _KEY_BITS - bits).cast("int")
-        bucket = sf.when(trains, leading).otherwise(bucket)
-    return rows.withColumn("key", key).withColumn("bucket", bucket)
+
+    offsets: str
+    splits: Sequence[Part] | None
+    rows: int
+    options: Options
+
+    @property
+    def _bucket_rows(self) -> int:
+        return max(1, _BUCKET_BYTES // (4 * self.options.width))
+
+    @property
+    def _bits(self) -> int:
+        """Leading bits of a shuffle key that tell the bucket: all rows may train."""
+        return max(1, (self.rows // self._bucket_rows).bit_length())
+
+    @property
+    def split_buckets(self) -> int:
+        """Numbers that each split has for its buckets."""
+        return 1 << self._bits
+
+    def arguments(self, done: Iterable[int] = ()) -> list[str]:
+        """What Java's `RowNumbers` and `Places` take.
+
+        Args:
+            done: buckets whose rows are not needed.
+        """
+        parts = [(NAMES.index(part.name), part.start, part.stop) for part in self.splits or []]
+        shuffle: list[int] = []
+        if self.options.shuffle is not None:
+            factors = [word for turn in MIX_ROUNDS for word in turn]
+            shuffle = [self._bits, MIX_STEP, shuffle_seed(self.options.shuffle), *factors]
+        return [
+            self.offsets,
+            _words(number for part in parts for number in part),
+            _words([self._bucket_rows, self.split_buckets]),
+            _words(map(_signed, shuffle)),
+            _words(done),
+        ]
 
 
-def _shuffle_key(seed: int, number: Column) -> Column:
-    """`rules.shuffle_key` as signed 64-bit numbers, whose products wrap."""
-    word = number * _signed(MIX_STEP) + _signed(shuffle_seed(seed))
-    for shift, factor in MIX_ROUNDS:
-        word = word.bitwiseXOR(sf.shiftrightunsigned(word, shift)) * _signed(factor)
-    return word
+def _words(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers))
 
 
-def _signed(word: int) -> Column:
-    return sf.lit(word - (1 << _KEY_BITS) if word >> (_KEY_BITS - 1) else word).cast("bigint")
+def _signed(word: int) -> int:
+    """A 64-bit number as Java has it."""
+    return word - (1 << _KEY_BITS) if word >> (_KEY_BITS - 1) else word
 
 
-def count_buckets(rows: DataFrame, options: Options) -> Buckets:
+def count_buckets(chunks: DataFrame, places: Places) -> Buckets:
     """How many rows each bucket has."""
-    found = {
-        (row["tag"], row["bucket"]): row["count"]
-        for row in rows.groupBy("tag", "bucket").count().collect()
-    }
-    samples = dict.fromkeys(options.split.names, 0)
-    for (tag, _), count in found.items():
-        samples[NAMES[tag]] += count
-    return Buckets(found, samples)
+    java = java_classes(chunks.sparkSession)
+    # The rows' bytes are not read, as their numbers tell where they go.
+    bare = chunks.selectExpr("file", "partition", "before", "rows", "tags", "null as data")
+    counter = java.new("BucketCounter", *places.arguments())
+    counts = java.rows(bare, counter, "bucket int, rows bigint").groupBy("bucket").sum("rows")
+    return Buckets({row[0]: row[1] for row in counts.collect()}, places.split_buckets)
 
 
-def with_ids(
-    rows: DataFrame, dictionary: DataFrame, vocab_sizes: Sequence[int], options: Options
-) -> DataFrame:
-    """Rows whose columns c0.. hold final ids; 0 for what the dictionary lacks."""
-    for table in range(options.num_categorical):
-        ids = dictionary.filter(sf.col("feature") == table).select(
-            sf.col("value").alias(f"v{table}"), sf.col("id").alias(f"i{table}")
-        )
-        if vocab_sizes[table] <= _BROADCAST_VALUES:
-            ids = sf.broadcast(ids)
-        rows = rows.join(ids, sf.col(f"c{table}") == sf.col(f"v{table}"), "left")
-        rows = rows.withColumn(f"c{table}", sf.coalesce(f"i{table}", sf.lit(0)))
-        rows = rows.drop(f"v{table}", f"i{table}")
-    return rows
-
-
-def read_markers(files: Files, work: Any) -> dict[tuple[int, int], Marker]:
+def read_markers(files: Files, work: Any) -> dict[int, Marker]:
     """The buckets that are on disk."""
     folder = files.child(work, "done")
     system = files.system(folder)
@@ -136,14 +143,14 @@ def read_markers(files: Files, work: Any) -> dict[tuple[int, int], Marker]:
     return found
 
 
-def _parse_marker(text: str) -> tuple[tuple[int, int], Marker] | None:
-    """(tag, bucket) and sums, or None for a marker that was not written to its end."""
+def _parse_marker(text: str) -> tuple[int, Marker] | None:
+    """A bucket and its sums, or None for a marker that was not written to its end."""
     words = text.split()
     if not words or words[-1] != "end":
         return None
-    entries = zip(words[2:-1:3], words[3:-1:3], words[4:-1:3], strict=True)
+    entries = zip(words[1:-1:3], words[2:-1:3], words[3:-1:3], strict=True)
     sums = {name: (int(size), int(crc)) for name, size, crc in entries}
-    return (int(words[0]), int(words[1])), sums
+    return int(words[0]), sums
 
 
 def write_buckets(
@@ -161,38 +168,29 @@ def write_buckets(
         session: Spark.
         files: file systems.
         work: folder of the outputs, as a Hadoop path.
-        records: rows as `placed` and `with_ids` leave them.
+        records: what `preprocess.engine_spark.lookup.records` makes.
         buckets: all there are.
         options: what to write.
         packing: how ids are packed; None to leave them.
     """
     local = files.is_local(work)
-    names = [f"d{column}" for column in range(options.num_dense)]
-    names += [f"c{table}" for table in range(options.num_categorical)]
-    ordered = (
-        records.repartition("tag", "bucket")
-        .sortWithinPartitions("tag", "bucket", "key")
-        .select("tag", "bucket", "label", *names)
-    )
     outputs = [o for split in options.split.names for o in output_files(options, split)]
     for output in outputs:
         files.system(work).mkdirs(files.child(work, output.name).getParent())
-    folder = work.toUri().getPath() if local else work.toString()
-    arguments = [
-        folder,
+    java = java_classes(session)
+    writer = java.new(
+        "RecordWriter",
+        work.toUri().getPath() if local else work.toString(),
         local,
         "\n".join(_file_line(output, packing) for output in outputs),
-        "\n".join(f"{tag} {bucket} {before}" for tag, bucket, before in buckets.starts()),
+        options.width,
+        options.num_categorical,
+        "\n".join(map(_words, buckets.starts())),
         files.settings(),
-    ]
-    jvm: Any = session._jvm
-    gateway: Any = session.sparkContext._gateway
-    values = gateway.new_array(jvm.java.lang.Object, len(arguments))
-    for index, argument in enumerate(arguments):
-        values[index] = argument
-    writer = writer_class(session).getConstructors()[0].newInstance(values)
-    strings = jvm.org.apache.spark.sql.Encoders.STRING()
-    ordered._jdf.mapPartitions(writer, strings).count()
+    )
+    # Nothing comes before a number, so that slices stand before what corrects them.
+    ordered = records.repartition("bucket").sortWithinPartitions("bucket", "feature")
+    java.rows(ordered, writer, "bucket int").count()
 
 
 def _file_line(output: OutputFile, packing: Packing | None) -> str:
@@ -216,19 +214,18 @@ def join_buckets(
     assert set(markers) == set(buckets.rows), "every bucket is written"
     sums = {}
     for split in options.split.names:
-        tag = NAMES.index(split)
-        mine = [key for key in sorted(markers) if key[0] == tag]
+        mine = buckets.of_split(split)
         for output in output_files(options, split):
             size = crc = 0
-            for key in mine:
-                more, piece = markers[key][output.name]
+            for bucket in mine:
+                more, piece = markers[bucket][output.name]
                 crc, size = checksums.combine(crc, piece, more), size + more
             sums[output.name] = checksums.FileSum(size, f"{crc:08x}")
             target = files.child(work, output.name)
             if not mine:
                 files.system(target).create(target, True).close()
             elif not files.is_local(work):
-                parts = [files.child(work, f"parts/{output.name}.{b:09}") for _, b in mine]
+                parts = [files.child(work, f"parts/{output.name}.{bucket:09}") for bucket in mine]
                 # A run killed during the joining left the first part, which is all, or none.
                 parts = [part for part in parts if files.system(part).exists(part)]
                 if parts:

@@ -8,6 +8,7 @@ import java.nio.channels.FileChannel;
 import java.nio.file.Paths;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.Iterator;
 import java.util.List;
@@ -19,17 +20,18 @@ import org.apache.hadoop.fs.FileSystem;
 import org.apache.hadoop.fs.Path;
 import org.apache.spark.api.java.function.MapPartitionsFunction;
 import org.apache.spark.sql.Row;
+import org.apache.spark.sql.RowFactory;
 
 /**
  * Writes records as little-endian int32: what Spark has no sink for.
  *
- * <p>Rows come as (split, bucket, word, word, ...), sorted so that a bucket's rows stand together
- * and in their final order. Each bucket goes to its place in the output files of its split: at a
- * known offset on a file system that all workers mount, or as a file of its own elsewhere. When it
- * is on disk, a marker with its sizes and checksums is written; a bucket with a marker is never
- * written again. A task that is tried twice writes the same bytes to the same places.
- *
- * <p>Without generics and lambdas, so that the compiler that ships with Spark can compile it.
+ * <p>Rows come as (bucket, slice, key, table, id), sorted so that a bucket's rows stand together:
+ * first slices, as `RecordMaker` makes them, then ids of single values, which go into the record
+ * of their key. A bucket is small, and brought into order in memory. It goes to its place in the
+ * output files of its split: at a known offset on a file system that all workers mount, or as a
+ * file of its own elsewhere. When it is on disk, a marker with its sizes and checksums is written;
+ * a bucket with a marker is never written again. A task that is tried twice writes the same bytes
+ * to the same places.
  */
 public final class RecordWriter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
@@ -40,18 +42,28 @@ public final class RecordWriter implements MapPartitionsFunction {
   private final String settings;
   private final String[] names;
   private final int[][] layouts;
-  private final HashMap starts;
+  private final int width;
+  private final int firstTable;
+  private final HashMap buckets;
 
   /**
    * @param folder where outputs, parts and markers go
    * @param offsets whether outputs are written at offsets, by the local file system
    * @param files a line for each output file: split, first column, column after the last, words of
    *     a packed row or 0, name, then for a packed one the word and shift of each column
-   * @param buckets a line for each bucket: split, bucket, rows of the split before it
+   * @param width words of a record
+   * @param tables its last words, the ids
+   * @param buckets a line for each bucket: its number, split, rows of the split before it, its rows
    * @param settings Hadoop's settings, as XML
    */
   public RecordWriter(
-      String folder, boolean offsets, String files, String buckets, String settings) {
+      String folder,
+      boolean offsets,
+      String files,
+      int width,
+      int tables,
+      String buckets,
+      String settings) {
     this.folder = folder;
     this.offsets = offsets;
     this.settings = settings;
@@ -68,34 +80,41 @@ public final class RecordWriter implements MapPartitionsFunction {
         }
       }
     }
-    this.starts = new HashMap();
+    this.width = width;
+    this.firstTable = width - tables;
+    this.buckets = new HashMap();
     lines = buckets.split("\n");
     for (int i = 0; i < lines.length; i++) {
-      int space = lines[i].lastIndexOf(' ');
-      this.starts.put(lines[i].substring(0, space), Long.valueOf(lines[i].substring(space + 1)));
+      long[] numbers = Numbers.parse(lines[i]);
+      this.buckets.put(Integer.valueOf((int) numbers[0]), numbers);
     }
   }
 
-  /** Writes the buckets of one partition; returns what their markers hold. */
+  /** Writes the buckets of one partition; returns their numbers. */
   public Iterator call(Iterator rows) throws Exception {
-    List markers = new ArrayList();
+    List written = new ArrayList();
     Bucket bucket = null;
     while (rows.hasNext()) {
       Row row = (Row) rows.next();
-      int split = row.getInt(0);
-      int number = row.getInt(1);
-      if (bucket == null || bucket.split != split || bucket.number != number) {
+      int number = row.getInt(0);
+      if (bucket == null || bucket.number != number) {
         if (bucket != null) {
-          markers.add(bucket.finish());
+          bucket.finish();
+          written.add(RowFactory.create(new Object[] {Integer.valueOf(bucket.number)}));
         }
-        bucket = new Bucket(split, number);
+        bucket = new Bucket((long[]) buckets.get(Integer.valueOf(number)));
       }
-      bucket.add(row);
+      if (row.isNullAt(1)) {
+        bucket.correct(row.getLong(2), row.getInt(3), row.getInt(4));
+      } else {
+        bucket.add((byte[]) row.get(1));
+      }
     }
     if (bucket != null) {
-      markers.add(bucket.finish());
+      bucket.finish();
+      written.add(RowFactory.create(new Object[] {Integer.valueOf(bucket.number)}));
     }
-    return markers.iterator();
+    return written.iterator();
   }
 
   private FileSystem fileSystem(Path path) throws IOException {
@@ -105,42 +124,78 @@ public final class RecordWriter implements MapPartitionsFunction {
   }
 
   private final class Bucket {
-    final int split;
     final int number;
-    final List sinks = new ArrayList();
+    final int split;
+    final long before;
+    final long[] keys;
+    final ByteBuffer records;
+    int size = 0;
+    long[] sorted;
+    int[] order;
 
-    Bucket(int split, int number) throws IOException {
-      this.split = split;
-      this.number = number;
-      long before = ((Long) starts.get(split + " " + number)).longValue();
+    Bucket(long[] numbers) {
+      this.number = (int) numbers[0];
+      this.split = (int) numbers[1];
+      this.before = numbers[2];
+      this.keys = new long[(int) numbers[3]];
+      this.records = Layout.words(new byte[4 * width * keys.length]);
+    }
+
+    void add(byte[] slice) {
+      ByteBuffer words = Layout.words(slice);
+      int rows = slice.length / (8 + 4 * width);
+      for (int i = 0; i < rows; i++) {
+        keys[size + i] = words.getLong();
+      }
+      System.arraycopy(slice, 8 * rows, records.array(), 4 * width * size, 4 * width * rows);
+      size += rows;
+    }
+
+    /** Finds the order of the records, once all are there; no two keys are equal. */
+    private void sort() {
+      if (size != keys.length) {
+        throw new IllegalStateException(
+            "bucket " + number + ": expected " + keys.length + " rows, found " + size);
+      }
+      sorted = (long[]) keys.clone();
+      Arrays.sort(sorted);
+      order = new int[size];
+      for (int record = 0; record < size; record++) {
+        order[Arrays.binarySearch(sorted, keys[record])] = record;
+      }
+    }
+
+    void correct(long key, int table, int id) {
+      if (order == null) {
+        sort();
+      }
+      int record = order[Arrays.binarySearch(sorted, key)];
+      records.putInt(4 * (width * record + firstTable + table), id);
+    }
+
+    void finish() throws IOException {
+      if (order == null) {
+        sort();
+      }
+      StringBuilder marker = new StringBuilder().append(number);
       for (int i = 0; i < names.length; i++) {
         if (layouts[i][0] == split) {
-          sinks.add(new Sink(names[i], layouts[i], number, before));
+          Sink sink = new Sink(names[i], layouts[i], number, before);
+          for (int place = 0; place < size; place++) {
+            sink.add(records, 4 * width * order[place]);
+          }
+          marker.append(sink.finish());
         }
       }
-    }
-
-    void add(Row row) throws IOException {
-      for (int i = 0; i < sinks.size(); i++) {
-        ((Sink) sinks.get(i)).add(row);
-      }
-    }
-
-    String finish() throws IOException {
-      StringBuilder marker = new StringBuilder(split + " " + number);
-      for (int i = 0; i < sinks.size(); i++) {
-        marker.append(((Sink) sinks.get(i)).finish());
-      }
       marker.append(" end");
-      Path path = new Path(folder, "done/" + split + "-" + number);
-      Path temporary = new Path(folder, "done/." + split + "-" + number + "." + System.nanoTime());
+      Path path = new Path(folder, "done/" + number);
+      Path temporary = new Path(folder, "done/." + number + "." + System.nanoTime());
       FileSystem files = fileSystem(path);
       FSDataOutputStream stream = files.create(temporary, true);
       stream.write(marker.toString().getBytes("UTF-8"));
       stream.close();
       files.delete(path, false);
       files.rename(temporary, path);
-      return marker.toString();
     }
   }
 
@@ -177,16 +232,15 @@ public final class RecordWriter implements MapPartitionsFunction {
       }
     }
 
-    void add(Row row) throws IOException {
+    /** Writes the columns of the record that begins at a place of `records`. */
+    void add(ByteBuffer records, int at) throws IOException {
       if (buffer.remaining() < 4 * width) {
         flush();
       }
       int first = layout[1];
       int stop = layout[2];
       if (layout[3] == 0) {
-        for (int column = first; column < stop; column++) {
-          buffer.putInt(row.getInt(2 + column));
-        }
+        buffer.put(records.array(), at + 4 * first, 4 * width);
         return;
       }
       for (int word = 0; word < width; word++) {
@@ -194,7 +248,7 @@ public final class RecordWriter implements MapPartitionsFunction {
       }
       for (int column = first; column < stop; column++) {
         int place = 4 + 2 * (column - first);
-        words[layout[place]] |= row.getInt(2 + column) << layout[place + 1];
+        words[layout[place]] |= records.getInt(at + 4 * column) << layout[place + 1];
       }
       for (int word = 0; word < width; word++) {
         buffer.putInt(words[word]);

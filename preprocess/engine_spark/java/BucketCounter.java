@@ -1,0 +1,39 @@
+package dlrm.ingest;
+
+import java.util.ArrayList;
+import java.util.Iterator;
+import java.util.List;
+import org.apache.spark.api.java.function.MapPartitionsFunction;
+import org.apache.spark.sql.RowFactory;
+
+/** Chunks, of which the rows' bytes are not needed, to (bucket, rows), as far as a task sees. */
+public final class BucketCounter implements MapPartitionsFunction {
+  private static final long serialVersionUID = 1L;
+
+  private final RowNumbers numbers;
+  private final Places places;
+
+  /** Takes what `RowNumbers` and `Places` do. */
+  public BucketCounter(
+      String offsets, String parts, String sizes, String shuffle, String done) {
+    this.numbers = new RowNumbers(offsets);
+    this.places = new Places(parts, sizes, shuffle, done);
+  }
+
+  /** Counts the rows of one partition. */
+  public Iterator call(Iterator chunks) {
+    long[] counts = new long[places.buckets()];
+    PlacedRows rows = new PlacedRows(chunks, 0, numbers, places);
+    while (rows.next()) {
+      counts[rows.bucket]++;
+    }
+    List found = new ArrayList();
+    for (int bucket = 0; bucket < counts.length; bucket++) {
+      if (counts[bucket] > 0) {
+        Object[] fields = {Integer.valueOf(bucket), Long.valueOf(counts[bucket])};
+        found.add(RowFactory.create(fields));
+      }
+    }
+    return found.iterator();
+  }
+}

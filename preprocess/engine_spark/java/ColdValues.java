@@ -1,0 +1,69 @@
+package dlrm.ingest;
+
+import java.util.ArrayList;
+import java.util.Iterator;
+import java.util.List;
+import org.apache.spark.api.java.function.MapPartitionsFunction;
+import org.apache.spark.broadcast.Broadcast;
+import org.apache.spark.sql.RowFactory;
+
+/** Chunks to (bucket, key, table, value) of each value that is not among the hot ids. */
+public final class ColdValues implements MapPartitionsFunction {
+  private static final long serialVersionUID = 1L;
+
+  private final Layout layout;
+  private final RowNumbers numbers;
+  private final Places places;
+  private final HotIds hot;
+  private final Broadcast slots;
+
+  /** Takes the same as `RecordMaker`. */
+  public ColdValues(
+      int dense,
+      int tables,
+      String offsets,
+      String parts,
+      String sizes,
+      String shuffle,
+      String done,
+      HotIds hot,
+      Broadcast slots) {
+    this.layout = new Layout(dense, tables);
+    this.numbers = new RowNumbers(offsets);
+    this.places = new Places(parts, sizes, shuffle, done);
+    this.hot = hot;
+    this.slots = slots;
+  }
+
+  /** The values of one partition. */
+  public Iterator call(Iterator chunks) {
+    return new Values(new PlacedRows(chunks, layout.rowBytes, numbers, places));
+  }
+
+  private final class Values extends Batches {
+    final PlacedRows rows;
+    final long[] ids = (long[]) slots.value();
+
+    Values(PlacedRows rows) {
+      this.rows = rows;
+    }
+
+    Iterator more() {
+      if (!rows.next()) {
+        return null;
+      }
+      List found = new ArrayList();
+      for (int table = 0; table < layout.tables; table++) {
+        int value = rows.rows.getInt(rows.row + layout.value(table));
+        if (!layout.isMissing(rows.rows, rows.row, table) && hot.find(ids, table, value) < 0) {
+          Object[] fields = {
+            Integer.valueOf(rows.bucket), Long.valueOf(rows.key), Integer.valueOf(table),
+            Long.valueOf(value & 0xFFFFFFFFL)
+          };
+          found.add(RowFactory.create(fields));
+        }
+      }
+      return found.iterator();
+    }
+  }
+}

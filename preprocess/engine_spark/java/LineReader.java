@@ -1,0 +1,187 @@
+package dlrm.ingest;
+
+import java.nio.ByteBuffer;
+import java.util.Arrays;
+import java.util.zip.CRC32;
+import org.apache.spark.unsafe.types.UTF8String;
+
+/**
+ * One line after another to a row, which `Layout` describes.
+ *
+ * <p>A line is good by `Schema.line_pattern` and the ranges named there, and by nothing else.
+ */
+final class LineReader {
+  private static final long NO_NUMBER = Long.MIN_VALUE;
+  private static final long MAX_UINT32 = 0xFFFFFFFFL;
+
+  /** Tables without a value in the last row: the first `absentTables` of them. */
+  final int[] absent;
+
+  int absentTables;
+
+  /** Dense values of the last row that were below the lowest one. */
+  int raised;
+
+  /** Tag of the last row, if the rows tell it. */
+  int tag;
+
+  private final Fields fields;
+  private final Layout layout;
+  private final CRC32 crc = new CRC32();
+  private ByteBuffer chunk;
+  private int row;
+
+  LineReader(Fields fields, Layout layout) {
+    this.fields = fields;
+    this.layout = layout;
+    this.absent = new int[layout.tables];
+  }
+
+  /**
+   * Writes a line's numbers as a row; whether the line is good.
+   *
+   * @param line its bytes
+   * @param length those that count
+   * @param chunk where rows are
+   * @param row where this one begins
+   */
+  boolean read(byte[] line, int length, ByteBuffer chunk, int row) {
+    this.chunk = chunk;
+    this.row = row;
+    absentTables = 0;
+    raised = 0;
+    for (int at = layout.missing(0); at < layout.rowBytes; at += 4) {
+      chunk.putInt(row + at, 0);
+    }
+    int last = fields.roles.length - 1;
+    int start = 0;
+    for (int field = 0; field <= last; field++) {
+      int stop = start;
+      while (stop < length && line[stop] != fields.delimiter) {
+        stop++;
+      }
+      if ((stop == length) != (field == last) || !take(field, line, start, stop)) {
+        return false;
+      }
+      start = stop + 1;
+    }
+    return !fields.anyText || isText(line, length);
+  }
+
+  private boolean isText(byte[] line, int length) {
+    for (int i = 0; i < length; i++) {
+      if (line[i] < 0) {
+        return UTF8String.fromBytes(line, 0, length).isValid();
+      }
+    }
+    return true;
+  }
+
+  private boolean take(int field, byte[] line, int start, int stop) {
+    if (fields.kinds[field] == Fields.TEXT && fields.quotes && start < stop && line[start] == '"') {
+      return false;
+    }
+    switch (fields.roles[field]) {
+      case Fields.LABEL:
+        long label = integer(line, start, stop, true);
+        chunk.putInt(row, (int) label);
+        return label == 0 || label == 1;
+      case Fields.DENSE:
+        return dense(field, start == stop ? 0 : integer(line, start, stop, true));
+      case Fields.CATEGORICAL:
+        return category(field, line, start, stop);
+      case Fields.SPLIT:
+        tag = tagOf(line, start, stop);
+        return true;
+      default:
+        return true;
+    }
+  }
+
+  private boolean dense(int field, long number) {
+    if (number != (int) number) {
+      return false;
+    }
+    if (number < fields.limits[field]) {
+      raised++;
+      number = fields.limits[field];
+    }
+    chunk.putInt(row + 4 * (1 + fields.columns[field]), (int) number);
+    return true;
+  }
+
+  private boolean category(int field, byte[] line, int start, int stop) {
+    int table = fields.columns[field];
+    long value = 0;
+    if (start == stop) {
+      absent[absentTables++] = table;
+      if (!fields.missingIsValue) {
+        int word = row + layout.missing(table);
+        chunk.putInt(word, chunk.getInt(word) | 1 << (table & 31));
+      }
+    } else if (fields.kinds[field] == Fields.HEX) {
+      if (stop - start > 8) {
+        return false;
+      }
+      for (int i = start; i < stop; i++) {
+        int digit = digit(line[i]);
+        if (digit < 0) {
+          return false;
+        }
+        value = value << 4 | digit;
+      }
+    } else if (fields.kinds[field] == Fields.INTEGER) {
+      value = integer(line, start, stop, false);
+      if (value == NO_NUMBER) {
+        return false;
+      }
+    } else {
+      crc.reset();
+      crc.update(line, start, stop - start);
+      value = crc.getValue();
+    }
+    if (fields.limits[field] > 0) {
+      value %= fields.limits[field];
+    }
+    chunk.putInt(row + layout.value(table), (int) value);
+    return true;
+  }
+
+  private int tagOf(byte[] line, int start, int stop) {
+    for (int i = 0; i < fields.tags.length; i++) {
+      if (Arrays.equals(line, start, stop, fields.tagTexts[i], 0, fields.tagTexts[i].length)) {
+        return fields.tags[i];
+      }
+    }
+    return 0;
+  }
+
+  private static int digit(byte character) {
+    if (character >= '0' && character <= '9') {
+      return character - '0';
+    }
+    int lower = character | 0x20;
+    return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
+  }
+
+  /** The number of `[0-9]+`, or of `-?[0-9]+`; NO_NUMBER for other text and beyond 32 bits. */
+  private static long integer(byte[] line, int start, int stop, boolean signed) {
+    boolean negative = signed && start < stop && line[start] == '-';
+    int first = negative ? start + 1 : start;
+    if (first == stop) {
+      return NO_NUMBER;
+    }
+    long number = 0;
+    for (int i = first; i < stop; i++) {
+      int digit = line[i] - '0';
+      if (digit < 0 || digit > 9) {
+        return NO_NUMBER;
+      }
+      number = 10 * number + digit;
+      if (number > MAX_UINT32) {
+        return NO_NUMBER;
+      }
+    }
+    return negative ? -number : number;
+  }
+}

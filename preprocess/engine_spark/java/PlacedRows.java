@@ -1,0 +1,62 @@
+package dlrm.ingest;
+
+import java.nio.ByteBuffer;
+import java.util.Iterator;
+import org.apache.spark.sql.Row;
+
+/** The rows of chunks one by one, each with its place; without those of buckets that are done. */
+final class PlacedRows {
+  /** Rows of the chunk that holds the row; absent if chunks come without. */
+  ByteBuffer rows;
+
+  /** Where the row begins in `rows`. */
+  int row;
+
+  int bucket;
+  long key;
+
+  private final Iterator chunks;
+  private final int rowBytes;
+  private final RowNumbers numbers;
+  private final Places places;
+  private byte[] tags;
+  private long first;
+  private int size = 0;
+  private int next = 0;
+
+  PlacedRows(Iterator chunks, int rowBytes, RowNumbers numbers, Places places) {
+    this.chunks = chunks;
+    this.rowBytes = rowBytes;
+    this.numbers = numbers;
+    this.places = places;
+  }
+
+  /** Goes on to the next row; false after the last. */
+  boolean next() {
+    while (next < size || chunk()) {
+      long number = first + next;
+      int tag = places.rowsTellTags() ? (int) tags[next] : places.tag(number);
+      row = next * rowBytes;
+      next++;
+      key = places.key(tag, number);
+      bucket = places.bucket(tag, number, key);
+      if (!places.isDone(bucket)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  private boolean chunk() {
+    if (!chunks.hasNext()) {
+      return false;
+    }
+    Row chunk = (Row) chunks.next();
+    first = numbers.first(chunk);
+    size = chunk.getInt(3);
+    tags = (byte[]) chunk.get(4);
+    rows = chunk.isNullAt(5) ? null : Layout.words((byte[]) chunk.get(5));
+    next = 0;
+    return true;
+  }
+}

@@ -1,0 +1,113 @@
+package dlrm.ingest;
+
+import java.nio.ByteBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Iterator;
+import java.util.List;
+import org.apache.spark.api.java.function.MapPartitionsFunction;
+import org.apache.spark.broadcast.Broadcast;
+import org.apache.spark.sql.RowFactory;
+
+/**
+ * Chunks to records with final ids, in slices (bucket, bytes): rows of one bucket that a task met
+ * one after the other. A slice holds the keys of its rows as int64, and then their records.
+ *
+ * <p>A value that is not among the hot ids gets id 0 here; `ColdValues` finds those.
+ */
+public final class RecordMaker implements MapPartitionsFunction {
+  private static final long serialVersionUID = 1L;
+  private static final int BUFFER_BYTES = 1 << 23;
+
+  private final Layout layout;
+  private final RowNumbers numbers;
+  private final Places places;
+  private final HotIds hot;
+  private final Broadcast slots;
+  private final int recordBytes;
+
+  /** Takes the columns there are, what `RowNumbers` and `Places` take, and the ids. */
+  public RecordMaker(
+      int dense,
+      int tables,
+      String offsets,
+      String parts,
+      String sizes,
+      String shuffle,
+      String done,
+      HotIds hot,
+      Broadcast slots) {
+    this.layout = new Layout(dense, tables);
+    this.numbers = new RowNumbers(offsets);
+    this.places = new Places(parts, sizes, shuffle, done);
+    this.hot = hot;
+    this.slots = slots;
+    this.recordBytes = 4 * (1 + dense + tables);
+  }
+
+  /** The slices of one partition. */
+  public Iterator call(Iterator chunks) {
+    return new Slices(new PlacedRows(chunks, layout.rowBytes, numbers, places));
+  }
+
+  private final class Slices extends Batches {
+    final PlacedRows rows;
+    final int capacity = Math.max(1, BUFFER_BYTES / recordBytes);
+    final long[] ids = (long[]) slots.value();
+    final int[] buckets = new int[capacity];
+    final long[] keys = new long[capacity];
+    final ByteBuffer records = Layout.words(new byte[capacity * recordBytes]);
+    final int[] counts = new int[places.buckets()];
+
+    Slices(PlacedRows rows) {
+      this.rows = rows;
+    }
+
+    Iterator more() {
+      int size = 0;
+      while (size < capacity && rows.next()) {
+        buckets[size] = rows.bucket;
+        keys[size] = rows.key;
+        counts[rows.bucket]++;
+        record(size * recordBytes);
+        size++;
+      }
+      return size > 0 ? slices(size).iterator() : null;
+    }
+
+    private void record(int at) {
+      int copied = 4 * (1 + layout.dense);
+      System.arraycopy(rows.rows.array(), rows.row, records.array(), at, copied);
+      for (int table = 0; table < layout.tables; table++) {
+        int id = 0;
+        if (!layout.isMissing(rows.rows, rows.row, table)) {
+          int value = rows.rows.getInt(rows.row + layout.value(table));
+          id = Math.max(0, hot.find(ids, table, value));
+        }
+        records.putInt(at + copied + 4 * table, id);
+      }
+    }
+
+    /** The buffered records by bucket; leaves the counts at 0. */
+    private List slices(int size) {
+      ByteBuffer[] slices = new ByteBuffer[counts.length];
+      int[] filled = new int[counts.length];
+      List found = new ArrayList();
+      for (int i = 0; i < size; i++) {
+        int bucket = buckets[i];
+        if (filled[bucket] == 0) {
+          slices[bucket] = Layout.words(new byte[counts[bucket] * (8 + recordBytes)]);
+          Object[] fields = {Integer.valueOf(bucket), slices[bucket].array()};
+          found.add(RowFactory.create(fields));
+        }
+        ByteBuffer slice = slices[bucket];
+        slice.putLong(8 * filled[bucket], keys[i]);
+        int at = 8 * counts[bucket] + filled[bucket] * recordBytes;
+        System.arraycopy(records.array(), i * recordBytes, slice.array(), at, recordBytes);
+        filled[bucket]++;
+      }
+      Arrays.fill(counts, 0);
+      return found;
+    }
+  }
+}

@@ -1,0 +1,140 @@
+package dlrm.ingest;
+
+import java.nio.ByteBuffer;
+import java.util.Arrays;
+import java.util.Iterator;
+import org.apache.spark.api.java.function.MapPartitionsFunction;
+import org.apache.spark.sql.Row;
+import org.apache.spark.sql.RowFactory;
+
+/**
+ * Chunks to (table, value, rows that hold it, first row), as far as a task sees.
+ *
+ * <p>A task counts in one hash table and hands on what it has when that is full, so that its memory
+ * does not grow with the values there are; Spark adds up what the tasks found.
+ */
+public final class ValueCounter implements MapPartitionsFunction {
+  private static final long serialVersionUID = 1L;
+  private static final int FIRST_BITS = 6;
+  private static final int ENTRY = 3; // table and value, plus 1; rows; first row
+  private static final long MULTIPLIER = 0x9E3779B97F4A7C15L;
+
+  private final Layout layout;
+  private final RowNumbers numbers;
+  private final int most;
+
+  /**
+   * @param dense dense columns
+   * @param tables tables
+   * @param offsets as `RowNumbers` takes them
+   * @param most values, about, that make a hash table full
+   */
+  public ValueCounter(int dense, int tables, String offsets, int most) {
+    this.layout = new Layout(dense, tables);
+    this.numbers = new RowNumbers(offsets);
+    this.most = most;
+  }
+
+  /** What the chunks of one partition hold. */
+  public Iterator call(Iterator chunks) {
+    return new Counts(chunks);
+  }
+
+  private final class Counts extends Batches {
+    final Iterator chunks;
+    int bits = FIRST_BITS;
+    long[] entries = new long[ENTRY << bits];
+    int size = 0;
+
+    Counts(Iterator chunks) {
+      this.chunks = chunks;
+    }
+
+    Iterator more() {
+      Arrays.fill(entries, 0L);
+      size = 0;
+      while (size < most && chunks.hasNext()) {
+        add((Row) chunks.next());
+      }
+      return size > 0 ? new Entries(entries) : null;
+    }
+
+    private void add(Row chunk) {
+      ByteBuffer rows = Layout.words((byte[]) chunk.get(5));
+      long number = numbers.first(chunk);
+      for (int row = 0; row < rows.capacity(); row += layout.rowBytes, number++) {
+        for (int table = 0; table < layout.tables; table++) {
+          if (!layout.isMissing(rows, row, table)) {
+            long value = rows.getInt(row + layout.value(table)) & 0xFFFFFFFFL;
+            add(((long) table << 32 | value) + 1, 1, number);
+          }
+        }
+      }
+    }
+
+    private void add(long key, long count, long first) {
+      int mask = (1 << bits) - 1;
+      int slot = (int) (key * MULTIPLIER >>> 64 - bits);
+      while (entries[ENTRY * slot] != key && entries[ENTRY * slot] != 0) {
+        slot = slot + 1 & mask;
+      }
+      int at = ENTRY * slot;
+      if (entries[at] == 0) {
+        entries[at] = key;
+        entries[at + 2] = first;
+        size++;
+      }
+      entries[at + 1] += count;
+      entries[at + 2] = Math.min(entries[at + 2], first);
+      if (2 * size > 1 << bits) {
+        grow();
+      }
+    }
+
+    private void grow() {
+      long[] old = entries;
+      bits++;
+      entries = new long[ENTRY << bits];
+      size = 0;
+      for (int at = 0; at < old.length; at += ENTRY) {
+        if (old[at] != 0) {
+          add(old[at], old[at + 1], old[at + 2]);
+        }
+      }
+    }
+  }
+
+  private static final class Entries implements Iterator {
+    final long[] entries;
+    int at = -ENTRY;
+
+    Entries(long[] entries) {
+      this.entries = entries;
+      advance();
+    }
+
+    private void advance() {
+      do {
+        at += ENTRY;
+      } while (at < entries.length && entries[at] == 0);
+    }
+
+    public boolean hasNext() {
+      return at < entries.length;
+    }
+
+    public Object next() {
+      long key = entries[at] - 1;
+      Object[] fields = {
+        Integer.valueOf((int) (key >>> 32)), Long.valueOf(key & 0xFFFFFFFFL),
+        Long.valueOf(entries[at + 1]), Long.valueOf(entries[at + 2])
+      };
+      advance();
+      return RowFactory.create(fields);
+    }
+
+    public void remove() {
+      throw new UnsupportedOperationException();
+    }
+  }
+}
