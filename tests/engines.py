@@ -34,6 +34,23 @@ def session() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def small_pieces(session: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What only large logs have: files in pieces, full hash tables, rare values, many buckets."""
+    from pyspark.sql import SparkSession
+
+    from preprocess.engine_spark import learn, lookup, write
+
+    active = SparkSession.getActiveSession()
+    assert active is not None
+    monkeypatch.setattr(learn, "_VALUES_AT_ONCE", 100)
+    monkeypatch.setattr(lookup, "_HOT_VALUES", 60)
+    monkeypatch.setattr(write, "_BUCKET_BYTES", 2000)
+    active.conf.set("spark.sql.files.maxPartitionBytes", "6000")
+    yield
+    active.conf.unset("spark.sql.files.maxPartitionBytes")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a result by its path."""
     return {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from engines import ENGINES, contents, needs_spark, session  # noqa: F401
+from engines import ENGINES, contents, needs_spark, session, small_pieces  # noqa: F401
 
 import split_bin
 from checksums import read_checksums, sum_of
@@ -151,7 +151,10 @@ def test_eleven_rows_by_a_schema(engine: str, tmp_path: Path) -> None:
         f"{day},{row.replace(chr(9), ',')},{text},ignored"
         for day, row, text in zip(days, HAND, texts, strict=True)
     ]
-    (tmp_path / "log.csv").write_text("\n".join(["day,y,d1,d2,c1,c2,t,rest", *lines]))
+    # Bad: text that is not UTF-8, also where it is ignored; a quoted field; another number.
+    bad = [b"1,0,1,1,a,b,\xe4,", b"1,0,1,1,a,b,t,\xff", b'1,0,1,1,a,b,"t",', b"1,0,1,1,a,+b,t,"]
+    log = "\n".join(["day,y,d1,d2,c1,c2,t,rest", *lines[:5]]).encode()
+    (tmp_path / "log.csv").write_bytes(b"\n".join([log, *bad, "\n".join(lines[5:]).encode()]))
     (tmp_path / "schema.yaml").write_text("""
 format: csv
 header: true
@@ -163,7 +166,16 @@ split: {by: column, column: day, validation: "2", test: ["3"]}
 """)
     output = tmp_path / "out"
     flags = ["--rules=generic", f"--schema={tmp_path / 'schema.yaml'}", f"--engine={engine}"]
-    assert main([str(tmp_path / "log.csv"), f"--output={output}", *flags]) == 0
+    assert main([str(tmp_path / "log.csv"), f"--output={output}", "--max_bad_rows=4", *flags]) == 0
+    assert _description(output)["first_bad_rows"] == [
+        f"{tmp_path / 'log.csv'}, line {line}: {fault}"
+        for line, fault in (
+            (7, r"column t: expected UTF-8 text, found '\\xe4'"),
+            (8, r"column rest: expected UTF-8 text, found '\\xff'"),
+            (9, "column t: expected an unquoted field, found '\"t\"'"),
+            (10, "categorical column 1: expected at most 8 hexadecimal digits, found '+b'"),
+        )
+    ]
     # c2 modulo 10, missing 0: 5 5 0 0 6 5 6 0 0 5 1, by first appearance.
     c2 = [0, 0, 1, 1, 2, 0, 2, 1, 1, 0, 3]
     # c1 twice or more: 10 (3 times), 0 (missing, twice), 11 (twice); they follow id 0.
@@ -244,6 +256,18 @@ def _odd_log(generator: random.Random, rows: int) -> str:
     return "\n".join(lines)
 
 
+def _every_character() -> str:
+    """Each ASCII character as and in a label, an integer and a hash; most such rows are bad."""
+    lines = []
+    for character in map(chr, range(1, 128)):
+        if character not in "\t\n":
+            for position, before in ((0, ""), (1, ""), (1, "1"), (3, ""), (3, "1")):
+                fields = ["0", "1", "2", "a", "b"]
+                fields[position] = before + character
+                lines.append("\t".join(fields))
+    return "\n".join(lines)
+
+
 @needs_spark
 @pytest.mark.parametrize(
     "flags",
@@ -253,17 +277,18 @@ def _odd_log(generator: random.Random, rows: int) -> str:
         ["--rules=spark", "--frequency_threshold=2", "--validation_fraction=0.3", "--shuffle=1"],
     ],
 )
-def test_same_bytes_from_odd_logs(flags: list[str], tmp_path: Path) -> None:
+def test_same_bytes_from_odd_logs(flags: list[str], tmp_path: Path, small_pieces: None) -> None:  # noqa: F811
     print(f"seed {SEED}")
     generator = random.Random(f"{SEED} {flags}")
     (tmp_path / "a.tsv").write_text(_odd_log(generator, 700), encoding="utf-8")
     (tmp_path / "b.tsv").write_bytes(b"")
-    text = _odd_log(generator, 400).encode() + b"\n\xff\xfe\n"
+    odd = f"{_odd_log(generator, 400)}\n{_every_character()}\n"
+    text = odd.encode() + b"\xff\xfe\n"
     (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(text[:900]) + gzip.compress(text[900:]))
     logs = [str(tmp_path / name) for name in ("a.tsv", "b.tsv", "c.tsv.gz")]
     for engine in ("polars", "spark"):
         arguments = [*logs, f"--output={tmp_path / engine}", f"--engine={engine}", *SMALL]
-        assert main([*arguments, "--max_bad_rows=500", *flags]) == 0
+        assert main([*arguments, "--max_bad_rows=1000", *flags]) == 0
     polars, spark = contents(tmp_path / "polars"), contents(tmp_path / "spark")
     assert polars.keys() == spark.keys()
     assert [name for name in polars if polars[name] != spark[name]] == []
