@@ -326,8 +326,10 @@ cudaError_t launch(void (*kernel)(Shape, Argument), void (*large)(Shape, Argumen
   const int64_t most = static_cast<int64_t>(processors) * (resident > 0 ? resident : 1);
   const int64_t needed = warps ? (shape.samples + warps - 1) / warps : shape.samples;
   void* arguments[] = {&shape, &argument};
-  return cudaLaunchKernel(kernel, static_cast<unsigned>(needed < most ? needed : most),
-                          static_cast<unsigned>(threads), arguments, bytes, stream);
+  // The kernel's type is given because CUDA 11.8 cannot find it out.
+  return cudaLaunchKernel<void(Shape, Argument)>(
+      kernel, static_cast<unsigned>(needed < most ? needed : most), static_cast<unsigned>(threads),
+      arguments, bytes, stream);
 }
 
 template <typename T, bool kTensorCores>

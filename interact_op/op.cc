@@ -171,10 +171,22 @@ struct Cpu {
 
 #ifdef INTERACT_CUDA
 
+// CUDA's stream behind TensorFlow's: the first compiles with newer versions only, then it is taken;
+// TensorFlow 2.14 has the second.
+template <typename Stream>
+auto cuda_stream(Stream* stream, int) -> decltype(stream->platform_specific_handle().stream) {
+  return stream->platform_specific_handle().stream;
+}
+
+template <typename Stream>
+auto cuda_stream(Stream* stream, long) -> decltype(stream->implementation()->GpuStreamHack()) {
+  return stream->implementation()->GpuStreamHack();
+}
+
 // On a GPU: on the stream of TensorFlow's operations.
 struct Cuda {
   static void* stream(OpKernelContext* context) {
-    return context->op_device_context()->stream()->platform_specific_handle().stream;
+    return cuda_stream(context->op_device_context()->stream(), 0);
   }
 
   static void check(OpKernelContext* context, const char* error) {

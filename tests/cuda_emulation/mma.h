@@ -200,22 +200,31 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
 }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
+namespace emulation {
+
 template <typename A, typename B>
-cudaError_t cudaLaunchKernel(void (*kernel)(A, B), dim3 grid, dim3 block, void** arguments, size_t,
-                             cudaStream_t) {
+cudaError_t launch(void (*kernel)(A, B), dim3 grid, dim3 block, void** arguments) {
   static void (*run)(A, B);
   static A* first;
   static B* second;
   run = kernel;
   first = static_cast<A*>(arguments[0]);
   second = static_cast<B*>(arguments[1]);
-  emulation::body = [] { run(*first, *second); };
+  body = [] { run(*first, *second); };
   gridDim = grid;
   blockDim = block;
   for (unsigned b = 0; b < grid.x; ++b) {
     blockIdx.x = b;
     memset(shared, 0xff, sizeof shared);
-    for (unsigned t = 0; t < block.x; t += emulation::kLanes) emulation::run_warp(t);
+    for (unsigned t = 0; t < block.x; t += kLanes) run_warp(t);
   }
   return cudaSuccess;
+}
+
+}  // namespace emulation
+
+template <typename Kernel>
+cudaError_t cudaLaunchKernel(Kernel* kernel, dim3 grid, dim3 block, void** arguments, size_t,
+                             cudaStream_t) {
+  return emulation::launch(kernel, grid, block, arguments);
 }
