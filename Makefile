@@ -4,16 +4,24 @@
 # make test               the tests;  make lint  the linters
 # make bench              what is claimed about speed, measured here
 #
+# make sok                the environment of the profile sok: TensorFlow 2.14, SparseOperationKit
+# make sok-check          what is there for it, and what is missing
+# make test PROFILE=sok   any of the above in that environment (the linters have theirs)
+#
 # Longer tests:
 # make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
 # make test-ingest        ten kills of each engine of ingest, and both engines over every rule set
 # make test-interact      the fused interaction at every shape, and its kernels under the sanitizers
 
+VENV_default := .venv
+VENV_sok := .venv-sok
+
 PYTHON ?= python3
 NP ?= 2
 FLAGS ?=
 FAULTS ?=
-VENV := .venv
+PROFILE ?= default
+VENV := $(or $(VENV_$(PROFILE)),$(error expected PROFILE=default or PROFILE=sok, found $(PROFILE)))
 RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH";
 RULES ?= dlrm
 ROWS ?= 1000000
@@ -28,15 +36,26 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test test-ingest test-interact faults lint bench setup interact_op clean
+.PHONY: train test test-ingest test-interact faults lint bench setup sok sok-check interact_op clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt \
-    requirements-spark.txt setup/environment.sh setup/horovod.sh
+.venv/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt \
+    requirements-spark.txt setup/environment.sh setup/horovod.sh setup/wheels.sh
 	PYTHON=$(PYTHON) setup/environment.sh
 	touch $@
+
+.venv-sok/.ready: requirements-sok.txt requirements-horovod.txt requirements-spark.txt \
+    setup/environment.sh setup/cuda.sh setup/horovod.sh setup/sok.sh setup/wheels.sh
+	PYTHON=$(PYTHON) setup/environment.sh sok
+	touch $@
+
+sok: .venv-sok/.ready
+
+# In the environment that is there, be it none.
+sok-check:
+	@export PATH="$(CURDIR)/.venv-sok/bin:$(CURDIR)/.venv/bin:$$PATH"; python3 environment.py
 
 train: setup $(RAW_FILES)
 	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA) --rules=$(RULES)
@@ -59,8 +78,8 @@ test-ingest: setup
 	$(RUN) KILLS=10 python3 -m pytest tests/test_ingest_resume.py
 	$(RUN) python3 -m benchmarks.engines --rows $(ROWS) --files 8
 
-lint: setup
-	$(RUN) ruff check . && ruff format --check . && mypy .
+lint: .venv/.ready
+	export PATH="$(CURDIR)/.venv/bin:$$PATH"; ruff check . && ruff format --check . && mypy .
 
 bench: interact_op
 	$(RUN) for name in reader split preprocess step interact checkpoint; do echo "== $$name"; python3 -m benchmarks.$$name; done

@@ -29,7 +29,9 @@ TEXTS = [
             *("*.h", "*.cc", "*.cu"),
         )
         for path in ROOT.rglob(pattern)
-        if not any(part in (".venv", ".git", "build") for part in path.relative_to(ROOT).parts)
+        if not any(
+            part in (".venv", ".venv-sok", ".git", "build") for part in path.relative_to(ROOT).parts
+        )
         and not any(part.endswith("_cache") for part in path.relative_to(ROOT).parts)
     ),
 ]
