@@ -109,12 +109,18 @@ def _write_parquet(path: Path, table: Table) -> None:
     schema: dict[str, Any] = {"id": pl.Int64, "vector": pl.Array(pl.Float32, table.width)}
     group = max(1, PIECE_BYTES // (4 * table.width))
 
+    failures: list[Exception] = []
+
     def frames(*_: object) -> Iterator[pl.DataFrame]:
-        for first, rows in table:
-            for start in range(0, len(rows), group):
-                part = rows[start : start + group].copy()  # a view would keep all of `rows`
-                ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
-                yield pl.DataFrame({"id": ids, "vector": part}, schema=schema)
+        try:
+            for first, rows in table:
+                for start in range(0, len(rows), group):
+                    part = rows[start : start + group].copy()  # a view would keep all of `rows`
+                    ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
+                    yield pl.DataFrame({"id": ids, "vector": part}, schema=schema)
+        except (ValueError, OSError) as error:
+            failures.append(error)
+            raise
 
     try:
         register_io_source(frames, schema=schema).sink_parquet(
@@ -123,7 +129,8 @@ def _write_parquet(path: Path, table: Table) -> None:
             row_group_size=group,
         )
     except pl.exceptions.PolarsError as error:
-        raise OSError(f"{path}: {error}") from None
+        # Polars 1 makes an error of its own of one that it meets in `frames`.
+        raise failures[0] if failures else OSError(f"{path}: {error}") from None
 
 
 def _write_safetensors(path: Path, table: Table) -> None:

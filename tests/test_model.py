@@ -273,12 +273,16 @@ def test_no_two_layers_or_seeds_share_their_draws() -> None:
         assert one.shape != other.shape or not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 8e-3), ("bfloat16", 6e-2)])
+# Of the deviation of all logits. TensorFlow 2.14 on a CPU also adds up in float16.
+TOLERANCES = {"float16": 2e-2 if tf.__version__.startswith("2.14.") else 8e-3, "bfloat16": 6e-2}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES.items())
 def test_mixed_precision(dtype: str, tolerance: float) -> None:
     shape = ((64, 32, 16), (64, 32, 1))
     plain = built(*shape, dense=13, tables=26, seed=2)
     mixed = built(*shape, dense=13, tables=26, seed=2, dtype=f"mixed_{dtype}")
-    assert {variable.dtype for variable in mixed.trainable_variables} == {"float32"}
+    assert {tf.as_dtype(weight.dtype) for weight in mixed.trainable_variables} == {tf.float32}
     features, vectors = inputs(256, 13, 26, 16)
     expected = plain(tf.constant(features), tf.constant(vectors))
     # Vectors arrive in the 16-bit type of the exchange, or in float32.
@@ -297,5 +301,5 @@ def test_compiled_forward_equals_plain(dtype: str) -> None:
     arguments = (tf.constant(features), tf.constant(vectors))
     plain = model(*arguments).numpy()
     compiled = tf.function(model.call, jit_compile=True)(*arguments).numpy()
-    tolerance = {"float32": 1e-5, "mixed_float16": 8e-3, "mixed_bfloat16": 6e-2}[dtype]
+    tolerance = TOLERANCES.get(dtype.removeprefix("mixed_"), 1e-5)
     np.testing.assert_allclose(compiled, plain, rtol=0, atol=tolerance * np.std(plain))
