@@ -113,6 +113,7 @@ fi
 # nvcc finds its toolkit by its own path and calls some of its parts by name, so another toolkit on
 # the PATH must come after it.
 bin=$1/bin
+# shellcheck disable=SC2016
 printf '#!/bin/sh\nPATH="%s:$PATH" exec "%s" "$@"\n' "$(dirname "$nvcc")" "$nvcc" >"$bin/nvcc"
 chmod +x "$bin/nvcc"
 ln -sf "$compiler" "$bin/nvcc-g++"

@@ -7,8 +7,8 @@
 # HOROVOD_NCCL_HOME. The default moves tensors over Gloo.
 set -euo pipefail
 
-venv=$(realpath "$1")
-source "$(dirname "$0")/wheels.sh"
+# shellcheck source=setup/wheels.sh
+source "$(dirname "$0")/wheels.sh" "$1"
 
 prepare() {
   # Collectives inside XLA: the one source that TensorFlow 2.21 no longer compiles, and not used.

@@ -8,8 +8,8 @@
 # SOK_COMPILE_GPU_SM="70;80" names others: 70, 75, 80 and 90 there are.
 set -euo pipefail
 
-venv=$(realpath "$1")
-source "$(dirname "$0")/wheels.sh"
+# shellcheck source=setup/wheels.sh
+source "$(dirname "$0")/wheels.sh" "$1"
 
 # Prints the architectures of this machine's GPUs as SOK names them; code for 8.0 runs on 8.6 and 8.9.
 found_architectures() {

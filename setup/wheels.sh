@@ -1,12 +1,13 @@
 # Sourced by the scripts that build a package against the TensorFlow of a virtual environment.
 #
-#   venv=$(realpath .venv); source setup/wheels.sh; install_wheel horovod 0.28.1 gloo
+#   source setup/wheels.sh .venv; install_wheel horovod 0.28.1 gloo
 #
 # A build takes minutes, so wheels are kept in ~/.cache/dlrm (or XDG_CACHE_HOME), one for each
 # combination of package, TensorFlow, Python, processor and variant.
 # The script defines `prepare`, which is run in the package's unpacked source before it is built.
 # shellcheck shell=bash
 
+venv=$(realpath "$1")
 python=$venv/bin/python
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
