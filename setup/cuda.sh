@@ -63,8 +63,13 @@ driver_not_from_debian() {
   [ -e /proc/driver/nvidia/version ] && ! dpkg -s libcuda1 >/dev/null 2>&1
 }
 
+# Says nothing, unless it fails.
 apt_get() {
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" >&2
+  local words
+  words=$("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" 2>&1) || {
+    tail -n 20 <<<"$words" >&2
+    return 1
+  }
 }
 
 update() {
@@ -73,7 +78,7 @@ update() {
 
 install_packages() {
   local mirror
-  echo "installing with apt-get: ${packages[*]}" >&2
+  echo "installing with apt-get: ${packages[*]} (with CUDA 1.7 GB to fetch, 6 GB on the disk)" >&2
   update
   if [[ ${packages[*]} == *nvidia-cuda-toolkit* && $(apt-cache policy nvidia-cuda-toolkit) != *"Candidate: 11.8"* ]]; then
     # The machine's own mirror, if it names one.
