@@ -187,7 +187,7 @@ def follows(bound: float, first: dict[str, Any], second: dict[str, Any]) -> Chec
 
 def compared(bound: float, first: list[float], second: list[float]) -> Found:
     """Holds two runs' losses to each other."""
-    error = max(abs(a - b) / abs(a) for a, b in zip(first, second, strict=True))
+    error = max(abs(a - b) / abs(a) for a, b in zip(first, second))
     words = f"losses differ by {error:.1e}, at most {bound:.0e}: "
     words += "; ".join(f"{a:.6f} {b:.6f}" for a, b in zip(first, second))
     data = {"losses": [first, second], "difference": error, "bound": bound}

@@ -57,7 +57,7 @@ class PendingFiles:
             self._discard()
             return
         try:
-            for raw, file in zip(self._raw, self._files, strict=True):
+            for raw, file in zip(self._raw, self._files):
                 if file is not raw:
                     file.close()
                 os.fsync(raw.fileno())

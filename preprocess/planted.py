@@ -247,7 +247,7 @@ class PlantedModel:
         """True logits with and without the pair effects, each [rows]."""
         alone = (self._dense_part(dense, missing) - self._dense_offset) * self._dense_scale
         alone += self.bias
-        for effect, column in zip(self._effects, ids, strict=True):
+        for effect, column in zip(self._effects, ids):
             alone += effect[column]
         pairs = np.zeros(ids.shape[1], np.float32)
         for left, right in self.pairs:

@@ -91,7 +91,7 @@ class SplitRule:
                 f" {', '.join(sorted(absent))}; correct the schema"
             )
         parts, start = [], 0
-        for name, rows in zip(files, rows_by_file, strict=True):
+        for name, rows in zip(files, rows_by_file):
             parts.append(Part(NAMES[tags.get(name, 0)], start, start + rows))
             start += rows
         return parts

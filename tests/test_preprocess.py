@@ -105,8 +105,7 @@ def test_hand_worked_file(
     arguments = [str(tmp_path / "raw.tsv"), f"--output={output}", "--test_fraction=0.34"]
     assert main([*arguments, *SMALL, *flags]) == 0
     expected = [
-        [label, *integers, *ids]
-        for label, integers, *ids in zip(LABELS, dense, first, second, strict=True)
+        [label, *integers, *ids] for label, integers, *ids in zip(LABELS, dense, first, second)
     ]
     # 0.34 of 6 rows is 2 whole rows.
     assert _records(output / "train_data.bin", 5) == expected[:4]
@@ -147,7 +146,7 @@ def _reference(
         ids = {value: number for number, value in enumerate(kept, first)}
         columns.append([0 if value is None else ids.get(value, 0) for value in values])
         vocab_sizes.append(len(kept) + first)
-    return [list(record) for record in zip(*columns, strict=True)], vocab_sizes
+    return [list(record) for record in zip(*columns)], vocab_sizes
 
 
 @pytest.mark.parametrize("rules", NAMED_RULES)

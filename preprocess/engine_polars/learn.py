@@ -143,7 +143,7 @@ def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int
     for part, sizes in enumerate(learnt.new_values):
         values = np.fromfile(_values_file(work, part), "<u4")
         pieces = np.split(values, np.cumsum(sizes)[:-1])
-        for dictionary, piece in zip(learnt.dictionaries, pieces, strict=True):
+        for dictionary, piece in zip(learnt.dictionaries, pieces):
             dictionary.extend(piece)
     for part in range(len(learnt.parts)):
         _recount(rows_file(work, part), options, learnt.dictionaries)
@@ -208,9 +208,7 @@ class _Recorder:
             return
         if self._keeping:
             self._keeping.result()
-        fresh = [
-            d.values[known:] for d, known in zip(learnt.dictionaries, self._known, strict=True)
-        ]
+        fresh = [d.values[known:] for d, known in zip(learnt.dictionaries, self._known)]
         learnt.place = place
         learnt.parts.append(self._rows)
         learnt.new_values.append([len(values) for values in fresh])
@@ -249,7 +247,7 @@ def _encode(batch: Batch, options: Options, learnt: Learnt, output: Any) -> None
         lowest = rules.lowest(column)
         facts.raised_dense += int(np.count_nonzero(values < lowest))
         np.maximum(values, lowest, out=records[:, 1 + column])
-    columns = zip(batch.categories, batch.missing, learnt.dictionaries, strict=True)
+    columns = zip(batch.categories, batch.missing, learnt.dictionaries)
     for table, (raw, missing, dictionary) in enumerate(columns):
         if missing is not None:
             facts.missing[table] += int(np.count_nonzero(missing))

@@ -169,7 +169,7 @@ class Parser:
         )  # fmt: skip
         frame = parts["line"].struct.rename_fields(self._names).struct.unnest()
         columns = {}
-        for name, field in zip(self._names, self._schema.fields, strict=True):
+        for name, field in zip(self._names, self._schema.fields):
             text = frame[name].replace("", None) if field.kind != TEXT else frame[name]
             if field.kind == TEXT:
                 category = name in self._categories
@@ -205,7 +205,7 @@ def _hashed(texts: pl.Series) -> pl.Series:
     """Each text's number; null for empty ones. A text that comes often is hashed once."""
     distinct = texts.unique().drop_nulls()
     numbers = text_hash(distinct.to_list())
-    hashes = dict(zip(distinct.to_list(), numbers, strict=True))
+    hashes = dict(zip(distinct.to_list(), numbers))
     hashes.pop("", None)
     return texts.replace_strict(
         list(hashes), pl.Series(list(hashes.values()), dtype=pl.UInt32), default=None,

@@ -148,7 +148,7 @@ def _parse_marker(text: str) -> tuple[int, Marker] | None:
     words = text.split()
     if not words or words[-1] != "end":
         return None
-    entries = zip(words[1:-1:3], words[2:-1:3], words[3:-1:3], strict=True)
+    entries = zip(words[1:-1:3], words[2:-1:3], words[3:-1:3])
     sums = {name: (int(size), int(crc)) for name, size, crc in entries}
     return int(words[0]), sums
 
