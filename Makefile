@@ -7,6 +7,7 @@
 # make sok                the environment of the profile sok: TensorFlow 2.14, SparseOperationKit
 # make sok-check          what is there for it, and what is missing
 # make test PROFILE=sok   any of the above in that environment (the linters have theirs)
+# make bundle PROFILE=sok  all of it for hosts without internet; BUNDLE="--part_mb 500"
 #
 # Longer tests:
 # make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
@@ -20,6 +21,7 @@ PYTHON ?= python3
 NP ?= 2
 FLAGS ?=
 FAULTS ?=
+BUNDLE ?=
 PROFILE ?= default
 VENV := $(or $(VENV_$(PROFILE)),$(error expected PROFILE=default or PROFILE=sok, found $(PROFILE)))
 RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH";
@@ -36,7 +38,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test test-ingest test-interact faults lint bench setup sok sok-check interact_op clean
+.PHONY: train test test-ingest test-interact faults lint bench setup sok sok-check interact_op bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -90,6 +92,9 @@ interact_op: setup
 test-interact: interact_op
 	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/test_interact_op.py
 	$(MAKE) --directory=interact_op sanitize
+
+bundle: interact_op
+	$(RUN) python3 setup/bundle.py --output build/bundle $(BUNDLE)
 
 clean:
 	rm -rf build

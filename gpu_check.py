@@ -50,7 +50,7 @@ from trainer import Trainer
 TABLE_BOUND = 1e-5  # relative; float32 sums in another order
 LOSS_BOUND = 1e-4  # relative, over the steps below
 AMP_BOUND = 2e-2  # relative; float16 has 11 bits
-WIDTHS = 16, 128
+TABLES, WIDTHS = 26, (16, 128)
 INTERACT_BOUNDS = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
 STEPS, STRETCH, STRETCHES = 10, 10, 5
 SHOWN = ("tensorflow", "keras", "horovod", "merlin-sok")
@@ -166,10 +166,15 @@ def on_interaction(bench: Bench) -> Found:
         raise SkippedError(str(error)) from error
     errors: dict[str, float] = {}
     for dtype, bound in INTERACT_BOUNDS.items():
-        errors[dtype] = worst = max(interaction_error(interact, dtype, width) for width in WIDTHS)
+        errors[dtype] = worst = max(
+            interaction_error(interact, dtype, TABLES, width) for width in WIDTHS
+        )
         expect(worst <= bound, f"{dtype}: error {worst:.1e}, at most {bound:.0e}", errors)
     found = ", ".join(f"{dtype} {worst:.1e}" for dtype, worst in errors.items())
-    return f"27 vectors of {' and '.join(map(str, WIDTHS))} values: largest error {found}", errors
+    return (
+        f"{TABLES + 1} vectors of {' and '.join(map(str, WIDTHS))} values: largest error {found}",
+        errors,
+    )
 
 
 def follows(bound: float, first: dict[str, Any], second: dict[str, Any]) -> Check:

@@ -66,9 +66,9 @@ def table_error(tables: embedding.AllToAllEmbedding, collective: Collective, cas
     return max(relative(vectors, expected), relative(found, rows[own]))
 
 
-def interaction_error(interact: Any, dtype: str, width: int) -> float:
+def interaction_error(interact: Any, dtype: str, tables: int, width: int) -> float:
     """The largest relative error of the output and both gradients."""
-    batch, tables = 257, 26
+    batch = 257
     generator = np.random.default_rng(11)
     shapes = [batch, width], [batch, tables, width], [batch, interaction_width(width, tables)]
     given = [tf.cast(tf.constant(generator.standard_normal(s, np.float32)), dtype) for s in shapes]

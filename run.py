@@ -44,7 +44,7 @@ def run(config: Config) -> bool:
     collective.agree("the training and test data", (len(data.train), len(data.test), data[2:]))
     collective.together(lambda: verify_data(config, collective))
     collective.agree("the settings", dataclasses.replace(config, run_dir=None))
-    backend, why = embedding.choose(config.embedding)
+    backend, why = collective.together(lambda: embedding.choose(config.embedding))
     collective.agree("the embedding's backend", backend)
     # Every rank has counted what is free before any of them takes its part.
     memory = collective.together(lambda: check_memory(backend, config, collective, data))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
 from collective import Collective
 from embedding.alltoall import AllToAllEmbedding, Lookup, Route
 from embedding.fused import BAD_IDS, FusedTable, capacity
@@ -39,17 +37,20 @@ def choose(backend: str) -> tuple[str, str]:
 
     Returns:
         The backend, and the reason in words, empty for one that the user named.
+
+    Raises:
+        ValueError: the backend that the user named cannot run here.
     """
-    if backend != "auto":
-        return backend, ""
-    if not tf.config.list_logical_devices("GPU"):
-        return "alltoall", "no GPU is visible"
     from embedding import sok
 
+    if backend in ("sok", "sok_dynamic"):
+        sok.load()
+    if backend != "auto":
+        return backend, ""
     try:
         sok.load()
     except ValueError as error:
-        return "alltoall", str(error)
+        return "alltoall", str(error).partition(": ")[2].partition(";")[0]
     return "sok", "SparseOperationKit and a GPU are here"
 
 

@@ -30,8 +30,13 @@ def load() -> Any:
     """SOK.
 
     Raises:
-        ValueError: it cannot be imported, or this process has no GPU for it.
+        ValueError: this process has no GPU for it, or it cannot be imported.
     """
+    if not tf.config.list_logical_devices("GPU"):
+        raise ValueError(
+            "--embedding=sok: expected a GPU, found none: SparseOperationKit has no kernels for "
+            "CPUs; set --embedding=alltoall"
+        )
     try:
         import sparse_operation_kit as sok
     except Exception as error:  # a missing library is an OpError of TensorFlow's, or worse
@@ -39,11 +44,6 @@ def load() -> Any:
             f"--embedding=sok: SparseOperationKit cannot be imported ({_first_line(error)}); "
             "run `make sok` and use the python3 of its environment, or set --embedding=alltoall"
         ) from error
-    if not tf.config.list_logical_devices("GPU"):
-        raise ValueError(
-            "--embedding=sok: expected a GPU, found none: SparseOperationKit has no kernels for "
-            "CPUs; set --embedding=alltoall"
-        )
     return sok
 
 

@@ -1,0 +1,60 @@
+#!/bin/sh
+# Installs this bundle into a folder of its own, and says what it finds there for training on GPUs.
+#
+#   ./install.sh DIRECTORY
+#
+# Needs no Python and no internet: sh, tar, gzip, sha256sum and glibc @GLIBC@ or later, on x86-64.
+set -eu
+
+fail() {
+  echo "error: $1" >&2
+  exit 1
+}
+
+[ $# -eq 1 ] || fail "expected one argument, the folder to install into, found $#; ./install.sh DIRECTORY"
+bundle=$(cd "$(dirname "$0")" && pwd)
+target=$1
+[ ! -e "$target" ] || fail "$target: expected nothing there, found something; remove it, or name another folder"
+[ "$(uname -m)" = x86_64 ] || fail "expected a x86_64 machine, found $(uname -m); bundle the project on one like it"
+for tool in tar gzip sha256sum; do
+  command -v "$tool" >/dev/null || fail "no $tool on PATH; install it with the system's packages"
+done
+found=$(getconf GNU_LIBC_VERSION 2>/dev/null || echo "glibc 0")
+found=${found#glibc }
+oldest=$(printf '%s\n%s\n' "@GLIBC@" "$found" | sort -V | head -n 1)
+[ "$oldest" = "@GLIBC@" ] || fail "expected glibc @GLIBC@ or later, found $found; make the bundle on a system as old as this one"
+
+echo "checking the parts"
+(cd "$bundle" && sha256sum --quiet --check SHA256SUMS >&2) ||
+  fail "$bundle: a part is missing or not what was packed, named above; copy it again"
+
+partial=$target.partial
+rm -rf "$partial"
+mkdir -p "$partial"
+trap 'rm -rf "$partial"' EXIT
+echo "unpacking into $target"
+cat "$bundle"/python.tar.gz.* | gzip -dc | tar -xf - -C "$partial" ||
+  fail "$partial: could not unpack there, see the line above; make room, or name another folder"
+# The Python that has just come reads what gzip cannot.
+cat "$bundle"/packages.tar.xz.* |
+  PYTHONPATH='' PYTHONHOME="$partial/python" "$partial/python/bin/python3" -S -c '
+import lzma, shutil, sys
+shutil.copyfileobj(lzma.open(sys.stdin.buffer), sys.stdout.buffer, 1 << 20)' |
+  tar -xf - -C "$partial" ||
+  fail "$partial: could not unpack there, see the line above; make room, or name another folder"
+[ -f "$partial/dlrm/main.py" ] ||
+  fail "$partial: could not unpack all of it there, see the lines above; make room, or name another folder"
+mv "$partial" "$target"
+trap - EXIT
+
+target=$(cd "$target" && pwd)
+echo
+"$target/bin/python3" "$target/dlrm/environment.py" || true
+cat <<TEXT
+
+Installed. To check this host's GPUs, then train:
+  export PATH=$target/bin:\$PATH
+  cd $target/dlrm
+  python3 gpu_check.py
+  horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...
+TEXT
