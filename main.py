@@ -92,6 +92,9 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1:
             raise ValueError(f"expected flags only, found {argv[1]!r}; write --name=value")
         config = config_from_flags()
+        # TensorFlow 2.14, imported while absl runs, else begins as TensorFlow 1: `==` of tensors
+        # compares their identities then. Set before its import, which sets it too, but too late.
+        os.environ["TF2_BEHAVIOR"] = "1"
         # Imports TensorFlow: flag errors and --help come before it.
         with held_back_stderr():
             from run import run

@@ -22,7 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "TEST_PROCESS_MARK"
 GRACE_SECONDS = 5.0  # for the last process to be gone after the one that was started has ended
-LAUNCHER = re.compile(r"HOROVOD_|OMPI_|PMIX?_|MPI_|MV2_|SLURM_|CUDA_VISIBLE|OMP_NUM|TF_NUM")
+# TF2_BEHAVIOR is what TensorFlow has set in this process; users' processes begin without it.
+LAUNCHER = re.compile(
+    r"HOROVOD_|OMPI_|PMIX?_|MPI_|MV2_|SLURM_|CUDA_VISIBLE|OMP_NUM|TF_NUM|TF2_BEHAVIOR"
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def run(
     Args:
         command: program and arguments; programs beside `sys.executable` are found first.
         time_limit: seconds.
-        env: variables beside those of this process, launchers' variables excepted.
+        env: variables beside those of this process, without launchers' and TensorFlow's.
         cwd: where it runs.
 
     Raises:
