@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
+from reporting.machine import versions
+
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ("tensorflow", "keras", "horovod", "merlin-sok", "numpy")
 TIME_LIMIT = 300  # seconds; the first import of TensorFlow from a slow disk takes a minute
 MARK = "environment.py found "
 
@@ -129,12 +128,7 @@ def driver_version() -> Optional[str]:
 
 def examine() -> Environment:
     """Asks everything, which takes some seconds for each library."""
-    found = Environment({"python": platform.python_version()}, driver=driver_version())
-    for package in PACKAGES:
-        try:
-            found.versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    found = Environment(versions(), driver=driver_version())
     miss = found.problems.append
     if "tensorflow" not in found.versions:
         miss("TensorFlow is not installed: make setup, or make sok for TensorFlow 2.14")
