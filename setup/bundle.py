@@ -38,7 +38,6 @@ ROOTS = (
 # Needs of these that nothing of ours loads: the bundle trains, saves and checks itself without.
 LEFT_OUT = {
     "libclang": "a compiler's front end",
-    "tensorflow-estimator": "a training loop older than Keras",
     "tensorflow-io-gcs-filesystem": "reads a cloud's files",
     "tensorboard-data-server": "serves TensorBoard's page; its event files need it not",
     "google-auth-oauthlib": "logs in to TensorBoard.dev",
