@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
+
 from collective import Collective
 from embedding.alltoall import AllToAllEmbedding, Lookup, Route
 from embedding.fused import BAD_IDS, FusedTable, capacity
@@ -47,10 +49,12 @@ def choose(backend: str) -> tuple[str, str]:
         sok.load()
     if backend != "auto":
         return backend, ""
+    if not tf.config.list_logical_devices("GPU"):
+        return "alltoall", "no GPU is visible"
     try:
         sok.load()
     except ValueError as error:
-        return "alltoall", str(error).partition(": ")[2].partition(";")[0]
+        return "alltoall", str(error)
     return "sok", "SparseOperationKit and a GPU are here"
 
 
