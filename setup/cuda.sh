@@ -81,12 +81,13 @@ install_packages() {
   echo "installing with apt-get: ${packages[*]} (with CUDA 1.7 GB to fetch, 6 GB on the disk)" >&2
   update
   if [[ ${packages[*]} == *nvidia-cuda-toolkit* && $(apt-cache policy nvidia-cuda-toolkit) != *"Candidate: 11.8"* ]]; then
-    # The machine's own mirror, if it names one.
+    # The machine's own mirror.
     # shellcheck disable=SC2016
     mirror=$(apt-get indextargets --format '$(COMPONENT) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' | awk '/^main bookworm / { print $3; exit }')
+    [ -n "$mirror" ] || lack "expected a mirror of Debian bookworm among apt's sources, found none; add one to /etc/apt/sources.list.d"
     "${as_root[@]}" tee "$sources" >/dev/null <<SOURCES
 Types: deb
-URIs: ${mirror:-http://deb.debian.org/debian}
+URIs: $mirror
 Suites: bookworm
 Components: contrib non-free
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
