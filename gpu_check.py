@@ -24,6 +24,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable
 
+from lockstep import lockstep
+
 # Read when TensorFlow is imported: its notices would hide our lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -192,7 +194,7 @@ def follows(bound: float, first: dict[str, Any], second: dict[str, Any]) -> Chec
 
 def compared(bound: float, first: list[float], second: list[float]) -> Found:
     """Holds two runs' losses to each other."""
-    error = max(abs(a - b) / abs(a) for a, b in zip(first, second))
+    error = max(abs(a - b) / abs(a) for a, b in lockstep(first, second))
     words = f"losses differ by {error:.1e}, at most {bound:.0e}: "
     words += "; ".join(f"{a:.6f} {b:.6f}" for a, b in zip(first, second))
     data = {"losses": [first, second], "difference": error, "bound": bound}

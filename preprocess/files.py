@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Union, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep import lockstep
+
 Buffer = Union[bytes, "memoryview[int]", NDArray[np.int32]]
 
 
@@ -57,7 +59,7 @@ class PendingFiles:
             self._discard()
             return
         try:
-            for raw, file in zip(self._raw, self._files):
+            for raw, file in lockstep(self._raw, self._files):
                 if file is not raw:
                     file.close()
                 os.fsync(raw.fileno())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep import lockstep
+
 BLOCK_ROWS = 65536
 """Rows drawn from one generator; part of the data's definition, so not an option."""
 
@@ -247,7 +249,7 @@ class PlantedModel:
         """True logits with and without the pair effects, each [rows]."""
         alone = (self._dense_part(dense, missing) - self._dense_offset) * self._dense_scale
         alone += self.bias
-        for effect, column in zip(self._effects, ids):
+        for effect, column in lockstep(self._effects, ids):
             alone += effect[column]
         pairs = np.zeros(ids.shape[1], np.float32)
         for left, right in self.pairs:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from lockstep import lockstep
+
 TRAIN, VALIDATION, TEST = "train", "val", "test"
 NAMES = (TRAIN, VALIDATION, TEST)
 """A row's tag is an index into this."""
@@ -91,7 +93,7 @@ class SplitRule:
                 f" {', '.join(sorted(absent))}; correct the schema"
             )
         parts, start = [], 0
-        for name, rows in zip(files, rows_by_file):
+        for name, rows in lockstep(files, rows_by_file):
             parts.append(Part(NAMES[tags.get(name, 0)], start, start + rows))
             start += rows
         return parts

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lockstep import lockstep
 from preprocess.__main__ import main
 from preprocess.bad_rows import BadRows
 from preprocess.engine_polars.blocks import Block, read_blocks
@@ -105,7 +106,7 @@ def test_hand_worked_file(
     arguments = [str(tmp_path / "raw.tsv"), f"--output={output}", "--test_fraction=0.34"]
     assert main([*arguments, *SMALL, *flags]) == 0
     expected = [
-        [label, *integers, *ids] for label, integers, *ids in zip(LABELS, dense, first, second)
+        [label, *integers, *ids] for label, integers, *ids in lockstep(LABELS, dense, first, second)
     ]
     # 0.34 of 6 rows is 2 whole rows.
     assert _records(output / "train_data.bin", 5) == expected[:4]
@@ -146,7 +147,7 @@ def _reference(
         ids = {value: number for number, value in enumerate(kept, first)}
         columns.append([0 if value is None else ids.get(value, 0) for value in values])
         vocab_sizes.append(len(kept) + first)
-    return [list(record) for record in zip(*columns)], vocab_sizes
+    return [list(record) for record in lockstep(*columns)], vocab_sizes
 
 
 @pytest.mark.parametrize("rules", NAMED_RULES)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep import lockstep
 from preprocess.bad_rows import BadRows
 from preprocess.engine_polars.blocks import Block, Place, read_blocks
 from preprocess.engine_polars.dictionary import Dictionary
@@ -143,7 +144,7 @@ def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int
     for part, sizes in enumerate(learnt.new_values):
         values = np.fromfile(_values_file(work, part), "<u4")
         pieces = np.split(values, np.cumsum(sizes)[:-1])
-        for dictionary, piece in zip(learnt.dictionaries, pieces):
+        for dictionary, piece in lockstep(learnt.dictionaries, pieces):
             dictionary.extend(piece)
     for part in range(len(learnt.parts)):
         _recount(rows_file(work, part), options, learnt.dictionaries)
@@ -208,7 +209,7 @@ class _Recorder:
             return
         if self._keeping:
             self._keeping.result()
-        fresh = [d.values[known:] for d, known in zip(learnt.dictionaries, self._known)]
+        fresh = [d.values[known:] for d, known in lockstep(learnt.dictionaries, self._known)]
         learnt.place = place
         learnt.parts.append(self._rows)
         learnt.new_values.append([len(values) for values in fresh])
@@ -247,7 +248,7 @@ def _encode(batch: Batch, options: Options, learnt: Learnt, output: Any) -> None
         lowest = rules.lowest(column)
         facts.raised_dense += int(np.count_nonzero(values < lowest))
         np.maximum(values, lowest, out=records[:, 1 + column])
-    columns = zip(batch.categories, batch.missing, learnt.dictionaries)
+    columns = lockstep(batch.categories, batch.missing, learnt.dictionaries)
     for table, (raw, missing, dictionary) in enumerate(columns):
         if missing is not None:
             facts.missing[table] += int(np.count_nonzero(missing))
