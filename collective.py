@@ -181,3 +181,15 @@ def connect(patience: float = 600.0) -> Collective:
                 "it was built without this launcher's protocol; start with horovodrun instead"
             )
     return collective
+
+
+def exchanges() -> list[str]:
+    """What Horovod was built with to exchange tensors: of NCCL, Gloo and MPI.
+
+    Raises:
+        ImportError: there is no Horovod.
+    """
+    import horovod.tensorflow as hvd
+
+    built = {"NCCL": hvd.nccl_built(), "Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built()}
+    return [name for name, there in built.items() if there]

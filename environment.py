@@ -38,17 +38,13 @@ gpus = [details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
 answer = {"cuda": cuda, "gpus": gpus}
 """,
     "horovod": """
-import horovod.tensorflow as hvd
-built = {"NCCL": hvd.nccl_built(), "Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built()}
-answer = [name for name, there in built.items() if there]
+from collective import exchanges
+answer = exchanges()
 """,
     "sok": """
-import horovod.tensorflow as hvd
-hvd.init()
-from sparse_operation_kit import raw_ops
-from tensorflow.python.framework import op_def_registry
-found = kernels()
-answer = {op: sorted(found.get(op, ())) for op in dir(raw_ops) if op_def_registry.get(op)}
+from embedding.sok import operations
+ops, found = operations(), kernels()
+answer = {op: sorted(found.get(op, ())) for op in ops}
 """,
     "interact": """
 import interact_op

@@ -47,6 +47,18 @@ def load() -> Any:
     return sok
 
 
+def operations() -> list[str]:
+    """The names of SOK's operations, with or without a GPU.
+
+    Raises:
+        Exception: whatever keeps SOK from being imported.
+    """
+    from sparse_operation_kit import raw_ops
+    from tensorflow.python.framework import op_def_registry
+
+    return [name for name in dir(raw_ops) if op_def_registry.get(name)]
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or repr(error)).splitlines()[0]
 

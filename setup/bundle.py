@@ -72,10 +72,7 @@ export PATH="$here/bin:$PATH"
 exec "$here/python/bin/python3" "$@"
 """
 HOROVODRUN = """#!/bin/sh
-exec "$(dirname "$(readlink -f "$0")")/python3" -c '
-import sys
-from horovod.runner.launch import run_commandline
-sys.exit(run_commandline())' "$@"
+exec "$(dirname "$(readlink -f "$0")")/python3" -m horovod.runner.launch "$@"
 """
 # TensorFlow looks for it beside itself and on the host only.
 SITE = """import ctypes
