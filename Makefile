@@ -43,12 +43,12 @@ endif
 
 setup: $(VENV)/.ready
 
-.venv/.ready: requirements.txt requirements-dev.txt requirements-horovod.txt \
-    requirements-spark.txt setup/environment.sh setup/horovod.sh setup/wheels.sh
+.venv/.ready: requirements.txt requirements/dev.txt requirements/horovod.txt \
+    requirements/spark.txt setup/environment.sh setup/horovod.sh setup/wheels.sh
 	PYTHON=$(PYTHON) setup/environment.sh
 	touch $@
 
-.venv-sok/.ready: requirements-sok.txt requirements-horovod.txt requirements-spark.txt \
+.venv-sok/.ready: requirements/sok.txt requirements/horovod.txt requirements/spark.txt \
     setup/environment.sh setup/cuda.sh setup/horovod.sh setup/sok.sh setup/wheels.sh
 	PYTHON=$(PYTHON) setup/environment.sh sok
 	touch $@
@@ -57,7 +57,7 @@ sok: .venv-sok/.ready
 
 # In the environment that is there, be it none.
 sok-check:
-	@export PATH="$(CURDIR)/.venv-sok/bin:$(CURDIR)/.venv/bin:$$PATH"; python3 environment.py
+	@export PATH="$(CURDIR)/.venv-sok/bin:$(CURDIR)/.venv/bin:$$PATH"; python3 -m tools.doctor
 
 train: setup $(RAW_FILES)
 	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA) --rules=$(RULES)

@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import app, flags
 
-from config import Config
+from dlrm.config import Config
 
 # Read when TensorFlow is imported: its notices would hide our lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -97,8 +97,10 @@ def main(argv: list[str]) -> int:
         os.environ["TF2_BEHAVIOR"] = "1"
         # Imports TensorFlow: flag errors and --help come before it.
         with held_back_stderr():
-            from run import run
-        if not run(config):
+            from dataset import open_data
+            from dlrm.train.run import run
+            from model import build_model
+        if not run(config, open_data, build_model):
             return os.EX_TEMPFAIL  # 75: start it again, and it goes on
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -24,10 +24,10 @@ from typing import Callable, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-import metadata
-from checksums import RunningSum, remove_checksums, write_checksums
-from packing import Packing, plan
-from record_file import (
+from dlrm.formats import metadata
+from dlrm.formats.checksums import RunningSum, remove_checksums, write_checksums
+from dlrm.formats.packed_ids import Packing, plan
+from dlrm.formats.records import (
     DEFAULT_NUM_CATEGORICAL,
     DEFAULT_NUM_DENSE,
     VALUE_BYTES,

@@ -48,13 +48,13 @@ def measured(action: Callable[[], object]) -> tuple[float, int]:
 
 def work(folder: Path, rows: int, rounds: int) -> None:
     """One rank's part; rank 0 prints the figures as JSON."""
-    import devices
-    from checkpoint.manifest import ModelShape, Position, read_manifest
-    from checkpoint.restore import restore
-    from checkpoint.save import Checkpoints
-    from checkpoint.state import Run, State
-    from collective import connect
-    from embedding import FusedTable, create
+    from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
+    from dlrm.checkpoint.restore import restore
+    from dlrm.checkpoint.save import Checkpoints
+    from dlrm.checkpoint.state import Run, State
+    from dlrm.distributed import devices
+    from dlrm.distributed.collective import connect
+    from dlrm.embedding import FusedTable, create
 
     collective = connect()
     devices.claim(collective.local_rank, whole_operations=True)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.preprocess import make_log
 from preprocess.engine_spark.session import spark_session
+from preprocess.ingest import preprocess
 from preprocess.options import Options
-from preprocess.records import preprocess
 from preprocess.rules import NAMED_RULES, rules_by_name
 
 

@@ -61,9 +61,9 @@ def compare(width: int, dtype: str, rounds: int) -> None:
     """Prints a line for the forward pass and one for both."""
     import tensorflow as tf
 
-    import devices
     import interact_op
-    from model import dot_interaction, interaction_width
+    from dlrm.distributed import devices
+    from dlrm.layers.dot_interaction import dot_interaction, interaction_width
 
     gpu = bool(tf.config.list_logical_devices("GPU"))
     batch, count = BATCH["GPU" if gpu else "CPU"], devices.lanes()
@@ -132,14 +132,15 @@ class StepTimes:
 
 def compare_steps(rounds: int) -> None:
     """Steps of the Kaggle shape without and with the fused interaction, in turn in one process."""
-    from run import build_trainer, join
+    from dlrm.train.run import build_trainer, join
+    from model import build_model
 
     trainers = []
     for custom_interact in (False, True):
         config = config_of("kaggle", custom_interact=custom_interact)
         collective = join(config)
         data = data_of("kaggle", STEPS, collective)
-        trainers.append(build_trainer(config, collective, data))
+        trainers.append(build_trainer(config, collective, data, build_model))
     # In memory: making samples up takes as long as a step, reading them a hundredth of it.
     batches = list(data.train)
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--nostep", action="store_true", help="the interaction alone")
     parser.add_argument("--steponly", action="store_true", help="the training step alone")
     options = parser.parse_args()
-    import devices
+    from dlrm.distributed import devices
 
     devices.claim(0, whole_operations=True)
     for dtype in options.types.split(","):

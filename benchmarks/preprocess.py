@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import polars as pl
 
+from preprocess.click_model import PlantedOptions
 from preprocess.engine_polars.blocks import read_blocks
+from preprocess.ingest import preprocess
 from preprocess.options import Options
-from preprocess.planted import PlantedOptions
-from preprocess.records import preprocess
 from preprocess.rules import NAMED_RULES, rules_by_name
 from preprocess.synthetic import generate, output_paths
 

@@ -23,12 +23,12 @@ from typing import Callable
 
 import numpy as np
 
-from dataset import SYNTHETIC_NUM_DENSE as NUM_DENSE
-from dataset import Batches, PerCategorySource, Source, SplitSource, SyntheticSource
-from dataset.per_category import id_type
-from metadata import Metadata, write_metadata
-from packing import MLPERF_VOCAB_SIZES as SIZES
-from packing import plan
+from dlrm.data import SYNTHETIC_NUM_DENSE as NUM_DENSE
+from dlrm.data import Batches, PerCategorySource, Source, SplitSource, SyntheticSource
+from dlrm.data.per_category import id_type
+from dlrm.formats.metadata import Metadata, write_metadata
+from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES as SIZES
+from dlrm.formats.packed_ids import plan
 
 BATCHES = (8192, 65536)
 PLAIN, PACKED = "split files", "split files, packed"

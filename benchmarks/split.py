@@ -19,7 +19,7 @@ from typing import Callable
 
 import numpy as np
 
-from record_file import RecordLayout
+from dlrm.formats.records import RecordLayout
 from split_bin import split
 
 # The ids of the MLPerf vocabulary's columns, so that the range check has its usual work.

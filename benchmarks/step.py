@@ -43,7 +43,7 @@ def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[in
     layer of the bottom MLP needs no gradient of its input. A pair of the interaction costs one
     multiplication a value forward and two backward.
     """
-    from model import interaction_width
+    from dlrm.layers.dot_interaction import interaction_width
 
     def multiplications(units: list[int]) -> list[int]:
         return [a * b for a, b in zip(units, units[1:])]
@@ -102,7 +102,7 @@ def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -
 
 def config_of(shape: str, **settings: Any) -> Any:
     """The settings of a run of this shape."""
-    from config import Config
+    from dlrm.config import Config
 
     return Config(
         use_synthetic_dataset=True,
@@ -116,8 +116,7 @@ def config_of(shape: str, **settings: Any) -> Any:
 
 def data_of(shape: str, steps: int, collective: Any) -> Any:
     """So many steps and those before them, of this rank."""
-    from data import Data
-    from dataset import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, SyntheticSource
+    from dlrm.data import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, Data, SyntheticSource
 
     vocab_sizes = SYNTHETIC_VOCAB_SIZES if shape == "mlperf" else KAGGLE_VOCAB_SIZES
     samples = (WARMUP + steps) * GLOBAL_BATCH
@@ -130,15 +129,16 @@ def work(shape: str, steps: int, compress: bool) -> None:
     """One rank's part; rank 0 prints its figures as JSON."""
     import tensorflow as tf
 
-    import devices
-    from model import interaction_width
-    from run import build_trainer, join
+    from dlrm.distributed import devices
+    from dlrm.layers.dot_interaction import interaction_width
+    from dlrm.train.run import build_trainer, join
+    from model import build_model
 
     config = config_of(shape, compress=compress)
     collective = join(config)
     data = data_of(shape, steps, collective)
     batches, num_dense, vocab_sizes = data.train, data.num_dense, data.vocab_sizes
-    trainer = build_trainer(config, collective, data)
+    trainer = build_trainer(config, collective, data, build_model)
 
     alone = collective.size == 1
     between: list[Callable[[], object]] = []

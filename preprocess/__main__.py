@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from preprocess.ingest import ENGINES, preprocess
 from preprocess.options import Options
 from preprocess.progress import PassProgress
-from preprocess.records import ENGINES, preprocess
 from preprocess.rules import GENERIC, RULE_NAMES, rules_by_name, with_numbers
 from preprocess.schema import criteo_schema
 from preprocess.splits import SplitRule

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from metadata import read_json_object
+from dlrm.formats.metadata import read_json_object
 from preprocess.options import Options
 from preprocess.outputs import DICTIONARY, RECORDS
 

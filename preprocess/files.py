@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Union, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep import lockstep
+from dlrm.formats.zip_strict import zip_strict
 
 Buffer = Union[bytes, "memoryview[int]", NDArray[np.int32]]
 
@@ -59,7 +59,7 @@ class PendingFiles:
             self._discard()
             return
         try:
-            for raw, file in lockstep(self._raw, self._files):
+            for raw, file in zip_strict(self._raw, self._files):
                 if file is not raw:
                     file.close()
                 os.fsync(raw.fileno())

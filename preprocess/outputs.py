@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import checksums
-import metadata
-from packing import plan
+from dlrm.formats import checksums, metadata
+from dlrm.formats.packed_ids import plan
 from preprocess.options import Options
 
 WORK = "partial"

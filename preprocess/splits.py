@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lockstep import lockstep
+from dlrm.formats.zip_strict import zip_strict
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
 NAMES = (TRAIN, VALIDATION, TEST)
@@ -93,7 +93,7 @@ class SplitRule:
                 f" {', '.join(sorted(absent))}; correct the schema"
             )
         parts, start = [], 0
-        for name, rows in lockstep(files, rows_by_file):
+        for name, rows in zip_strict(files, rows_by_file):
             parts.append(Part(NAMES[tags.get(name, 0)], start, start + rows))
             start += rows
         return parts

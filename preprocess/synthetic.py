@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep import lockstep
+from dlrm.formats.zip_strict import zip_strict
+from preprocess.click_model import BLOCK_ROWS, Block, PlantedModel, PlantedOptions
 from preprocess.files import PendingFiles, write_all, write_json
-from preprocess.planted import BLOCK_ROWS, Block, PlantedModel, PlantedOptions
-from preprocess.ranking import ScoreHistogram
+from preprocess.score_histogram import ScoreHistogram
 from preprocess.splits import tail_rows
 
 DEFAULT_VOCAB_SIZES = (
@@ -74,7 +74,7 @@ def format_rows(block: Block, vocab_sizes: Sequence[int], rows: int) -> bytes:
     text = np.zeros((rows, width), np.uint8)
     text[:, 0] = ord("0") + block.labels[:rows]
     position = 1
-    for values, missing in lockstep(dense, block.dense_missing):
+    for values, missing in zip_strict(dense, block.dense_missing):
         size = np.abs(values)
         high, low = np.divmod(size, 10000)
         digits = np.zeros((rows, 2), "<u4")
@@ -85,7 +85,7 @@ def format_rows(block: Block, vocab_sizes: Sequence[int], rows: int) -> bytes:
         text[:, position + 1] = np.where((values < 0) & ~missing[:rows], ord("-"), 0)
         text[:, position + 2 : position + 10] = digits.view(np.uint8)
         position += 10
-    for table, (ids, size) in enumerate(lockstep(block.ids[:, :rows], vocab_sizes)):
+    for table, (ids, size) in enumerate(zip_strict(block.ids[:, :rows], vocab_sizes)):
         hashes = category_hash(table, ids)
         digits = np.empty((rows, 2), "<u4")
         digits[:, 0] = _HEX4[hashes >> np.uint32(16)]
@@ -192,7 +192,7 @@ def _write_parts(
     """Writes rows [first, first + count) to the files whose row ranges they fall in."""
     start = 0
     lines: NDArray[np.intp] | None = None
-    for log, end in lockstep(logs, ends):
+    for log, end in zip_strict(logs, ends):
         if end <= first:
             continue
         stop = len(text)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlrm.data.verify import LEVELS, verify
 from preprocess.verify_report import screen
-from verification import LEVELS, verify
 
 
 def _parser() -> argparse.ArgumentParser:

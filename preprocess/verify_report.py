@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from verification import Part, Report
+from dlrm.data.verify import Part, Report
 
 
 def screen(report: Report, seconds: float) -> str:

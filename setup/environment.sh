@@ -38,13 +38,13 @@ free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
 [ -x $venv/bin/python ] || "$python" -m venv $venv
 # Java is the user's own choice: without it Spark's tests are skipped.
 if [ "$profile" = default ]; then
-  $venv/bin/python -m pip install --quiet --requirement requirements-dev.txt --requirement requirements-horovod.txt
-  $venv/bin/python -m pip install --quiet --requirement requirements-spark.txt
+  $venv/bin/python -m pip install --quiet --requirement requirements/dev.txt --requirement requirements/horovod.txt
+  $venv/bin/python -m pip install --quiet --requirement requirements/spark.txt
   setup/horovod.sh $venv
 else
   # The compilers first: what is missing is said before gigabytes are fetched.
   setup/cuda.sh $venv
-  $venv/bin/python -m pip install --quiet --requirement requirements-sok.txt
+  $venv/bin/python -m pip install --quiet --requirement requirements/sok.txt
   HOROVOD_GPU_OPERATIONS=NCCL setup/horovod.sh $venv
   setup/sok.sh $venv
 fi

@@ -49,12 +49,12 @@ trap - EXIT
 
 target=$(cd "$target" && pwd)
 echo
-"$target/bin/python3" "$target/dlrm/environment.py" || true
+(cd "$target/dlrm" && "$target/bin/python3" -m tools.doctor) || true
 cat <<TEXT
 
 Installed. To check this host's GPUs, then train:
   export PATH=$target/bin:\$PATH
   cd $target/dlrm
-  python3 gpu_check.py
+  python3 -m tools.gpu_check
   horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...
 TEXT

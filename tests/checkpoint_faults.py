@@ -20,8 +20,8 @@ from jobs import CHECKPOINT_INTERVAL, STEPS
 from processes import run
 from trials import WORKERS, Trial, expect, expect_error
 
-from checkpoint import folder as names
-from checkpoint.manifest import FILE_NAME
+from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.manifest import FILE_NAME
 
 
 def killed_at_save_points(trial: Trial, moments: int = 20) -> str:

@@ -15,7 +15,7 @@ def spark_is_there() -> bool:
 
 
 needs_spark = pytest.mark.skipif(
-    not spark_is_there(), reason="Spark needs java and requirements-spark.txt"
+    not spark_is_there(), reason="Spark needs java and requirements/spark.txt"
 )
 ENGINES = ["polars", pytest.param("spark", marks=needs_spark)]
 
@@ -39,11 +39,11 @@ def small_pieces(session: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """What only large logs have: files in pieces, full hash tables, rare values, many buckets."""
     from pyspark.sql import SparkSession
 
-    from preprocess.engine_spark import learn, lookup, write
+    from preprocess.engine_spark import lookup, vocabulary, write
 
     active = SparkSession.getActiveSession()
     assert active is not None
-    monkeypatch.setattr(learn, "_VALUES_AT_ONCE", 100)
+    monkeypatch.setattr(vocabulary, "_VALUES_AT_ONCE", 100)
     monkeypatch.setattr(lookup, "_HOT_VALUES", 60)
     monkeypatch.setattr(write, "_BUCKET_BYTES", 2000)
     active.conf.set("spark.sql.files.maxPartitionBytes", "6000")

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from processes import ROOT, Ended, run
 
 sys.path.insert(0, str(ROOT))
-from checkpoint import folder as names
-from checkpoint.manifest import read_manifest
-from checkpoint.tensor_file import TensorReader
+from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.manifest import read_manifest
+from dlrm.checkpoint.safetensors_file import TensorReader
 
 MARK = "TEST_JOB_MARK"
 TIME_LIMIT = 240.0  # a start on three ranks takes 10 to 60 s of two cores, by how busy they are

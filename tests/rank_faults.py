@@ -25,7 +25,7 @@ from trials import (
     succeeded,
 )
 
-from checkpoint import folder as names
+from dlrm.checkpoint import directory as names
 
 AT_ONCE_SECONDS = 5.0
 LOST_SECONDS = 60.0  # for all others to be gone after a rank was killed

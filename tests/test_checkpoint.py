@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from checkpoint import folder, state
-from checkpoint.manifest import DENSE_FILE, ModelShape, Position, read_manifest, tables_file
-from checkpoint.resume import Resumed, resume
-from checkpoint.save import SAVE_POINTS, Checkpoints
-from checkpoint.state import Run, State
-from checkpoint.tables import TableReader
-from checkpoint.tensor_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
-from collective import Collective
+from dlrm.checkpoint import directory, state
+from dlrm.checkpoint.manifest import DENSE_FILE, ModelShape, Position, read_manifest, tables_file
+from dlrm.checkpoint.resume import Resumed, resume
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
+from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
+from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.distributed.collective import Collective
 
 VOCAB_SIZES, WIDTH = (40, 1, 700), 6
 SHAPE = ModelShape(3, VOCAB_SIZES, WIDTH, (8, WIDTH), (4, 1))
@@ -153,11 +153,11 @@ def test_what_was_saved_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_newest_stay(tmp_path: Path) -> None:
     save(tmp_path, 5, 10, 15, 20, keep=2)
-    assert [path.name for path in folder.finished(tmp_path)] == [
+    assert [path.name for path in directory.finished(tmp_path)] == [
         "step-0000000015",
         "step-0000000020",
     ]
-    assert folder.finished(tmp_path / "nowhere") == []
+    assert directory.finished(tmp_path / "nowhere") == []
 
 
 def test_a_step_is_written_once(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_leftovers_go(tmp_path: Path) -> None:
 def test_another_run_in_the_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(directory, "LOCK_SECONDS", 0.2)
     first = Checkpoints(tmp_path, Collective(), RUN, keep=1)
     with pytest.raises(ValueError, match="another run is writing.*--checkpoint_dir"):
         Checkpoints(tmp_path, Collective(), RUN, keep=1)
@@ -256,7 +256,7 @@ def test_damage_is_refused_and_auto_takes_the_one_before(tmp_path: Path, kind: s
 
 def test_no_whole_one_left_is_no_new_beginning(tmp_path: Path) -> None:
     save(tmp_path, 5, 10)
-    for path in folder.finished(tmp_path):
+    for path in directory.finished(tmp_path):
         damaged("flipped", path)
     with pytest.raises(ValueError, match="no whole checkpoint.*0000000010.*0000000005.*--resume"):
         load("auto", tmp_path)

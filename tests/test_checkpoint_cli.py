@@ -18,9 +18,10 @@ import pytest
 from processes import ROOT, run
 from safetensors.numpy import load_file
 
-from checkpoint import export, folder
-from checkpoint.__main__ import main
-from checkpoint.manifest import (
+from dlrm.checkpoint import directory as names
+from dlrm.checkpoint import export
+from dlrm.checkpoint.__main__ import main
+from dlrm.checkpoint.manifest import (
     DENSE_FILE,
     ROWS,
     Manifest,
@@ -29,10 +30,10 @@ from checkpoint.manifest import (
     read_manifest,
     tables_file,
 )
-from checkpoint.save import Checkpoints
-from checkpoint.state import Run, State
-from checkpoint.tensor_file import BLOCK_BYTES, TensorWriter, write_tensors
-from collective import Collective
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorWriter, write_tensors
+from dlrm.checkpoint.save import Checkpoints
+from dlrm.checkpoint.state import Run, State
+from dlrm.distributed.collective import Collective
 
 SIZES, WIDTH = (5, 1, 4000, 3), 96  # more than a block, and tables that begin on any rank
 DENSE = {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)}
@@ -78,7 +79,7 @@ def save(directory: Path, step: int) -> Path:
     checkpoints.save(state, Position(step, 1, 4096))
     assert checkpoints._lock is not None
     checkpoints._lock.close()  # as at the end of the run
-    return directory / folder.checkpoint_name(step)
+    return directory / names.checkpoint_name(step)
 
 
 def write(path: Path, ranks: int, sizes=SIZES, width=WIDTH, dense=DENSE) -> Path:
@@ -143,9 +144,9 @@ def test_info_says_what_a_checkpoint_is_of(tmp_path, capsys):
 def test_info_of_a_folder_has_a_line_a_checkpoint(tmp_path, capsys):
     for step in (8, 9, 10, 100):
         save(tmp_path, step)
-    (tmp_path / folder.checkpoint_name(9) / tables_file(0, 1)).unlink()
-    os.truncate(tmp_path / folder.checkpoint_name(10) / DENSE_FILE, 50)
-    flip(tmp_path / folder.checkpoint_name(100) / "manifest.json", 5)
+    (tmp_path / names.checkpoint_name(9) / tables_file(0, 1)).unlink()
+    os.truncate(tmp_path / names.checkpoint_name(10) / DENSE_FILE, 50)
+    flip(tmp_path / names.checkpoint_name(100) / "manifest.json", 5)
     assert main(["info", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -304,7 +305,9 @@ def test_damaged_dense_weights_are_never_exported(tmp_path, capsys):
 def test_a_full_disk_is_one_line(tmp_path, format_name):
     """A limit on the size of files fails the same system calls."""
     path = write(tmp_path / "c", ranks=2, sizes=(9, 30000))
-    words = f"ulimit -f 4000; exec {sys.executable} -m checkpoint export {path} {tmp_path / 'out'}"
+    words = (
+        f"ulimit -f 4000; exec {sys.executable} -m dlrm.checkpoint export {path} {tmp_path / 'out'}"
+    )
     ended = run(["bash", "-c", f"{words} --format={format_name}"], time_limit=60)
     assert ended.code == 1
     told, error = ended.output.splitlines()
@@ -318,7 +321,7 @@ def test_a_full_disk_is_one_line(tmp_path, format_name):
 def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path):
     path, out = write(tmp_path / "c", ranks=1, sizes=(4, 120000)), tmp_path / "out"
     words = ["export", str(path), str(out), "--format=safetensors"]
-    process = subprocess.Popen([sys.executable, "-m", "checkpoint", *words], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "dlrm.checkpoint", *words], cwd=ROOT)
     unfinished = out / "table_001.safetensors.tmp"
     while process.poll() is None and not (unfinished.exists() and unfinished.stat().st_size):
         time.sleep(0.001)
@@ -373,7 +376,9 @@ def test_mistakes_are_one_line(tmp_path, capsys, words, expected):
 
 def test_a_checkpoint_of_more_files_than_may_be_open(tmp_path):
     path = write(tmp_path / "c", ranks=80, sizes=(400,), width=4)
-    words = f"ulimit -Sn 64; exec {sys.executable} -m checkpoint export {path} {tmp_path / 'out'}"
+    words = (
+        f"ulimit -Sn 64; exec {sys.executable} -m dlrm.checkpoint export {path} {tmp_path / 'out'}"
+    )
     ended = run(["bash", "-c", f"{words} --format=safetensors"], time_limit=60)
     assert ended.code == 0, ended.output
     np.testing.assert_array_equal(

@@ -9,8 +9,15 @@ import zlib
 import numpy as np
 import pytest
 
-import checksums
-from checksums import FileSum, RunningSum, combine, crc32_of, read_checksums, write_checksums
+from dlrm.formats import checksums
+from dlrm.formats.checksums import (
+    FileSum,
+    RunningSum,
+    combine,
+    crc32_of,
+    read_checksums,
+    write_checksums,
+)
 
 
 def crc_by_definition(data: bytes) -> int:

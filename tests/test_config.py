@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from processes import ROOT, Ended, run, without_modules
 
-from config import Config
+from dlrm.config import Config
 
 # The flags of the SOK DLRM benchmark. A name or a default changes here only on purpose.
 BENCHMARK_FLAGS: dict[str, Any] = {

@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
-import dataset
-from dataset import Batches, PerCategorySource, SplitSource, SyntheticSource, open_split
-from dataset.column_file import ColumnFile
-from dataset.per_category import id_type
-from metadata import Metadata, write_metadata
+from dlrm import data as dataset
+from dlrm.data import Batches, PerCategorySource, SplitSource, SyntheticSource, open_split
+from dlrm.data.per_category import id_type
+from dlrm.formats.column_file import ColumnFile
+from dlrm.formats.metadata import Metadata, write_metadata
 
 SIZES = (10, 126, 127, 32766, 32767, 40_000_000)
 

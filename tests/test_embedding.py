@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import embedding
-from collective import Collective
-from embedding import AllToAllEmbedding, FusedTable
-from embedding.fused import local_table, uniform
+from dlrm import embedding
+from dlrm.distributed.collective import Collective
+from dlrm.embedding import AllToAllEmbedding, FusedTable
+from dlrm.embedding.fused_table import local_table, uniform
 
 VOCAB_SIZES = (11, 1, 400)
 SEED = 20261121
@@ -64,7 +64,7 @@ def test_first_values_are_bounded_by_their_own_table():
 def test_a_table_larger_than_a_chunk(monkeypatch):
     table = FusedTable(VOCAB_SIZES, 6, SEED)
     whole = local_table(table, 0, 1).numpy()
-    monkeypatch.setattr("embedding.fused.INITIAL_CHUNK", 6 * 10)
+    monkeypatch.setattr("dlrm.embedding.fused_table.INITIAL_CHUNK", 6 * 10)
     np.testing.assert_array_equal(local_table(table, 0, 1).numpy(), whole)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from processes import ROOT
 
-import environment
-from environment import Environment, ProbeError, ask, examine, lines
+from tools import doctor as environment
+from tools.doctor import Environment, ProbeError, ask, examine, lines
 
 SETUP = ROOT / "setup"
 

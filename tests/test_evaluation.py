@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from processes import ROOT, horovodrun
 from sklearn.metrics import roc_auc_score
 
-from collective import Collective
-from evaluation import Evaluation, Evaluator, auc_from_counts, binary_entropy
+from dlrm.distributed.collective import Collective
+from dlrm.train.evaluation import Evaluation, Evaluator, auc_from_counts, binary_entropy
 
 Floats = NDArray[np.float32]
 SEED = 20240607

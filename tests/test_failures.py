@@ -15,9 +15,11 @@ import pytest
 from processes import ROOT, Ended, horovodrun, run, without_modules
 from workers import failures as worker
 
-import run as program
-from checksums import sum_of, write_checksums
-from config import Config
+from dataset import open_data
+from dlrm.config import Config
+from dlrm.formats.checksums import sum_of, write_checksums
+from dlrm.train import run as program
+from model import build_model
 
 NUM_DENSE, VOCAB_SIZES = 2, (5, 3)
 TRAIN, TEST, GLOBAL_BATCH = 24, 12, 8
@@ -319,7 +321,7 @@ def assert_says(line: str, folder: Path, case: Case) -> None:
 def test_one_rank(name: str, data: Path) -> None:
     CASES[name].change(data)
     with pytest.raises((ValueError, OSError)) as caught:
-        program.run(Config(**settings_of(data, CASES[name])))
+        program.run(Config(**settings_of(data, CASES[name])), open_data, build_model)
     message = str(caught.value)
     assert "\n" not in message
     assert_says(message, data, CASES[name])
@@ -329,7 +331,7 @@ def test_one_rank(name: str, data: Path) -> None:
 def test_data_without_checksums_is_no_error(
     level: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data=level))
+    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data=level), open_data, build_model)
     said = [line for line in capsys.readouterr().out.splitlines() if "checksums" in line]
     assert len(said) == (2 if level == "full" else 0), said
     for part, line in zip(("train", "test"), said):
@@ -338,14 +340,14 @@ def test_data_without_checksums_is_no_error(
 
 def test_off_checks_nothing(data: Path) -> None:
     both(seal, drop_last_sample)(data)
-    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data="off"))
+    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data="off"), open_data, build_model)
 
 
 @pytest.mark.parametrize("policy", ["clip", "zero"])
 def test_other_policies_for_bad_ids_train_on(policy: str, data: Path) -> None:
     CASES["id beyond its table"].change(data)
     CASES["id beyond its table in test"].change(data)
-    program.run(Config(**TINY, data_dir=os.fspath(data), bad_ids=policy))
+    program.run(Config(**TINY, data_dir=os.fspath(data), bad_ids=policy), open_data, build_model)
 
 
 @pytest.mark.parametrize("name", ["id beyond its table", "loss that is not finite"])

@@ -1,4 +1,4 @@
-"""gpu_check.py on a machine without a GPU: what it checks all the same, and what it says."""
+"""tools.gpu_check on a machine without a GPU: what it checks all the same, and what it says."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from processes import horovodrun, run
 
-import gpu_check
-from collective import Collective
-from gpu_check import Bench, FailedError, SkippedError, compared, verdict
+from dlrm.distributed.collective import Collective
+from tools import gpu_check
+from tools.gpu_check import Bench, FailedError, SkippedError, compared, verdict
 
 
 def test_two_ranks_without_a_gpu(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     checks = ["devices", "alltoall against NumPy", "sok against NumPy"]
-    command = [sys.executable, "gpu_check.py", "--cpu", "--batch=96", f"--json={found}"]
+    command = [sys.executable, "-m", "tools.gpu_check", "--cpu", "--batch=96", f"--json={found}"]
     ended = horovodrun(2, *command, "--only", *checks, time_limit=200)
     assert ended.code == 0, ended.output
     lines = json.loads(found.read_text())
@@ -29,7 +29,7 @@ def test_two_ranks_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_a_gpu_is_expected() -> None:
-    ended = run([sys.executable, "gpu_check.py"], time_limit=100)
+    ended = run([sys.executable, "-m", "tools.gpu_check"], time_limit=100)
     assert ended.code == 1
     assert "error: expected a GPU, found none; set --cpu" in ended.output
 

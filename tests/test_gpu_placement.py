@@ -13,11 +13,12 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import kernels
 
-import devices
-from collective import Collective
-from config import Config
-from data import open_data
-from run import build_trainer
+from dataset import open_data
+from dlrm.config import Config
+from dlrm.distributed import devices
+from dlrm.distributed.collective import Collective
+from dlrm.train.run import build_trainer
+from model import build_model
 
 # What describes the graph rather than computes, and what reads shapes.
 NO_WORK = {
@@ -87,7 +88,7 @@ def test_a_step_stays_on_the_gpu(
         embedding=backend,
     )
     collective = TwoRanks()
-    data = open_data(config, collective)
+    data = open_data(config, collective.rank, collective.size)
     small = data._replace(vocab_sizes=(50,) * len(data.vocab_sizes))
     logical = tf.config.list_logical_devices
     monkeypatch.setattr(
@@ -96,7 +97,7 @@ def test_a_step_stays_on_the_gpu(
         lambda kind=None: ["a GPU"] if kind == "GPU" else logical(kind),
     )
     assert devices.has_gpu()
-    trainer = build_trainer(config, collective, small)
+    trainer = build_trainer(config, collective, small, build_model)
     found = list(operations(trainer._step.train.get_concrete_function().graph))
     types = {operation.type for operation in found}
     assert types >= {"ResourceGather", "MatMul", "ResourceScatterUpdate"}

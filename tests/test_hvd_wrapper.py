@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lockstep import lockstep
+from dlrm.formats.zip_strict import zip_strict
 
 WRAPPER = Path(__file__).resolve().parent.parent / "hvd_wrapper.sh"
 NAMES = (
@@ -207,7 +207,7 @@ def test_a_rank_that_mpirun_bound_keeps_its_cores(
 
 
 def test_what_the_user_set_stays() -> None:
-    mine = dict(lockstep(NAMES, ("3", "5", "6", "7", "glibc.malloc.arena_max=2")))
+    mine = dict(zip_strict(NAMES, ("3", "5", "6", "7", "glibc.malloc.arena_max=2")))
     assert report(HOROVOD_LOCAL_RANK="1", HOROVOD_LOCAL_SIZE="2", **mine)["env"] == mine
     assert report(CUDA_VISIBLE_DEVICES="")["env"]["CUDA_VISIBLE_DEVICES"] == ""
 

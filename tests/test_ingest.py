@@ -13,8 +13,8 @@ import pytest
 from engines import ENGINES, contents, needs_spark, session, small_pieces  # noqa: F401
 
 import split_bin
-from checksums import read_checksums, sum_of
-from lockstep import lockstep
+from dlrm.formats.checksums import read_checksums, sum_of
+from dlrm.formats.zip_strict import zip_strict
 from preprocess.__main__ import main
 from preprocess.rules import shuffle_key
 from preprocess.user_schema import EXAMPLE, parse_user_schema
@@ -118,7 +118,7 @@ def test_eleven_rows(
     assert main([*logs, f"--output={output}", *common, *flags]) == 0
     spark = flags[0] == "--rules=spark"
     dense = (FIRST_SPARK, SECOND_SPARK) if spark else (FIRST, SECOND)
-    expected = [list(row) for row in lockstep(LABELS, *dense, first, second)]
+    expected = [list(row) for row in zip_strict(LABELS, *dense, first, second)]
     assert _records(output / "train_data.bin", 5) == expected[:9]
     assert _records(output / "test_data.bin", 5) == expected[9:]
     content = _description(output)
@@ -137,7 +137,7 @@ def test_eleven_rows(
         frame = pl.read_parquet(output / f"dictionary/table_{table}.parquet")
         start = int(content["vocab_sizes"][table]) - frame.height
         assert frame["id"].to_list() == list(range(start, start + frame.height))
-        for number, count in lockstep(frame["id"].to_list(), frame["count"].to_list()):
+        for number, count in zip_strict(frame["id"].to_list(), frame["count"].to_list()):
             assert count == ids.count(number)
     sums = read_checksums(output)
     assert sums == {n: sum_of(output / n) for n in ("train_data.bin", "test_data.bin")}
@@ -150,7 +150,7 @@ def test_eleven_rows_by_a_schema(engine: str, tmp_path: Path) -> None:
     texts = ["x y", "ä", "", "x y", "z", "ä", "", "x y", "z", "ä", "x y"]
     lines = [
         f"{day},{row.replace(chr(9), ',')},{text},ignored"
-        for day, row, text in lockstep(days, HAND, texts)
+        for day, row, text in zip_strict(days, HAND, texts)
     ]
     # Bad: text that is not UTF-8, also where it is ignored; a quoted field; another number.
     bad = [b"1,0,1,1,a,b,\xe4,", b"1,0,1,1,a,b,t,\xff", b'1,0,1,1,a,b,"t",', b"1,0,1,1,a,+b,t,"]
@@ -183,9 +183,9 @@ split: {by: column, column: day, validation: "2", test: ["3"]}
     c1 = [1, 2, 1, 3, 1, 0, 3, 0, 2, 0, 0]
     # Text: "x y", "ä", missing, "z" by first appearance.
     t = [0, 1, 2, 0, 3, 1, 2, 0, 3, 1, 0]
-    rows = [list(row) for row in lockstep(LABELS, FIRST_SPARK, SECOND, c2, c1, t)]
+    rows = [list(row) for row in zip_strict(LABELS, FIRST_SPARK, SECOND, c2, c1, t)]
     for name, day in (("train", 1), ("val", 2), ("test", 3)):
-        expected = [row for row, own in lockstep(rows, days) if own == day]
+        expected = [row for row, own in zip_strict(rows, days) if own == day]
         assert _records(output / f"{name}_data.bin", 6) == expected
     assert _description(output)["vocab_sizes"] == [4, 4, 4]
     # CRC-32 of the UTF-8 text is the value; published for "123456789": cbf43926.

@@ -19,7 +19,7 @@ from engines import ENGINES, contents
 from processes import ROOT
 
 from preprocess.__main__ import main
-from preprocess.planted import PlantedOptions
+from preprocess.click_model import PlantedOptions
 from preprocess.synthetic import generate
 
 KILLS = int(os.environ.get("KILLS", "2"))

@@ -18,8 +18,9 @@ from processes import ROOT, run
 from workers.interact import SETTINGS
 
 import interact_op
-from model import DLRM, dot_interaction, interaction_width
-from training_step import as_tf_variable
+from dlrm.layers.dot_interaction import dot_interaction, interaction_width
+from dlrm.train.step import as_tf_variable
+from model import DLRM
 
 Doubles = NDArray[np.float64]
 SEED = 20240607

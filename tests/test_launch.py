@@ -18,7 +18,7 @@ import psutil
 import pytest
 from processes import MARK, ROOT, kill, remaining, wait_until_gone
 
-import launch
+from launch import supervisor as launch
 
 WORKERS = ROOT / "tests" / "workers"
 STARTED = 60.0  # seconds horovodrun, which loads TensorFlow, may take on busy cores

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import devices
-from embedding import capacity
-from memory_plan import GIB, Need, check, dynamic_needs, step_need
+from dlrm.distributed import devices
+from dlrm.embedding import capacity
+from dlrm.train.memory import GIB, Need, check, dynamic_needs, step_need
 
 
 def test_a_hand_worked_step() -> None:

@@ -7,7 +7,12 @@ import resource
 
 import pytest
 
-from metadata import Metadata, read_metadata, read_per_category_metadata, write_metadata
+from dlrm.formats.metadata import (
+    Metadata,
+    read_metadata,
+    read_per_category_metadata,
+    write_metadata,
+)
 
 SOK = {
     "vocab_sizes": [3, 5],

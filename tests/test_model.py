@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model import DLRM, dot_interaction, interaction_width
+from dlrm.layers.dot_interaction import dot_interaction, interaction_width
+from model import DLRM
 
 Doubles = NDArray[np.float64]
 SEED = 4711

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from processes import ROOT
 
 import split_bin
-from dataset import SplitSource
-from packing import MLPERF_VOCAB_SIZES, Field, Packing, plan
-from record_file import RecordLayout
+from dlrm.data import SplitSource
+from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES, Field, Packing, plan
+from dlrm.formats.records import RecordLayout
 
 MLPERF = plan(MLPERF_VOCAB_SIZES)
 

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep import lockstep
+from dlrm.formats.zip_strict import zip_strict
 from preprocess.__main__ import main
 from preprocess.bad_rows import BadRows
+from preprocess.click_model import PlantedOptions
 from preprocess.engine_polars.blocks import Block, read_blocks
 from preprocess.engine_polars.dictionary import Dictionary
 from preprocess.engine_polars.parser import Parser
+from preprocess.ingest import preprocess
 from preprocess.options import Options
-from preprocess.planted import PlantedOptions
-from preprocess.records import preprocess
 from preprocess.rules import NAMED_RULES, rules_by_name
 from preprocess.schema import criteo_schema
 from preprocess.splits import SplitRule, split_by_fraction, split_terabyte, tail_rows
@@ -106,7 +106,8 @@ def test_hand_worked_file(
     arguments = [str(tmp_path / "raw.tsv"), f"--output={output}", "--test_fraction=0.34"]
     assert main([*arguments, *SMALL, *flags]) == 0
     expected = [
-        [label, *integers, *ids] for label, integers, *ids in lockstep(LABELS, dense, first, second)
+        [label, *integers, *ids]
+        for label, integers, *ids in zip_strict(LABELS, dense, first, second)
     ]
     # 0.34 of 6 rows is 2 whole rows.
     assert _records(output / "train_data.bin", 5) == expected[:4]
@@ -147,7 +148,7 @@ def _reference(
         ids = {value: number for number, value in enumerate(kept, first)}
         columns.append([0 if value is None else ids.get(value, 0) for value in values])
         vocab_sizes.append(len(kept) + first)
-    return [list(record) for record in lockstep(*columns)], vocab_sizes
+    return [list(record) for record in zip_strict(*columns)], vocab_sizes
 
 
 @pytest.mark.parametrize("rules", NAMED_RULES)

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from reporting import Reporter, results_table
-from reporting.files import EventLog
-from reporting.plot import DPI, HEIGHT_INCHES, WIDTH_INCHES
+from dlrm.reporting import Reporter, results_table
+from dlrm.reporting.event_files import EventLog
+from dlrm.reporting.plot import DPI, HEIGHT_INCHES, WIDTH_INCHES
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, object] = {
@@ -466,7 +466,7 @@ def test_full_disk_at_the_start_is_refused(tmp_path: Path) -> None:
 LIMITED = """
 import resource, signal, sys
 sys.path.insert(0, {root!r})
-from reporting import Reporter
+from dlrm.reporting import Reporter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 reporter = Reporter({path!r}, {{}}, rank=0, size=1, global_batch=10, total_steps=10**6)
 reporter.start()

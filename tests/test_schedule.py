@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schedule import Schedule, scaled_steps
+from dlrm.optim.schedule import Schedule, scaled_steps
 
 # base 24, W = 4, D = 6, K = 8: the decay is 24 * ((14 - s) / 8)^2, all exact in binary.
 SMALL = Schedule(24.0, 4, 6, 8)

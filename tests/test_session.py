@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from test_failures import TINY, write_split
 
-import run as program
-from checkpoint import folder
-from checkpoint.manifest import DENSE_FILE, read_manifest
-from checkpoint.tables import TableReader
-from checkpoint.tensor_file import TensorReader
-from config import Config
+from dataset import open_data
+from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint.manifest import DENSE_FILE, read_manifest
+from dlrm.checkpoint.safetensors_file import TensorReader
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.config import Config
+from dlrm.train import run as program
+from model import build_model
 
 STEPS = 12  # of an epoch: 96 samples in batches of 8
 
@@ -57,15 +59,15 @@ def test_each_sample_is_seen_once_an_epoch(
     data: Path, tmp_path: Path, stop: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped after any step, also at the end of an epoch or before an evaluation."""
-    assert program.run(config(data, checkpoint_dir=str(tmp_path / "whole")))
+    assert program.run(config(data, checkpoint_dir=str(tmp_path / "whole")), open_data, build_model)
     whole = evaluations(capsys.readouterr().out)
     parts = str(tmp_path / "parts")
-    assert program.run(config(data, checkpoint_dir=parts, early_stop=stop))
+    assert program.run(config(data, checkpoint_dir=parts, early_stop=stop), open_data, build_model)
     before = capsys.readouterr().out
     assert folder.finished(Path(parts))[-1].name.endswith(str(stop))
     position = read_manifest(folder.finished(Path(parts))[-1]).position
     assert (position.epoch, position.next_sample) == (stop // STEPS, stop % STEPS * 8)
-    assert program.run(config(data, checkpoint_dir=parts))
+    assert program.run(config(data, checkpoint_dir=parts), open_data, build_model)
     after = capsys.readouterr().out
     assert f"{stop} steps done" in after
     steps = re.findall(r"^Iteration:(\d+)", before + after, re.MULTILINE)
@@ -81,10 +83,10 @@ def test_a_finished_run_stays_finished(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = config(data, checkpoint_dir=str(tmp_path / "a"), auc_target=-1.0)
-    assert program.run(settings)
+    assert program.run(settings, open_data, build_model)
     assert "finished: AUC > -1.0" in capsys.readouterr().out
     before = [path.name for path in folder.finished(tmp_path / "a")]
-    assert program.run(settings)
+    assert program.run(settings, open_data, build_model)
     output = capsys.readouterr().out
     assert "finished: AUC > -1.0" in output
     assert "Iteration" not in output
@@ -96,13 +98,17 @@ def test_a_checkpoint_is_evaluated(
     data: Path, tmp_path: Path, only_test: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = str(tmp_path / "a")
-    assert program.run(config(data, checkpoint_dir=directory, eval_in_last=True))
+    assert program.run(
+        config(data, checkpoint_dir=directory, eval_in_last=True), open_data, build_model
+    )
     (trained,) = evaluations(capsys.readouterr().out)
     if only_test:
         shutil.rmtree(data / "train")
     # Another batch, as none of it is training.
     settings = config(data, mode="test", checkpoint_dir=directory, global_batch_size=6)
-    assert program.run(dataclasses.replace(settings, run_dir=str(tmp_path / "run")))
+    assert program.run(
+        dataclasses.replace(settings, run_dir=str(tmp_path / "run")), open_data, build_model
+    )
     (tested,) = evaluations(capsys.readouterr().out)
     assert tested[1] == trained[1]
     for figure in ("AUC", "log loss", "NE"):
@@ -113,7 +119,9 @@ def test_a_checkpoint_is_evaluated(
 
 def test_nothing_to_evaluate(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--mode=test: no checkpoint in .*; set --resume=PATH"):
-        program.run(config(data, mode="test", checkpoint_dir=str(tmp_path / "a")))
+        program.run(
+            config(data, mode="test", checkpoint_dir=str(tmp_path / "a")), open_data, build_model
+        )
     with pytest.raises(ValueError, match="--mode=test: no checkpoint named"):
         config(data, mode="test")
 
@@ -123,7 +131,7 @@ def test_a_signal_stops_after_a_step(
     data: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sent by the third log line; the step after it is the last one."""
-    from reporting import Reporter
+    from dlrm.reporting import Reporter
 
     log = Reporter.step
 
@@ -147,11 +155,11 @@ def test_a_signal_stops_after_a_step(
     monkeypatch.setattr(Reporter, "step", step)
     monkeypatch.setattr(program, "Watch", Kept)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    assert not program.run(config(data, checkpoint_dir=str(tmp_path / "a")))
+    assert not program.run(config(data, checkpoint_dir=str(tmp_path / "a")), open_data, build_model)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert [path.name for path in folder.finished(tmp_path / "a")] == ["step-0000000004"]
     monkeypatch.undo()
-    assert program.run(config(data, checkpoint_dir=str(tmp_path / "a")))
-    assert program.run(config(data, checkpoint_dir=str(tmp_path / "whole")))
+    assert program.run(config(data, checkpoint_dir=str(tmp_path / "a")), open_data, build_model)
+    assert program.run(config(data, checkpoint_dir=str(tmp_path / "whole")), open_data, build_model)
     for value, expected in zip(weights(tmp_path / "a"), weights(tmp_path / "whole")):
         np.testing.assert_array_equal(value, expected)

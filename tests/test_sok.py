@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from processes import ROOT, run
 
-from embedding import capacity, choose
+from dlrm.embedding import capacity, choose
 
 WORKER = ROOT / "tests" / "workers" / "sok.py"
 CHECKS = (

@@ -13,15 +13,15 @@ import pytest
 from processes import run
 from test_checkpoint_cli import ArrayTables, peak_megabytes
 
-from checkpoint import sok_dump
-from checkpoint.__main__ import main
-from checkpoint.folder import checkpoint_name
-from checkpoint.manifest import ModelShape, Position, read_manifest
-from checkpoint.resume import MisfitError, resume
-from checkpoint.state import Run, State
-from checkpoint.tables import TableReader
-from checkpoint.tensor_file import allocate
-from collective import Collective
+from dlrm.checkpoint import import_sok as sok_dump
+from dlrm.checkpoint.__main__ import main
+from dlrm.checkpoint.directory import checkpoint_name
+from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
+from dlrm.checkpoint.resume import MisfitError, resume
+from dlrm.checkpoint.safetensors_file import allocate
+from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.distributed.collective import Collective
 
 SIZES, WIDTH = (7, 1, 500, 12), 8
 CODES = {
@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     dump = write_dump(tmp_path / "d", "v", keys, rows)
     words = f"import-sok {dump} {tmp_path / 'out'} --vocab_sizes=100000"
     ended = run(
-        ["bash", "-c", f"ulimit -f 2000; exec python3 -m checkpoint {words}"], time_limit=60
+        ["bash", "-c", f"ulimit -f 2000; exec python3 -m dlrm.checkpoint {words}"], time_limit=60
     )
     assert ended.code == 1
     assert re.search(r"(?m)^error: .*File too large.*tables-00000-of-00001", ended.output)

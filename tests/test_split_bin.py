@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import record_file
 import split_bin
-from checksums import read_checksums, sum_of
-from dataset import open_split
-from record_file import RecordChecker, RecordLayout
+from dlrm.data import open_split
+from dlrm.formats import records as record_file
+from dlrm.formats.checksums import read_checksums, sum_of
+from dlrm.formats.records import RecordChecker, RecordLayout
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "split_bin.py"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from preprocess.planted import BLOCK_ROWS, PlantedModel, PlantedOptions, power_law_probabilities
-from preprocess.ranking import ScoreHistogram
+from preprocess.click_model import BLOCK_ROWS, PlantedModel, PlantedOptions, power_law_probabilities
+from preprocess.score_histogram import ScoreHistogram
 from preprocess.synthetic import DEFAULT_VOCAB_SIZES, category_hash, generate, main
 
 SEED = 5

@@ -15,11 +15,11 @@ import pytest
 from processes import ROOT
 
 import split_bin
-from checksums import sum_of, write_checksums
-from dataset.per_category import id_type
+from dlrm.data.per_category import id_type
+from dlrm.data.verify import check_values, verify
+from dlrm.formats.checksums import sum_of, write_checksums
+from dlrm.formats.records import RecordLayout
 from preprocess.verify import main
-from record_file import RecordLayout
-from verification import contents, verify
 
 SIZES = (3, 700, 12, 70_000)
 NUM_DENSE = 2
@@ -108,7 +108,7 @@ def originals(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Every file has several blocks."""
-    monkeypatch.setattr(contents, "_BLOCK_BYTES", 5_000)
+    monkeypatch.setattr(check_values, "_BLOCK_BYTES", 5_000)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from typing import Any, Optional
 import pytest
 from processes import ROOT
 
-from watch.judge import Report, Roll
-from watch.process import AwakeClock
+from dlrm.distributed.watchdog.heartbeats import Report, Roll
+from dlrm.distributed.watchdog.signals import AwakeClock
 
 SOON = 5.0  # seconds; a start of Python on two busy cores is the longest part
 STALL = 2.0

@@ -20,7 +20,7 @@ import jobs
 from jobs import STEPS, Ended, Ground, Job
 from processes import ROOT, run
 
-from checkpoint import folder as names
+from dlrm.checkpoint import directory as names
 
 WORKERS = ROOT / "tests" / "workers"
 RESUMABLE = os.EX_TEMPFAIL

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lockstep import lockstep
+from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import NAMED, BadRows
 from preprocess.engine_polars.blocks import Block
 from preprocess.schema import DENSE, HEX, TEXT, Schema, text_hash
@@ -170,7 +170,7 @@ class Parser:
         )  # fmt: skip
         frame = parts["line"].struct.rename_fields(self._names).struct.unnest()
         columns = {}
-        for name, field in lockstep(self._names, self._schema.fields):
+        for name, field in zip_strict(self._names, self._schema.fields):
             text = frame[name].replace("", None) if field.kind != TEXT else frame[name]
             if field.kind == TEXT:
                 category = name in self._categories
@@ -206,7 +206,7 @@ def _hashed(texts: pl.Series) -> pl.Series:
     """Each text's number; null for empty ones. A text that comes often is hashed once."""
     distinct = texts.unique().drop_nulls()
     numbers = text_hash(distinct.to_list())
-    hashes = dict(lockstep(distinct.to_list(), numbers))
+    hashes = dict(zip_strict(distinct.to_list(), numbers))
     hashes.pop("", None)
     return texts.replace_strict(
         list(hashes), pl.Series(list(hashes.values()), dtype=pl.UInt32), default=None,

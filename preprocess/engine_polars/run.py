@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import packing
-from checksums import FileSum
+from dlrm.formats import packed_ids as packing
+from dlrm.formats.checksums import FileSum
 from preprocess.dictionary_files import (
     TableIds,
     check_reuse,
@@ -21,7 +21,7 @@ from preprocess.dictionary_files import (
     write_table,
 )
 from preprocess.engine_polars.dictionary import Dictionary
-from preprocess.engine_polars.learn import Learnt, learn
+from preprocess.engine_polars.vocabulary import Learnt, learn
 from preprocess.engine_polars.write import Plan, Written, write
 from preprocess.facts import Facts, describe
 from preprocess.files import write_all

@@ -20,7 +20,7 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.engine_polars.learn import RECORD_TYPE, Save, record_columns, rows_file
+from preprocess.engine_polars.vocabulary import RECORD_TYPE, Save, record_columns, rows_file
 from preprocess.files import write_all
 from preprocess.options import Options
 from preprocess.outputs import OutputFile, output_files

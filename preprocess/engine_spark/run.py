@@ -16,11 +16,15 @@ import polars as pl
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
-from checksums import FileSum
-from packing import plan
+from dlrm.formats.checksums import FileSum
+from dlrm.formats.packed_ids import plan
 from preprocess.bad_rows import BadRows
 from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
-from preprocess.engine_spark.learn import (
+from preprocess.engine_spark.lookup import records
+from preprocess.engine_spark.parse import StagedFile, row_offsets, stage_file, staged_rows
+from preprocess.engine_spark.session import spark_session
+from preprocess.engine_spark.storage import Files
+from preprocess.engine_spark.vocabulary import (
     TableFacts,
     new_ids,
     old_ids,
@@ -28,10 +32,6 @@ from preprocess.engine_spark.learn import (
     stage_statistics,
     table_facts,
 )
-from preprocess.engine_spark.lookup import records
-from preprocess.engine_spark.parse import StagedFile, row_offsets, stage_file, staged_rows
-from preprocess.engine_spark.session import spark_session
-from preprocess.engine_spark.storage import Files
 from preprocess.engine_spark.write import (
     Places,
     count_buckets,

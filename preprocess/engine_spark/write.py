@@ -13,9 +13,9 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-import checksums
-from lockstep import lockstep
-from packing import Packing
+from dlrm.formats import checksums
+from dlrm.formats.packed_ids import Packing
+from dlrm.formats.zip_strict import zip_strict
 from preprocess.engine_spark.java import java_classes
 from preprocess.engine_spark.storage import Files
 from preprocess.options import Options
@@ -149,7 +149,7 @@ def _parse_marker(text: str) -> tuple[int, Marker] | None:
     words = text.split()
     if not words or words[-1] != "end":
         return None
-    entries = lockstep(words[1:-1:3], words[2:-1:3], words[3:-1:3])
+    entries = zip_strict(words[1:-1:3], words[2:-1:3], words[3:-1:3])
     sums = {name: (int(size), int(crc)) for name, size, crc in entries}
     return int(words[0]), sums
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from collective import connect
-from evaluation import Evaluator
+from dlrm.distributed.collective import connect
+from dlrm.train.evaluation import Evaluator
 
 
 def main() -> None:

@@ -21,11 +21,12 @@ import tensorflow as tf
 from absl import flags
 
 import main
-from collective import connect
-from config import Config
-from data import open_data
-from run import build_trainer
-from trainer import Trainer, TrainingError
+from dataset import open_data
+from dlrm.config import Config
+from dlrm.distributed.collective import connect
+from dlrm.train.loop import Trainer, TrainingError
+from dlrm.train.run import build_trainer
+from model import build_model
 
 
 class Silent:
@@ -63,10 +64,10 @@ def weights(trainer: Trainer) -> list[np.ndarray[Any, Any]]:
 def stopped(config: Config) -> dict[str, Any]:
     """Compares the weights of a run that is refused its second step with one of a single step."""
     collective = connect()
-    data = open_data(config, collective)
+    data = open_data(config, collective.rank, collective.size)
 
     def train(config: Config) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]], str]:
-        trainer = build_trainer(config, collective, data)
+        trainer = build_trainer(config, collective, data, build_model)
         begin, message = weights(trainer), ""
         try:
             trainer.train([data.train], data.test, Silent())

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from collective import connect
-from data import Data
-from dataset import Batches
-from run import build_trainer
+from dlrm.data import Batches, Data
+from dlrm.distributed.collective import connect
+from dlrm.train.run import build_trainer
+from model import build_model
 from tests.workers import parity
 
 SETTINGS: list[dict[str, bool]] = [
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
             drop_remainder=True,
         )
         data = Data(batches, batches, parity.NUM_DENSE, parity.VOCAB_SIZES, {})
-        trainer = build_trainer(config, collective, data)
+        trainer = build_trainer(config, collective, data, build_model)
         losses = Losses()
         trainer.train([batches], batches, losses)
         if collective.rank == 0:

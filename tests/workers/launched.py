@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from watch import Watch
+from dlrm.distributed.watchdog import Watch
 from workers.watched import FolderCollective, die, wait_in_c
 
 STEPS = 400  # of 50 ms

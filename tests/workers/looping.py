@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from absl import app
 
 import main
-from schedule import Schedule
+from dlrm.optim.schedule import Schedule
 
 learning_rate = Schedule.learning_rate
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import main
-from collective import connect
+from dlrm.distributed.collective import connect
 from workers.failures import parse
 
 

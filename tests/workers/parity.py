@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from collective import connect
-from config import Config
-from data import Data
-from dataset import Batches
-from run import build_trainer
+from dlrm.config import Config
+from dlrm.data import Batches, Data
+from dlrm.distributed.collective import connect
+from dlrm.train.run import build_trainer
+from model import build_model
 
 SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
 # One table with a single row, one larger than a batch, most smaller: duplicates in every batch.
@@ -92,7 +92,7 @@ def main(folder: str) -> None:
             samples, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
         )
         data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
-        trainer = build_trainer(config_of(**settings), collective, data)
+        trainer = build_trainer(config_of(**settings), collective, data, build_model)
         begin = [variable.numpy() for variable in trainer.dense.values()]
         begin_rows = trainer.embedding.variable.numpy()
         trainer.train([batches], batches, Silent())

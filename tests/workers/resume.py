@@ -18,17 +18,17 @@ import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import checkpoint.state
-from checkpoint.manifest import ModelShape, Position
-from checkpoint.resume import resume
-from checkpoint.save import Checkpoints
-from checkpoint.state import Run, State
-from collective import Collective, connect
-from config import Config
-from data import Data
-from dataset import Batches
-from run import build_trainer
-from trainer import Trainer
+from dlrm.checkpoint import state as checkpoint_state
+from dlrm.checkpoint.manifest import ModelShape, Position
+from dlrm.checkpoint.resume import resume
+from dlrm.checkpoint.save import Checkpoints
+from dlrm.checkpoint.state import Run, State
+from dlrm.config import Config
+from dlrm.data import Batches, Data
+from dlrm.distributed.collective import Collective, connect
+from dlrm.train.loop import Trainer
+from dlrm.train.run import build_trainer
+from model import build_model
 from workers.parity import GLOBAL_BATCH, NUM_DENSE, VOCAB_SIZES, Samples, Silent, config_of
 
 STEPS, MORE = 7, 10
@@ -49,7 +49,7 @@ def fresh(collective: Collective) -> tuple[Trainer, Batches, Run]:
         Samples(bad=False), GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
     )
     data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
-    return build_trainer(config, collective, data), batches, describe(config)
+    return build_trainer(config, collective, data, build_model), batches, describe(config)
 
 
 def train(trainer: Trainer, batches: Batches, first: int, last: int) -> None:
@@ -79,7 +79,7 @@ def logits(trainer: Trainer, batches: Batches) -> np.ndarray:
 
 def main(folder: Path, sizes: list[int]) -> None:
     """Resumes what `sizes` ranks wrote, then writes a checkpoint for others."""
-    checkpoint.state.PIECE_BYTES = 1000  # several pieces of a small table
+    checkpoint_state.PIECE_BYTES = 1000  # several pieces of a small table
     collective = connect()
     for size in sizes:
         trainer, batches, run = fresh(collective)

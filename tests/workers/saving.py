@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from jobs import whole
 
-import checkpoint.state
-from checkpoint import folder as names
-from checkpoint.manifest import ModelShape, Position
-from checkpoint.resume import resume
-from checkpoint.save import SAVE_POINTS, Checkpoints
-from checkpoint.state import Run, State, local_rows
-from collective import Collective
+from dlrm.checkpoint import directory as names
+from dlrm.checkpoint import state as checkpoint_state
+from dlrm.checkpoint.manifest import ModelShape, Position
+from dlrm.checkpoint.resume import resume
+from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
+from dlrm.checkpoint.state import Run, State, local_rows
+from dlrm.distributed.collective import Collective
 
 KEYS, WIDTH = 999, 8
 RUN = Run(ModelShape(1, (KEYS,), WIDTH, (WIDTH,), (1,)), {}, {"training": "none"})
@@ -186,7 +186,7 @@ def plans(ranks: int, moments: int, generator: random.Random) -> list[dict[str, 
 
 def main(folder: str, ranks: str, moments: str, seed: str) -> None:
     """Prints what each plan found."""
-    checkpoint.state.PIECE_BYTES = 1000  # several pieces of a small table
+    checkpoint_state.PIECE_BYTES = 1000  # several pieces of a small table
     for number, plan in enumerate(plans(int(ranks), int(moments), random.Random(seed))):
         plan.update(ranks=int(ranks), folder=os.path.join(folder, str(number)))
         print(json.dumps({**plan, **attempt(plan)}), flush=True)

@@ -1,6 +1,6 @@
 """SOK's backends on a CPU: python3 sok.py KERNELS FOLDER [CHECK ...].
 
-KERNELS is the library of emulated kernels. Runs the checks of gpu_check.py that a GPU host would
+KERNELS is the library of emulated kernels. Runs the checks of tools.gpu_check that a GPU host would
 run; rank 0 writes what came of them to FOLDER/found.json.
 """
 
@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import sparse_operation_kit
 import tensorflow as tf
 
-import gpu_check
-from config import Config
-from embedding import sok
-from run import join
+from dlrm.config import Config
+from dlrm.embedding import sok_storage as sok
+from dlrm.train.run import join
+from tools import gpu_check
 
 BATCH = 96
 

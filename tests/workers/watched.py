@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from watch import Watch
+from dlrm.distributed.watchdog import Watch
 
 
 class FolderCollective:

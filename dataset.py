@@ -1,0 +1,127 @@
+"""The data of a run: opens its two parts, checks that they fit, and plans this rank's batches.
+
+A batch is a `dlrm.data.Batch`, one rank's share of a global batch of G samples over N ranks:
+
+    dense   float32 [G / N, num_dense]   finite; the logarithm, if any, is already taken
+    ids     int32   [G / N, tables]      one id a table; the embedding checks their range
+    labels  float32 [G / N]              0 or 1
+
+To train on data of your own, write a `dlrm.data.Source` and open it here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from dlrm.config import Config
+from dlrm.data import (
+    SYNTHETIC_NUM_DENSE,
+    SYNTHETIC_TEST_SAMPLES,
+    SYNTHETIC_TRAIN_SAMPLES,
+    SYNTHETIC_VOCAB_SIZES,
+    Batches,
+    Data,
+    Source,
+    SyntheticSource,
+    open_split,
+)
+from dlrm.data.verify import verify
+
+
+def open_data(config: Config, rank: int, size: int) -> Data:
+    """Opens training and test data and plans this rank's batches.
+
+    Args:
+        config: The settings of the run.
+        rank: This process's number, from 0.
+        size: Number of ranks.
+
+    Raises:
+        ValueError: Files that are missing, malformed, damaged (as far as `verify_data` looks), or
+            do not fit each other or the settings.
+    """
+    train, test = (
+        synthetic_sources(config) if config.use_synthetic_dataset else file_sources(config)
+    )
+    return Data(
+        # Where one only evaluates, the training data may be smaller than a batch.
+        train=batches(config, train, rank, size, drop_remainder=config.mode == "train"),
+        test=batches(config, test, rank, size, drop_remainder=False),
+        num_dense=train.num_dense,
+        # A test file split on its own may name fewer ids; the tables are those of the larger.
+        vocab_sizes=tuple(map(max, zip(train.vocab_sizes, test.vocab_sizes))),
+        fingerprints={"training": train.fingerprint, "test": test.fingerprint},
+        notes=check_files(config, rank, size),
+    )
+
+
+def synthetic_sources(config: Config) -> tuple[Source, Source]:
+    """Training and test samples of the synthetic benchmark."""
+    train, test = (
+        SyntheticSource(SYNTHETIC_VOCAB_SIZES, SYNTHETIC_NUM_DENSE, samples, config.seed + part)
+        for part, samples in enumerate((SYNTHETIC_TRAIN_SAMPLES, SYNTHETIC_TEST_SAMPLES))
+    )
+    return train, test
+
+
+def file_sources(config: Config) -> tuple[Source, Source]:
+    """Training and test samples of the files in `data_dir`.
+
+    Raises:
+        ValueError: Files that are missing or malformed, or parts with different columns.
+    """
+    assert config.data_dir is not None
+    parts = [
+        open_split(os.path.join(config.data_dir, part), config.use_splited_dataset)
+        for part in parts_of(config)
+    ]
+    train, test = parts[0], parts[-1]
+    if test.num_dense != train.num_dense or len(test.vocab_sizes) != len(train.vocab_sizes):
+        raise ValueError(
+            f"{config.data_dir}/test: expected {train.num_dense} dense and "
+            f"{len(train.vocab_sizes)} categorical columns as in train/, found "
+            f"{test.num_dense} and {len(test.vocab_sizes)}; split both files with the same "
+            "--num_dense and --num_categorical"
+        )
+    return train, test
+
+
+def parts_of(config: Config) -> tuple[str, ...]:
+    """The folders below `data_dir` that the run reads; an evaluation needs only `test`."""
+    assert config.data_dir is not None
+    train = os.path.join(config.data_dir, "train")
+    if config.mode == "test" and not os.path.exists(train):
+        return ("test",)
+    return ("train", "test")
+
+
+def batches(
+    config: Config, source: Source, rank: int, size: int, *, drop_remainder: bool
+) -> Batches:
+    """One rank's batches of a source."""
+    return Batches(source, config.global_batch_size, rank, size, drop_remainder=drop_remainder)
+
+
+def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
+    """Checks the data files as `verify_data` says; each file is read by one rank.
+
+    Returns:
+        What the check of their content found worth saying, a line each.
+
+    Raises:
+        ValueError: The first thing that is wrong with this rank's share of the files.
+    """
+    if config.use_synthetic_dataset or config.verify_data == "off":
+        return ()
+    assert config.data_dir is not None
+    report = verify(
+        config.data_dir,
+        config.verify_data,
+        per_category=config.use_splited_dataset,
+        parts=parts_of(config),
+        rank=rank,
+        size=size,
+    )
+    report.raise_fault()
+    return report.notes if config.verify_data == "full" else ()

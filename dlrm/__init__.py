@@ -1,0 +1,1 @@
+"""The internals of the training system. Nothing here imports the modules of the root."""

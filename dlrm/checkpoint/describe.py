@@ -1,0 +1,161 @@
+"""What a person wants to know of checkpoints: what they are of, and whether every byte is right.
+
+Reads files; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable
+
+from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint.manifest import DENSE_FILE, FILE_NAME, Manifest, read_manifest
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, Seal, TensorReader
+
+LINE_WIDTH = 100
+_CHECKED_BYTES = 4 * BLOCK_BYTES  # by a thread at a time
+_MOST_THREADS = 16
+
+
+def newest(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest in it.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: expected a checkpoint or a folder of checkpoints, found none")
+    return (folder.finished(path) or [path])[-1]
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people: 1.5 GB."""
+    size, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 999.5 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}" if size < 999.5 else f"{size:,.0f} {unit}"
+
+
+def overview(path: Path) -> Iterator[str]:
+    """Lines on a checkpoint, or one on each of a folder's.
+
+    Raises:
+        ValueError: the checkpoint's manifest is damaged, or there is none.
+    """
+    checkpoints = folder.finished(path)
+    if not checkpoints:
+        yield from _describe(newest(path))
+    for checkpoint in checkpoints:
+        try:
+            yield f"{checkpoint}: {_summary(checkpoint, read_manifest(checkpoint))}"
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+
+def _summary(checkpoint: Path, manifest: Manifest) -> str:
+    position = manifest.position
+    return (
+        f"step {position.step:,}, epoch {position.epoch}, next sample {position.next_sample:,}; "
+        f"{size_text(sum(seal.size for seal in manifest.files.values()))} of {manifest.ranks} "
+        f"rank{'s' * (manifest.ranks != 1)}; "
+        f"{'; '.join(manifest.damage(checkpoint)) or 'every file there, of its size'}"
+    )
+
+
+def _describe(checkpoint: Path) -> Iterator[str]:
+    manifest = read_manifest(checkpoint)
+    model = manifest.model
+    yield f"{checkpoint}: {_summary(checkpoint, manifest)}"
+    if DENSE_FILE in manifest.files:
+        bottom, top = (
+            "-".join(map(str, units or ())) for units in (model.bottom_mlp, model.top_mlp)
+        )
+        yield f"model: {model.num_dense} dense features, bottom MLP {bottom}, top MLP {top}"
+    else:
+        yield "model: tables alone, no dense weights"
+    row_bytes = 4 * model.embedding_dim
+    rows = sum(model.vocab_sizes)
+    yield (
+        f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}, {rows:,} rows, "
+        f"{size_text(rows * row_bytes)}"
+    )
+    yield from _columns(
+        [
+            f"{table}: {size:,} rows, {size_text(size * row_bytes)}"
+            for table, size in enumerate(model.vocab_sizes)
+        ]
+    )
+    for title, entries in (("settings", manifest.settings), ("data", manifest.data)):
+        if entries:
+            yield f"{title}:"
+            text = [f"{name}={value}".replace(" ", "") for name, value in entries.items()]
+            yield from textwrap.wrap(
+                "  ".join(text),
+                LINE_WIDTH,
+                initial_indent="  ",
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+
+
+def _columns(items: Sequence[str]) -> Iterator[str]:
+    """Lines of equally wide items, as many a line as fit."""
+    width = max(map(len, items)) + 2
+    count = max(1, (LINE_WIDTH - 2) // width)
+    for first in range(0, len(items), count):
+        line = "".join(item.ljust(width) for item in items[first : first + count])
+        yield f"  {line}".rstrip()
+
+
+def verify(checkpoint: Path, say: Callable[[str], None]) -> bool:
+    """Reads every byte of a checkpoint with all cores; tells a line a file.
+
+    Returns:
+        Whether every file is as it was written.
+
+    Raises:
+        ValueError: the manifest, which says what that is, is damaged itself or missing.
+    """
+    manifest = read_manifest(checkpoint)
+    say(f"{checkpoint / FILE_NAME}: ok")
+    start = time.perf_counter()
+    damaged = 0
+    for name, seal in manifest.files.items():
+        problem = _first_damage(checkpoint / name, seal)
+        damaged += bool(problem)
+        say(problem or f"{checkpoint / name}: ok")
+    seconds = time.perf_counter() - start
+    total = sum(seal.size for seal in manifest.files.values())
+    found = f"{damaged} of {len(manifest.files)} files damaged" if damaged else "no damage"
+    say(f"{found}; {size_text(total)} in {seconds:.2f} s, {total / seconds / 1e9:.2f} GB/s")
+    return not damaged
+
+
+def _first_damage(path: Path, seal: Seal) -> str:
+    """What is wrong with a file, the first of it; nothing if it is whole."""
+
+    def check(start: int) -> None:
+        reader.read_bytes(start, min(start + _CHECKED_BYTES, seal.size))
+
+    try:
+        # Reading and summing release the interpreter, so that threads use all cores.
+        with TensorReader(path, seal) as reader, ThreadPoolExecutor(_threads()) as pool:
+            for _ in pool.map(check, range(0, seal.size, _CHECKED_BYTES)):
+                pass
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _threads() -> int:
+    """As many as there are cores, within reason: each holds a piece, and disks are slower."""
+    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)

@@ -1,0 +1,168 @@
+"""Exports the tables of a checkpoint, one file a table, for whatever reads Parquet or safetensors.
+
+Holds a few pieces of a table at a time, and gives a file its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.checkpoint.describe import size_text
+from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, read_manifest
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.formats.metadata import sync_folder
+
+TEMPORARY_SUFFIX = ".tmp"
+PIECE_BYTES = 4 << 20  # written at a time; the writer of Parquet holds some ten of them
+MOST_BYTES = 256 << 20  # read at a time, however many ranks there were
+
+Rows = NDArray[np.float32]
+
+
+class Table:
+    """One table of a checkpoint, read in pieces by id.
+
+    Args:
+        reader: of the checkpoint.
+        first_key: the key of id 0.
+        rows: its ids are 0 .. rows - 1.
+    """
+
+    def __init__(self, reader: TableReader, first_key: int, rows: int) -> None:
+        self._reader = reader
+        self._first_key = first_key
+        self.rows, self.width = rows, reader.width
+        # The reader fetches whole blocks from each rank's file: pieces that take less than a block
+        # of each read the same blocks again and again.
+        piece = max(PIECE_BYTES, min(reader.ranks * BLOCK_BYTES, MOST_BYTES))
+        self._piece_rows = max(1, piece // (4 * self.width))
+
+    def __iter__(self) -> Iterator[tuple[int, Rows]]:
+        """Pieces in order: the first id of each, and its rows, float32 [n, width]."""
+        for first in range(0, self.rows, self._piece_rows):
+            last = min(first + self._piece_rows, self.rows)
+            yield first, self._reader.read_keys(self._first_key + first, self._first_key + last)
+
+
+def export(
+    checkpoint: Path,
+    outdir: Path,
+    format_name: str,
+    tables: Sequence[int] | None,
+    say: Callable[[str], None],
+) -> None:
+    """Writes tables as `table_NNN.<format>`, and the dense weights as `dense.safetensors`.
+
+    Every block is checked while it is read.
+
+    Args:
+        checkpoint: what to export.
+        outdir: where to; made when missing.
+        format_name: one of `FORMATS`.
+        tables: which; None for all.
+        say: told of each file that is done.
+
+    Raises:
+        ValueError: the checkpoint is damaged; it has no such table; or a file would be overwritten.
+        OSError: a file cannot be read or written.
+    """
+    manifest = read_manifest(checkpoint)
+    sizes = manifest.model.vocab_sizes
+    chosen = range(len(sizes)) if tables is None else tables
+    for table in chosen:
+        if not 0 <= table < len(sizes):
+            raise ValueError(
+                f"--tables: expected numbers from 0 to {len(sizes) - 1}, found {table}"
+            )
+    paths = {table: outdir / f"table_{table:03d}.{format_name}" for table in chosen}
+    dense = outdir / DENSE_FILE
+    # Files of another checkpoint beside these would make a mix that nobody trained.
+    for path in (*paths.values(), dense):
+        if path.exists():
+            raise ValueError(f"{path}: is there already; remove it, or choose another OUTDIR")
+    outdir.mkdir(parents=True, exist_ok=True)
+    with TableReader(checkpoint, manifest) as reader:
+        for table, path in paths.items():
+            source = Table(reader, sum(sizes[:table]), sizes[table])
+            with _whole(path) as unfinished:
+                FORMATS[format_name](unfinished, source)
+            say(f"{path}: {source.rows:,} rows, {size_text(path.stat().st_size)}")
+    if DENSE_FILE in manifest.files:
+        with _whole(dense) as unfinished:
+            _copy_dense(checkpoint, manifest, unfinished)
+        say(f"{dense}: {size_text(dense.stat().st_size)}")
+
+
+def _write_parquet(path: Path, table: Table) -> None:
+    """Columns `id` int64 and `vector`, a fixed-size list of float32, in small row groups."""
+    import polars as pl
+    from polars.io.plugins import register_io_source
+
+    schema: dict[str, Any] = {"id": pl.Int64, "vector": pl.Array(pl.Float32, table.width)}
+    group = max(1, PIECE_BYTES // (4 * table.width))
+
+    failures: list[Exception] = []
+
+    def frames(*_: object) -> Iterator[pl.DataFrame]:
+        try:
+            for first, rows in table:
+                for start in range(0, len(rows), group):
+                    part = rows[start : start + group].copy()  # a view would keep all of `rows`
+                    ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
+                    yield pl.DataFrame({"id": ids, "vector": part}, schema=schema)
+        except (ValueError, OSError) as error:
+            failures.append(error)
+            raise
+
+    try:
+        register_io_source(frames, schema=schema).sink_parquet(
+            path,
+            compression="uncompressed",  # the low bits of weights are noise
+            row_group_size=group,
+        )
+    except pl.exceptions.PolarsError as error:
+        # Polars 1 makes an error of its own of one that it meets in `frames`.
+        raise failures[0] if failures else OSError(f"{path}: {error}") from None
+
+
+def _write_safetensors(path: Path, table: Table) -> None:
+    """One tensor, `rows` float32 [rows, width]: the row of an id is its number."""
+    spec = np.dtype("<f4"), (table.rows, table.width)
+    with TensorWriter(path, {ROWS: spec}) as writer:
+        for _, rows in table:
+            writer.write(rows)
+        writer.finish()
+
+
+FORMATS: dict[str, Callable[[Path, Table], None]] = {
+    "parquet": _write_parquet,
+    "safetensors": _write_safetensors,
+}
+
+
+def _copy_dense(checkpoint: Path, manifest: Manifest, path: Path) -> None:
+    with TensorReader(checkpoint / DENSE_FILE, manifest.files[DENSE_FILE]) as reader:
+        write_tensors(path, {name: reader.read(name) for name in reader.tensors})
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Another name to write a file under, which gets its own once it is on the disk."""
+    unfinished = path.with_name(path.name + TEMPORARY_SUFFIX)
+    unfinished.unlink(missing_ok=True)
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(unfinished, path)
+        sync_folder(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)

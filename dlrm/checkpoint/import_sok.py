@@ -1,0 +1,256 @@
+"""Reads what `sok.dump` wrote, and makes a checkpoint of it.
+
+The format is that of HugeCTR's sparse_operation_kit/sparse_operation_kit/dump_load.py (and, for the
+names, dynamic_variable.py and distributed_variable.py beside it): a variable is two files,
+`<name>-key` and `<name>-weight`, where every punctuation mark of the name became `_`. A file is a
+header of 296 bytes and an array as the machine holds it. Row i of the weights is that of key i; the
+keys stand in the order in which ranks and rounds sent them. Nothing says how wide a row is: that
+follows from the sizes. Optimiser slots are files of their own, `<name>-<optimiser>-<slot>`, which
+plain SGD does not have and nobody reads here; nor is the name in the header, which stays blank.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import string
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint.manifest import ROWS, Manifest, ModelShape, Position, tables_file
+from dlrm.checkpoint.safetensors_file import allocate, seal_file
+
+_HEADER = struct.Struct(">256sI32sI")  # name, kind of file, name of the slot, type of the values
+_KINDS = {"key": 0, "weight": 1}
+_KEY_TYPES = {0: "<i4", 1: "<i8", 2: "<u4", 3: "<u8"}
+_WEIGHT_TYPES = {4: "<f2", 5: "<f4", 6: "<f8"}
+
+_CHECKED_KEYS = 1 << 20  # at a time
+# Rows moved at a time. Each may lie in a memory page of its own, and all pages touched are held.
+_MOVED_ROWS = 1 << 13
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A dumped variable: row i of the weights is that of key i.
+
+    Attributes:
+        key_path: the file of keys.
+        key_type: the type of a key, an integer.
+        weight_path: the file of rows.
+        weight_type: the type of a value, a float.
+        count: keys, and rows.
+        width: values in a row.
+    """
+
+    key_path: Path
+    key_type: np.dtype[Any]
+    weight_path: Path
+    weight_type: np.dtype[Any]
+    count: int
+    width: int
+
+    def keys(self, first: int, last: int) -> NDArray[Any]:
+        """Keys [first, last) in the order of the file, of `key_type`."""
+        offset = _HEADER.size + first * self.key_type.itemsize
+        return np.fromfile(self.key_path, self.key_type, last - first, offset=offset)
+
+    def rows(self, first: int, last: int) -> NDArray[Any]:
+        """The rows of keys [first, last), of `weight_type`, [last - first, width]."""
+        offset = _HEADER.size + first * self.width * self.weight_type.itemsize
+        count = (last - first) * self.width
+        values = np.fromfile(self.weight_path, self.weight_type, count, offset=offset)
+        return values.reshape(last - first, self.width)
+
+
+def import_dump(
+    dump: Path,
+    directory: Path,
+    vocab_sizes: Sequence[int],
+    names: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
+    """Makes a checkpoint of step 0, tables alone, from a dump whose keys come in any order.
+
+    Values become float32; what is wider is rounded.
+
+    Args:
+        dump: the folder that `sok.dump` wrote.
+        directory: the folder of checkpoints to make it in; made when missing.
+        vocab_sizes: rows of each table.
+        names: the variables in table order, with ids as keys; or a single one, with fused keys.
+            May be empty if the dump has just one.
+        say: told what was found and what was made.
+
+    Raises:
+        ValueError: the dump is not of these tables, each row exactly once; or there are
+            checkpoints in the folder.
+        OSError: a file cannot be read or written.
+    """
+    variables = [open_variable(dump, name) for name in names or [_only_name(dump)]]
+    sizes = [sum(vocab_sizes)] if len(variables) == 1 else list(vocab_sizes)
+    if len(variables) != len(sizes):
+        raise ValueError(
+            f"--names: expected one variable with fused keys, or {len(sizes)} in table order, "
+            f"found {len(variables)}"
+        )
+    width = variables[0].width
+    for variable, size in zip(variables, sizes):
+        if variable.width != width:
+            raise ValueError(
+                f"{variable.weight_path}: expected rows of {width} values like those of "
+                f"{variables[0].weight_path}, found {variable.width}"
+            )
+        check_keys(variable, size)
+        say(f"{variable.weight_path}: {size:,} rows of {width} values")
+    directory.mkdir(parents=True, exist_ok=True)
+    with folder.lock(directory):
+        if present := folder.finished(directory):
+            raise ValueError(f"{present[-1]}: is there already; choose another OUT")
+        folder.clean(directory)
+        unfinished = folder.unfinished_path(directory, 0)
+        unfinished.mkdir()
+        try:
+            path = unfinished / tables_file(0, 1)
+            _write_rows(path, variables, sizes)
+            model = ModelShape(None, tuple(vocab_sizes), width, None, None)
+            files = {path.name: seal_file(path)}
+            Manifest(Position(0, 0, 0), model, {}, {}, 1, files).write(unfinished)
+            say(f"{folder.commit(unfinished)}: made; main.py takes it with --resume={directory}")
+        finally:
+            folder.clean(directory)
+
+
+def open_variable(dump: Path, name: str) -> Variable:
+    """Reads the two headers of a variable.
+
+    Args:
+        dump: the folder.
+        name: as TensorFlow knows it, or as in the files' names.
+
+    Raises:
+        ValueError: the files are not what they should be, or do not fit each other.
+        OSError: one of them is missing.
+    """
+    stem = re.sub(f"[{re.escape(string.punctuation)}]", "_", name)
+    keys, weights = dump / f"{stem}-key", dump / f"{stem}-weight"
+    key_type = _read_header(keys, "key", _KEY_TYPES)
+    weight_type = _read_header(weights, "weight", _WEIGHT_TYPES)
+    count, rest = divmod(keys.stat().st_size - _HEADER.size, key_type.itemsize)
+    if rest or not count:
+        raise ValueError(
+            f"{keys}: expected keys of {key_type.itemsize} bytes after a header of {_HEADER.size}, "
+            f"found {keys.stat().st_size} bytes in all; copy the dump again"
+        )
+    size = weights.stat().st_size - _HEADER.size
+    width, rest = divmod(size, count * weight_type.itemsize)
+    if rest or not width:
+        raise ValueError(
+            f"{weights}: expected equally wide rows of {weight_type.name} for the {count} keys of "
+            f"{keys}, found {size} bytes after the header; copy the dump again"
+        )
+    return Variable(keys, key_type, weights, weight_type, count, width)
+
+
+def check_keys(variable: Variable, rows: int) -> None:
+    """Checks that the keys are 0 .. rows - 1, each once, in any order.
+
+    Raises:
+        ValueError: keys are missing, there more than once, or none of these; with how many of each
+            kind, and the lowest.
+    """
+    seen = np.zeros(-(-rows // 8), np.uint8)  # a bit a key
+    outside, repeated, found = _Found(), _Found(), 0
+    for first in range(0, variable.count, _CHECKED_KEYS):
+        keys = variable.keys(first, min(first + _CHECKED_KEYS, variable.count))
+        # Compared in their own type: an unsigned one reaches beyond int64.
+        good = (keys >= 0) & (keys < rows)
+        outside.add(keys[~good], int(np.sum(~good)))
+        keys, counts = np.unique(keys[good].astype(np.int64), return_counts=True)
+        bits = np.left_shift(1, keys & 7).astype(np.uint8)
+        new = (seen[keys >> 3] & bits) == 0
+        repeated.add(keys[~new | (counts > 1)], int(counts.sum() - new.sum()))
+        np.bitwise_or.at(seen, keys >> 3, bits)
+        found += int(new.sum())
+    problems = []
+    if outside.count:
+        problems.append(f"{outside.count} outside of that, the first {outside.lowest}")
+    if repeated.count:
+        problems.append(f"{repeated.count} there already, the first {repeated.lowest}")
+    if found < rows:
+        problems.append(f"{rows - found} missing, the first {_first_clear(seen)}")
+    if problems:
+        raise ValueError(
+            f"{variable.key_path}: expected each key from 0 to {rows - 1} once, found "
+            f"{'; '.join(problems)}; give the vocabulary sizes of the run that wrote the dump"
+        )
+
+
+class _Found:
+    """How many keys of a kind there were, and the lowest."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lowest: int | None = None
+
+    def add(self, keys: NDArray[Any], count: int) -> None:
+        self.count += count
+        if len(keys):
+            lowest = int(keys.min())
+            self.lowest = lowest if self.lowest is None else min(self.lowest, lowest)
+
+
+def _first_clear(bits: NDArray[np.uint8]) -> int:
+    byte = int(np.argmax(bits != 0xFF))
+    return 8 * byte + int(np.argmin(np.unpackbits(bits[byte : byte + 1], bitorder="little")))
+
+
+def _write_rows(path: Path, variables: Sequence[Variable], sizes: Sequence[int]) -> None:
+    """Puts each row in its place in a new tables file."""
+    rows, width = sum(sizes), variables[0].width
+    start = allocate(path, {ROWS: (np.dtype("<f4"), (rows, width))})
+    with open(path, "r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0)
+    table = np.frombuffer(mapping, "<f4", offset=start).reshape(rows, width)
+    first_key = 0
+    for variable, size in zip(variables, sizes):
+        for first in range(0, variable.count, _MOVED_ROWS):
+            last = min(first + _MOVED_ROWS, variable.count)
+            keys = variable.keys(first, last).astype(np.int64)
+            table[first_key + keys] = variable.rows(first, last)
+            # The pages stay the kernel's to write; this process lets go of them.
+            mapping.madvise(mmap.MADV_DONTNEED)
+        first_key += size
+
+
+def _read_header(path: Path, kind: str, types: dict[int, str]) -> np.dtype[Any]:
+    """The type of a file's values."""
+    with open(path, "rb") as file:
+        header = file.read(_HEADER.size)
+    if len(header) == _HEADER.size:
+        _, kind_code, _, type_code = _HEADER.unpack(header)
+        if kind_code == _KINDS[kind] and type_code in types:
+            return np.dtype(types[type_code])
+    raise ValueError(
+        f"{path}: expected the header of a {kind} file by sok.dump with a type among "
+        f"{', '.join(np.dtype(code).name for code in types.values())}, found another; name the "
+        "folder that sok.dump wrote, or copy it again"
+    )
+
+
+def _only_name(dump: Path) -> str:
+    names = sorted(path.name[: -len("-key")] for path in dump.glob("*-key"))
+    if len(names) == 1:
+        return names[0]
+    remedy = "set --names, in table order" if names else "name the folder that sok.dump wrote"
+    raise ValueError(
+        f"{dump}: expected the two files of one variable, NAME-key and NAME-weight, found "
+        f"{', '.join(names) or 'none'}; {remedy}"
+    )

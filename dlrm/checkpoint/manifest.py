@@ -1,0 +1,164 @@
+"""What a checkpoint says of itself: `manifest.json`, written last, so that it vouches for the rest.
+
+Plain data; knows nothing of tensors or ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dlrm.checkpoint.safetensors_file import Seal
+
+FILE_NAME = "manifest.json"
+FORMAT = 1
+DENSE_FILE = "dense.safetensors"
+ROWS = "rows"  # the tensor of a tables file
+
+
+def tables_file(rank: int, ranks: int) -> str:
+    """The file of one rank's rows: local row r is key r * ranks + rank, as in training."""
+    return f"tables-{rank:05d}-of-{ranks:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the weights of a run must fit; a checkpoint of another shape cannot be loaded.
+
+    A checkpoint of tables alone, without dense weights, has None for what shapes those.
+
+    Attributes:
+        num_dense: dense features of a sample.
+        vocab_sizes: rows of each table.
+        embedding_dim: values in a row.
+        bottom_mlp: units of the bottom MLP's layers.
+        top_mlp: units of the top MLP's layers.
+    """
+
+    num_dense: int | None
+    vocab_sizes: tuple[int, ...]
+    embedding_dim: int
+    bottom_mlp: tuple[int, ...] | None
+    top_mlp: tuple[int, ...] | None
+
+    def differences(self, run: ModelShape) -> list[str]:
+        """Each difference between this, the checkpoint's shape, and that of a run."""
+        found = []
+        for name in ("num_dense", "embedding_dim", "bottom_mlp", "top_mlp"):
+            ours, theirs = getattr(self, name), getattr(run, name)
+            if ours is not None and ours != theirs:
+                found.append(f"{name}: checkpoint {_text(ours)}, run {_text(theirs)}")
+        if len(self.vocab_sizes) != len(run.vocab_sizes):
+            found.append(f"tables: checkpoint {len(self.vocab_sizes)}, run {len(run.vocab_sizes)}")
+            return found
+        for table, (rows, others) in enumerate(zip(self.vocab_sizes, run.vocab_sizes)):
+            if rows != others:
+                found.append(f"rows of table {table}: checkpoint {rows}, run {others}")
+        return found
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the training is: what the next step is and which sample it begins with.
+
+    Attributes:
+        step: steps done.
+        epoch: passes over the training data done.
+        next_sample: of the epoch that is under way.
+    """
+
+    step: int
+    epoch: int
+    next_sample: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole checkpoint.
+
+    Attributes:
+        position: how far the training was.
+        model: what the weights fit.
+        settings: every flag of the run that wrote it.
+        data: a fingerprint of each part of the data.
+        ranks: how many wrote the tables.
+        files: what each file of the checkpoint must be, by name.
+    """
+
+    position: Position
+    model: ModelShape
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]
+    ranks: int
+    files: Mapping[str, Seal]
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json` and brings it to the disk."""
+        content = {"format": FORMAT, **asdict(self)}
+        content["files"] = {name: seal.to_json() for name, seal in self.files.items()}
+        content["crc32"] = _sum_of(content)
+        with open(folder / FILE_NAME, "x", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def damage(self, folder: Path) -> Iterator[str]:
+        """Names each file that is missing or not of its size; contents are not read."""
+        for name, seal in self.files.items():
+            path = folder / name
+            size = path.stat().st_size if path.exists() else None
+            if size is None:
+                yield f"{path}: no such file"
+            elif size != seal.size:
+                yield f"{path}: expected {seal.size} bytes, found {size}: it ends at offset {size}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        ValueError: the folder is no checkpoint, or a damaged one.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: expected a checkpoint, found no {FILE_NAME} in it") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from None
+    try:
+        if content.pop("crc32") != _sum_of(content):
+            raise ValueError(f"{path}: damaged: its CRC-32 is not the one that was written")
+        if content["format"] != FORMAT:
+            raise ValueError(
+                f"{path}: expected format {FORMAT}, found {content['format']}; "
+                "read it with the version that wrote it"
+            )
+        model: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content["model"].items()
+        }
+        return Manifest(
+            Position(**content["position"]),
+            ModelShape(**model),
+            content["settings"],
+            content["data"],
+            content["ranks"],
+            {name: Seal.from_json(entry) for name, entry in content["files"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged: missing or malformed {error}") from None
+
+
+def _sum_of(content: Mapping[str, Any]) -> str:
+    """CRC-32 of a JSON object, however it is laid out in the file."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _text(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,111 @@
+"""Restores the state of a run from a checkpoint, all ranks together.
+
+Any number of ranks can read what any other number wrote. Knows tensors and files, nothing of models
+or of the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from dlrm.checkpoint.manifest import DENSE_FILE, Manifest
+from dlrm.checkpoint.safetensors_file import TensorReader
+from dlrm.checkpoint.state import State, Tables, Told, pieces, unheard
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.distributed.collective import Collective
+
+
+class Piece(NamedTuple):
+    """Rows [first, last) of the file that `rank` of those who wrote has written."""
+
+    rank: int
+    first: int
+    last: int
+
+
+def restore(
+    path: Path,
+    manifest: Manifest,
+    state: State,
+    collective: Collective,
+    moved: Told = unheard,
+) -> None:
+    """Overwrites the state with a checkpoint's, which must be of the same model.
+
+    Every byte is read and checked once, whatever the numbers of ranks: of a checkpoint of as many
+    ranks each reads its own file; otherwise each reads an equal part and sends the rows to their
+    owners.
+
+    Raises:
+        ValueError: on every rank: a file is missing or damaged, named with the offset.
+    """
+    place = f"reading the checkpoint of step {manifest.position.step}"
+    dense = collective.together(lambda: _read_dense(path, manifest))
+    for name, values in dense.items():
+        state.dense[name].assign(values)
+    with TableReader(path, manifest) as reader:
+        if reader.ranks == collective.size:
+            collective.together(lambda: _read_own(reader, state.tables, collective.rank, moved))
+            return
+        for piece in _rounds(reader, collective):
+            moved(place)
+            keys, values = collective.together(partial(_read_piece, reader, piece))
+            keys, values = _to_owners(keys, values, collective)
+            state.tables.write_rows(keys // collective.size, values)
+
+
+def _read_dense(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    if DENSE_FILE not in manifest.files:  # tables alone, from elsewhere
+        return {}
+    with TensorReader(path / DENSE_FILE, manifest.files[DENSE_FILE]) as reader:
+        return {name: reader.read(name) for name in reader.tensors}
+
+
+def _read_own(reader: TableReader, tables: Tables, rank: int, moved: Told) -> None:
+    """The rank's own file holds just its rows, in order."""
+    for first, last in pieces(reader.rows_of(0), reader.width):
+        moved("reading the checkpoint")
+        rows = np.arange(first, min(last, reader.rows_of(rank)))
+        tables.write_rows(rows, reader.read_rows(rank, first, first + len(rows)))
+
+
+def _rounds(reader: TableReader, collective: Collective) -> Iterator[Piece | None]:
+    """This rank's share of all pieces; as many on every rank, None where there is no more."""
+    everything = [
+        Piece(rank, first, last)
+        for rank in range(reader.ranks)
+        for first, last in pieces(reader.rows_of(rank), reader.width)
+    ]
+    rounds = -(-len(everything) // collective.size)
+    share = everything[collective.rank * rounds : (collective.rank + 1) * rounds]
+    return (piece for piece, _ in itertools.zip_longest(share, range(rounds)))
+
+
+def _read_piece(
+    reader: TableReader, piece: Piece | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Keys int64 [n] and their rows float32 [n, width]."""
+    if piece is None:
+        return np.empty(0, np.int64), np.empty((0, reader.width), np.float32)
+    keys = np.arange(piece.first, piece.last, dtype=np.int64) * reader.ranks + piece.rank
+    return keys, reader.read_rows(*piece)
+
+
+def _to_owners(
+    keys: NDArray[np.int64], values: NDArray[np.float32], collective: Collective
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Sends each row to the rank that owns its key; gives those that this rank owns."""
+    owner = keys % collective.size
+    order = np.argsort(owner, kind="stable")
+    splits = tf.constant(np.bincount(owner, minlength=collective.size), tf.int32)
+    keys_here, _ = collective.alltoall(tf.constant(keys[order]), splits, name="restore.keys")
+    values_here, _ = collective.alltoall(tf.constant(values[order]), splits, name="restore.rows")
+    return keys_here.numpy(), values_here.numpy()

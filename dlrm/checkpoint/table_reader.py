@@ -1,0 +1,75 @@
+"""The rows of all tables in a checkpoint, read by key, whatever number of ranks wrote them.
+
+One process alone; knows files and keys, nothing of training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.checkpoint.manifest import ROWS, Manifest, tables_file
+from dlrm.checkpoint.safetensors_file import TensorReader
+
+
+class TableReader:
+    """Key k is row k // ranks of file k % ranks.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: its manifest.
+
+    Raises:
+        ValueError: a file is missing, of another size, or its header is damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.ranks = manifest.ranks
+        self.width = manifest.model.embedding_dim
+        self.keys = sum(manifest.model.vocab_sizes)
+        self._folder, self._files = folder, manifest.files
+        self._open: dict[int, TensorReader] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> TableReader:
+        """Itself; leaving the context closes the files."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def rows_of(self, rank: int) -> int:
+        """Rows in the file of a rank of those that wrote."""
+        return (self.keys - rank + self.ranks - 1) // self.ranks
+
+    def read_rows(self, rank: int, first: int, last: int) -> NDArray[np.float32]:
+        """Rows [first, last) of one file: the keys row * ranks + rank.
+
+        Returns:
+            float32 [last - first, width].
+
+        Raises:
+            ValueError: a block is damaged; names file and offset.
+            OSError: a file cannot be read.
+        """
+        if rank not in self._open:
+            name = tables_file(rank, self.ranks)
+            reader = TensorReader(self._folder / name, self._files[name])
+            self._open[rank] = self._stack.enter_context(reader)
+        return self._open[rank].read(ROWS, first, last)
+
+    def read_keys(self, first: int, last: int) -> NDArray[np.float32]:
+        """The rows of keys [first, last), float32 [last - first, width]; errors as `read_rows`."""
+        values = np.empty((last - first, self.width), np.float32)
+        for rank in range(self.ranks):
+            # The keys of this rank are a run of its rows and every ranks-th of the values.
+            start = (first - rank + self.ranks - 1) // self.ranks
+            stop = (last - rank + self.ranks - 1) // self.ranks
+            if start < stop:
+                values[start * self.ranks + rank - first :: self.ranks] = self.read_rows(
+                    rank, start, stop
+                )
+        return values

@@ -1,0 +1,50 @@
+"""Samples for training and evaluation: column files or synthetic data -> this rank's batches.
+
+NumPy only: nothing here knows of TensorFlow, Horovod or flags. A source gives any range of samples;
+`Batches` cuts it into the batches of one rank and reads ahead. Dense values and labels are checked
+here, ids are not: which ids a table accepts is the embedding's policy.
+"""
+
+from __future__ import annotations
+
+from dlrm.data.batch import Batch, Source
+from dlrm.data.batches import Batches, Data
+from dlrm.data.per_category import PerCategorySource
+from dlrm.data.split_files import SplitSource
+from dlrm.data.synthetic import (
+    SYNTHETIC_NUM_DENSE,
+    SYNTHETIC_TEST_SAMPLES,
+    SYNTHETIC_TRAIN_SAMPLES,
+    SYNTHETIC_VOCAB_SIZES,
+    SyntheticSource,
+)
+from dlrm.formats.metadata import StrPath
+
+__all__ = [
+    "SYNTHETIC_NUM_DENSE",
+    "SYNTHETIC_TEST_SAMPLES",
+    "SYNTHETIC_TRAIN_SAMPLES",
+    "SYNTHETIC_VOCAB_SIZES",
+    "Batch",
+    "Batches",
+    "Data",
+    "PerCategorySource",
+    "Source",
+    "SplitSource",
+    "SyntheticSource",
+    "open_split",
+]
+
+
+def open_split(folder: StrPath, per_category: bool) -> SplitSource | PerCategorySource:
+    """Open a folder such as `data/train`, and check that its files fit each other.
+
+    Args:
+        folder: Holds `metadata.json` and the column files.
+        per_category: Whether each categorical column has a file of its own.
+
+    Raises:
+        FileNotFoundError: The folder or a file in it is missing.
+        ValueError: A file is malformed, truncated or does not fit the others.
+    """
+    return PerCategorySource(folder) if per_category else SplitSource(folder)

@@ -1,0 +1,148 @@
+"""Cut a source into one rank's batches, read ahead in the background.
+
+Every rank takes the same number of steps, whatever the number of samples. This module knows neither
+files nor how samples come about.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from dlrm.data.batch import Batch, Source
+
+
+class Batches:
+    """The batches of one rank, in order; each iteration is the same epoch from the start.
+
+    Global batch s covers samples [s * G, (s + 1) * G); rank r takes the contiguous block
+    [s * G + r * L, s * G + (r + 1) * L), where L = G / size. In evaluation the last global batch is
+    cut the same way and padded with zeros, so that a rank's share of it may be empty.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        global_batch: int,
+        rank: int,
+        size: int,
+        *,
+        drop_remainder: bool,
+        lookahead: int = 2,
+        readers: int = 1,
+    ) -> None:
+        """Plan the epoch; nothing is read before the iteration begins.
+
+        Args:
+            source: Where samples come from.
+            global_batch: Samples of a step over all ranks.
+            rank: This process's number, from 0.
+            size: Number of ranks.
+            drop_remainder: Whether the last, incomplete global batch is left out (training) or
+                padded (evaluation).
+            lookahead: Batches read before they are asked for.
+            readers: Threads that read; each reads whole batches.
+
+        Raises:
+            ValueError: The ranks do not divide the global batch, the data is smaller than one
+                global batch of training, or an argument is out of range.
+        """
+        if size < 1 or not 0 <= rank < size:
+            raise ValueError(f"expected a rank from 0 to {size - 1}, found {rank}")
+        if global_batch < 1 or global_batch % size:
+            nearest = max(1, round(global_batch / size)) * size
+            raise ValueError(
+                f"global batch: expected a positive multiple of the {size} ranks, found "
+                f"{global_batch}; set --global_batch_size={nearest}"
+            )
+        if source.num_samples < 1:
+            raise ValueError("expected at least one sample, found none; give other data")
+        if drop_remainder and source.num_samples < global_batch:
+            raise ValueError(
+                f"global batch: expected at most the {source.num_samples} training samples, found "
+                f"{global_batch}; lower --global_batch_size"
+            )
+        full, rest = divmod(source.num_samples, global_batch)
+        self.steps = full if drop_remainder or not rest else full + 1
+        if lookahead < 0 or readers < 1:
+            raise ValueError(f"expected lookahead >= 0, readers >= 1, found {lookahead}, {readers}")
+        self.local_batch = global_batch // size
+        self._source = source
+        self._global_batch = global_batch
+        self._rank = rank
+        self._first_step = 0
+        self._lookahead = lookahead
+        self._readers = readers
+
+    def starting_at(self, first_step: int) -> Batches:
+        """The same epoch from one of its steps on, for a resumed run.
+
+        Raises:
+            ValueError: The epoch has no such step.
+        """
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(
+                f"first step: expected 0 to {self.steps}, the steps of an epoch, found "
+                f"{first_step}; resume with the data and global batch of the first run"
+            )
+        rest = copy.copy(self)
+        rest._first_step = first_step
+        return rest
+
+    def __len__(self) -> int:
+        """Number of batches that an iteration yields."""
+        return self.steps - self._first_step
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Yield the batches; errors of reading are raised here, in the consumer's thread."""
+        pending: deque[Future[Batch]] = deque()
+        pool = ThreadPoolExecutor(self._readers, thread_name_prefix="dataset")
+        try:
+            for step in range(self._first_step, self.steps):
+                if len(pending) > self._lookahead:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(self._read, step))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            # Also reached when the consumer breaks off: the generator is closed or collected.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, step: int) -> Batch:
+        total = self._source.num_samples
+        start = step * self._global_batch + self._rank * self.local_batch
+        stop = min(start + self.local_batch, total)
+        valid = max(0, stop - start)
+        if valid == self.local_batch:
+            return Batch(*self._source.read(start, stop), valid, start)
+        dense = np.zeros((self.local_batch, self._source.num_dense), np.float32)
+        ids = np.zeros((self.local_batch, len(self._source.vocab_sizes)), np.int32)
+        labels = np.zeros(self.local_batch, np.float32)
+        if valid:
+            dense[:valid], ids[:valid], labels[:valid] = self._source.read(start, stop)
+        return Batch(dense, ids, labels, valid, start)
+
+
+class Data(NamedTuple):
+    """The data of a run as one rank sees it.
+
+    Attributes:
+        train: This rank's batches of one epoch.
+        test: This rank's batches of one evaluation.
+        num_dense: Dense features of a sample.
+        vocab_sizes: Rows of each embedding table.
+        fingerprints: Fingerprint of each part of the data, keyed by its name.
+        notes: What the check of the data's content found worth saying, a line each.
+    """
+
+    train: Batches
+    test: Batches
+    num_dense: int
+    vocab_sizes: tuple[int, ...]
+    fingerprints: Mapping[str, str]
+    notes: Sequence[str] = ()

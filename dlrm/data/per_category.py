@@ -1,0 +1,83 @@
+"""A folder with one file a table: `label.bin`, `dense.bin`, `category_0.bin`, `category_1.bin`, ...
+
+Labels take one byte, dense values are float16 and final (no logarithm), ids have the smallest of
+int8, int16 and int32 that exceeds the vocabulary size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dlrm.data.batch import Samples
+from dlrm.data.decode import read_dense, read_labels
+from dlrm.formats.column_file import ColumnFile, check_range
+from dlrm.formats.metadata import FILE_NAME, StrPath, read_per_category_metadata
+
+# Samples whose ids, gathered from every table's file, stay in the second-level cache.
+_BLOCK_SAMPLES = 4096
+
+
+def id_type(vocab_size: int) -> str:
+    """The smallest integer type whose largest value exceeds the vocabulary size.
+
+    Raises:
+        ValueError: Not even int32 does.
+    """
+    for name in ("int8", "int16", "int32"):
+        if vocab_size < np.iinfo(name).max:
+            return name
+    raise ValueError(f"vocab_sizes: expected less than {np.iinfo('int32').max}, found {vocab_size}")
+
+
+class PerCategorySource:
+    """Samples of a per-category folder.
+
+    Attributes:
+        num_samples: Samples in the folder.
+        num_dense: Dense columns.
+        vocab_sizes: Rows of each table.
+    """
+
+    def __init__(self, folder: StrPath) -> None:
+        """Open the folder's files and check that they fit each other.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is malformed, truncated or does not fit the others.
+        """
+        folder = Path(folder)
+        self.vocab_sizes, self.num_dense = read_per_category_metadata(folder)
+        self._labels = ColumnFile(folder / "label.bin", "uint8", 1)
+        self.num_samples = self._labels.rows
+        self._dense = ColumnFile(folder / "dense.bin", "float16", self.num_dense, self.num_samples)
+        try:
+            types = [id_type(size) for size in self.vocab_sizes]
+        except ValueError as error:
+            raise ValueError(f"{folder / FILE_NAME}: {error}; correct the list") from None
+        self._ids = [
+            ColumnFile(folder / f"category_{table}.bin", name, 1, self.num_samples)
+            for table, name in enumerate(types)
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all files; see `dataset.Source`."""
+        return " ".join(file.fingerprint for file in (self._labels, self._dense, *self._ids))
+
+    def read(self, start: int, stop: int) -> Samples:
+        """Samples [start, stop); see `dataset.Source`.
+
+        Raises:
+            ValueError: A label or dense value is bad, or a file was cut while open.
+        """
+        check_range(start, stop, self.num_samples)
+        ids = np.empty((stop - start, len(self._ids)), np.int32)
+        columns = [file.read(start, stop)[:, 0] for file in self._ids]
+        for first in range(0, stop - start, _BLOCK_SAMPLES):
+            block = ids[first : first + _BLOCK_SAMPLES]
+            for table, column in enumerate(columns):
+                block[:, table] = column[first : first + _BLOCK_SAMPLES]
+        labels = read_labels(self._labels, start, stop)
+        return read_dense(self._dense, start, stop, None), ids, labels

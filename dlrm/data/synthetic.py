@@ -1,0 +1,113 @@
+"""Samples made on the spot: sample i follows from the seed and i alone.
+
+Hence any number of ranks sees the same data, and nothing is stored. Ids are uniform over each
+table, dense values uniform in [0, 1), labels fair coins: there is speed to measure and nothing to
+learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.data.batch import Samples
+from dlrm.formats.column_file import check_range
+from dlrm.formats.metadata import check_num_dense, check_vocab_sizes
+
+# The synthetic set of the SOK benchmark.
+SYNTHETIC_VOCAB_SIZES = (
+    *(203931, 18598, 14092, 7012, 18977, 4, 6385, 1245, 49, 186213, 71328, 67288, 11),
+    *(2168, 7338, 61, 4, 932, 15, 204515, 141526, 199433, 60919, 9137, 71, 34),
+)
+SYNTHETIC_NUM_DENSE = 13
+SYNTHETIC_TRAIN_SAMPLES = 5_242_880
+SYNTHETIC_TEST_SAMPLES = 1_310_720
+
+# Samples hashed at a time: their 64-bit words stay in the second-level cache.
+_BLOCK_SAMPLES = 1024
+
+# Constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+# 2014).
+_STRIDE = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+
+
+class SyntheticSource:
+    """Uniform random samples.
+
+    Attributes:
+        num_samples: Samples in all.
+        num_dense: Dense columns.
+        vocab_sizes: Rows of each table.
+        fingerprint: All that the samples depend on.
+    """
+
+    def __init__(
+        self, vocab_sizes: Sequence[int], num_dense: int, num_samples: int, seed: int
+    ) -> None:
+        """Describe the samples; none is made yet.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        self.vocab_sizes = tuple(vocab_sizes)
+        check_vocab_sizes(self.vocab_sizes)
+        check_num_dense(num_dense)
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected a positive integer, found {num_samples}")
+        self.num_dense = num_dense
+        self.num_samples = num_samples
+        columns = 1 + num_dense + len(self.vocab_sizes)
+        # Each seed and column starts a stream of its own at a hashed, hence unrelated, place.
+        place = _hashed(np.array([seed % 2**64], np.uint64))
+        numbers: NDArray[np.uint64] = np.arange(columns, dtype=np.uint64)
+        self._streams = _hashed(_hashed(place + numbers) ^ place)
+        self._sizes = np.array(self.vocab_sizes, np.uint64)
+        self.fingerprint = f"synthetic:{num_samples}x{num_dense}+{len(self.vocab_sizes)}:{seed}"
+
+    def read(self, start: int, stop: int) -> Samples:
+        """Samples [start, stop); see `dataset.Source`."""
+        check_range(start, stop, self.num_samples)
+        count = stop - start
+        tables = 1 + self.num_dense  # first column of ids
+        dense = np.empty((count, self.num_dense), np.float32)
+        ids = np.empty((count, len(self.vocab_sizes)), np.int32)
+        labels = np.empty(count, np.float32)
+        words = np.empty((min(count, _BLOCK_SAMPLES), len(self._streams)), np.uint64)
+        scratch = np.empty_like(words)
+        for first in range(0, count, _BLOCK_SAMPLES):
+            last = min(first + _BLOCK_SAMPLES, count)
+            block, other = words[: last - first], scratch[: last - first]
+            numbers = np.arange(start + first, start + last, dtype=np.uint64)[:, None]
+            np.add(numbers * _STRIDE, self._streams, out=block)
+            _mix(block, other)
+            labels[first:last] = block[:, 0] >> np.uint64(63)
+            # The upper 32 bits of a word are a fraction of one.
+            block >>= np.uint64(32)
+            # 24 bits are what a float32 holds exactly, so the result stays below one.
+            fractions = dense[first:last]
+            np.copyto(fractions, block[:, 1:tables] >> np.uint64(8), casting="unsafe")
+            fractions *= np.float32(2**-24)
+            scaled = other[:, tables:]
+            np.multiply(block[:, tables:], self._sizes, out=scaled)
+            scaled >>= np.uint64(32)
+            np.copyto(ids[first:last], scaled, casting="unsafe")
+        return dense, ids, labels
+
+
+def _mix(words: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> None:
+    """Apply the output function of splitmix64 to every word, in place."""
+    for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
+        np.right_shift(words, np.uint64(shift), out=scratch)
+        words ^= scratch
+        if factor is not None:
+            words *= factor
+
+
+def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    words = words + _STRIDE
+    _mix(words, np.empty_like(words))
+    return words

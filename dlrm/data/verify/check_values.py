@@ -1,0 +1,136 @@
+"""Reads a file once, block by block: its checksum in one thread, its values in another.
+
+The counts of ids allow no third: two counting threads were no faster than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.data.verify.count_ids import IdCounts, count_ids
+from dlrm.data.verify.find_files import DENSE, IDS, LABEL, RECORDS, REWRITE, DataFile, Part
+from dlrm.formats.checksums import FileSum, RunningSum
+
+_BLOCK_BYTES = 4 << 20
+
+Values = NDArray[Any]
+
+
+def check_contents(data: DataFile, part: Part, counts: IdCounts | None) -> FileSum:
+    """Read a whole file; adds to the part's faults and positives, and to the counts.
+
+    Args:
+        data: the file.
+        part: what it is of.
+        counts: where ids are counted; None only checks them.
+
+    Returns:
+        What its bytes sum to.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it was cut meanwhile.
+    """
+    checks = _Checks(data, part, counts)
+    running = RunningSum()
+    file = data.file
+    rows = max(1, _BLOCK_BYTES // file.row_bytes)
+    with ThreadPoolExecutor(1, thread_name_prefix="checksum") as summer:
+        for start in range(0, file.rows, rows):
+            block = file.read(start, min(start + rows, file.rows))
+            summing = summer.submit(running.update, block.reshape(-1).view(np.uint8).data)
+            checks.add(start, block)
+            summing.result()
+    part.faults += checks.faults
+    if data.content in (LABEL, RECORDS):
+        part.positives = checks.positives
+    return running.value
+
+
+class _Checks:
+    """What is wrong in one file: its first bad label, dense value and id, and how many."""
+
+    def __init__(self, data: DataFile, part: Part, counts: IdCounts | None) -> None:
+        self._data = data
+        self._part = part
+        self._counts = counts
+        last = data.first_table + data.tables
+        self._sizes = np.array(part.vocab_sizes[data.first_table : last], np.int64)
+        self._found: dict[str, tuple[str, int]] = {}
+        self.positives = 0
+
+    @property
+    def faults(self) -> list[str]:
+        """One line a kind of bad value."""
+        return [
+            f"{self._data.file.path}: {text}; {number} such in all; {REWRITE}"
+            for text, number in self._found.values()
+        ]
+
+    def add(self, start: int, block: Values) -> None:
+        """Check one block, whose first row is `start`."""
+        for content, values in self._columns(block):
+            if content == LABEL:
+                self._labels(start, values[:, 0])
+            elif content == DENSE:
+                self._dense(start, values)
+            else:
+                self._ids(start, values)
+
+    def _columns(self, block: Values) -> Iterator[tuple[str, Values]]:
+        if self._data.content != RECORDS:
+            yield self._data.content, block
+            return
+        first_id = 1 + self._part.num_dense
+        yield LABEL, block[:, :1]
+        yield DENSE, block[:, 1:first_id]
+        yield IDS, block[:, first_id:]
+
+    def _bad(self, what: str, text: str, number: int) -> None:
+        first, before = self._found.get(what, (text, 0))
+        self._found[what] = (first, before + number)
+
+    def _labels(self, start: int, labels: Values) -> None:
+        ones = labels == 1
+        self.positives += int(np.count_nonzero(ones))
+        bad = np.flatnonzero(~(ones | (labels == 0)))
+        if bad.size:
+            found = f"found {labels[bad[0]]}"
+            self._bad(LABEL, f"record {start + bad[0]}: expected label 0 or 1, {found}", bad.size)
+
+    def _dense(self, start: int, dense: Values) -> None:
+        low = self._part.lowest_dense
+        good = np.isfinite(dense) if low is None else np.isfinite(dense) & (dense > low)
+        if good.all():
+            return
+        record, column = np.argwhere(~good)[0]
+        want = "a finite value" if low is None else f"a finite value above {low:g}"
+        self._bad(
+            DENSE,
+            f"record {start + record}, dense column {column}: expected {want}, found "
+            f"{dense[record, column]}",
+            int(np.count_nonzero(~good)),
+        )
+
+    def _ids(self, start: int, stored: Values) -> None:
+        packing = self._data.packing
+        if packing is not None:
+            ids = packing.unpack(stored.astype(np.int32, copy=False))
+        else:
+            ids = np.ascontiguousarray(stored, np.int32)
+        outside, place = count_ids(ids, self._sizes, self._counts, self._data.first_table)
+        if outside:
+            record, column = divmod(place, ids.shape[1])
+            table = self._data.first_table + column
+            size = self._part.vocab_sizes[table]
+            self._bad(
+                IDS,
+                f"record {start + record}, categorical column {table}: expected an id in "
+                f"[0, {size}), found {ids[record, column]}",
+                outside,
+            )

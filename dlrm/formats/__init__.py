@@ -1,0 +1,1 @@
+"""Files and their descriptions, shared by ingest, training and the tools."""

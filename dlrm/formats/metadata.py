@@ -1,0 +1,277 @@
+"""The description of a split folder: `metadata.json`, read, checked and written.
+
+It must not know how columns are read or split: that is for `dataset` and `split_bin`. The five keys
+of the SOK benchmark keep their names and types; `num_dense`, `dense_log_offset` and `packed_ids`
+are optional.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from dlrm.formats.packed_ids import Packing
+
+StrPath = Union[str, "os.PathLike[str]"]
+
+FILE_NAME = "metadata.json"
+RAW_TYPES = ("int32", "float32")
+DEFAULT_DENSE_LOG_OFFSET = 3.0
+MAX_VOCAB_SIZE = 2**31  # ids are int32
+
+_REQUIRED_KEYS = (
+    "vocab_sizes",
+    "label_raw_type",
+    "dense_raw_type",
+    "category_raw_type",
+    "dense_log",
+)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a reader must know of `label.bin`, `dense.bin` and `category.bin`.
+
+    Attributes:
+        vocab_sizes: Rows of each table, in the order of the categorical columns.
+        label_raw_type: How `label.bin` is stored, `int32` or `float32`.
+        dense_raw_type: How `dense.bin` is stored, `int32` or `float32`.
+        category_raw_type: How `category.bin` is stored, `int32` or `float32`.
+        dense_log: Whether the loader replaces a dense x by ln(x + dense_log_offset).
+        num_dense: Dense columns.
+        dense_log_offset: What the loader adds before the logarithm.
+        packed_ids: How the ids stand in the words of `category.bin`; None: one id a word.
+
+    Raises:
+        ValueError: A field has a value that no split folder can have.
+    """
+
+    vocab_sizes: tuple[int, ...]
+    label_raw_type: str
+    dense_raw_type: str
+    category_raw_type: str
+    dense_log: bool
+    num_dense: int
+    dense_log_offset: float = DEFAULT_DENSE_LOG_OFFSET
+    packed_ids: Optional[Packing] = None
+
+    def __post_init__(self) -> None:
+        check_vocab_sizes(self.vocab_sizes)
+        for key in ("label_raw_type", "dense_raw_type", "category_raw_type"):
+            value = getattr(self, key)
+            if value not in RAW_TYPES:
+                raise ValueError(f"{key}: expected one of {', '.join(RAW_TYPES)}, found {value!r}")
+        if not isinstance(self.dense_log, bool):
+            raise ValueError(f"dense_log: expected true or false, found {self.dense_log!r}")
+        check_num_dense(self.num_dense)
+        check_log_offset(self.dense_log_offset)
+        if self.packed_ids is not None:
+            self.packed_ids.check(self.vocab_sizes)
+
+    @property
+    def category_width(self) -> int:
+        """32-bit words of a sample in `category.bin`."""
+        return len(self.vocab_sizes) if self.packed_ids is None else self.packed_ids.words
+
+
+def check_vocab_sizes(sizes: object) -> None:
+    """Raise `ValueError` unless `sizes` is a non-empty list of integers in [1, 2**31]."""
+    if not isinstance(sizes, (list, tuple)) or not sizes:
+        raise ValueError(f"vocab_sizes: expected a list of integers, one a table, found {sizes!r}")
+    for table, size in enumerate(sizes):
+        if not _is_int(size) or not 1 <= size <= MAX_VOCAB_SIZE:
+            raise ValueError(
+                f"vocab_sizes: expected integers from 1 to {MAX_VOCAB_SIZE}, "
+                f"found {size!r} for table {table}"
+            )
+
+
+def check_num_dense(value: object) -> None:
+    """Raise `ValueError` unless `value` is a positive integer."""
+    if not isinstance(value, int) or not _is_int(value) or value < 1:
+        raise ValueError(f"num_dense: expected a positive integer, found {value!r}")
+
+
+def check_log_offset(value: object) -> None:
+    """Raise `ValueError` unless `value` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"dense_log_offset: expected a finite number, found {value!r}")
+
+
+def read_json_object(path: StrPath, remedy: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        remedy: What the user can do about a missing or malformed file; ends the error message.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not JSON, or not an object.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{os.fspath(path)}: not valid JSON ({reason}); {remedy}") from None
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(f"{os.fspath(path)}: expected a JSON object, found a {kind}; {remedy}")
+    return content
+
+
+def read_metadata(folder: StrPath) -> Metadata:
+    """Read and check `folder/metadata.json`.
+
+    Without the key `num_dense` the number follows from the sizes of `dense.bin` and `label.bin`.
+
+    Raises:
+        FileNotFoundError: `metadata.json`, or a file needed to infer `num_dense`, is missing.
+        ValueError: The file is malformed, lacks a key or has an unknown value.
+    """
+    path = Path(folder) / FILE_NAME
+    remedy = "write it with split_bin.py"
+    content = read_json_object(path, remedy)
+    missing = [key for key in _REQUIRED_KEYS if key not in content]
+    if missing:
+        hint = ""
+        if (Path(folder) / "category_0.bin").exists():
+            hint = ", or read category_0.bin and its like with --use_splited_dataset"
+        raise ValueError(f"{path}: missing {', '.join(missing)}; {remedy}{hint}")
+    num_dense = content.get("num_dense")
+    if num_dense is None:
+        # Both raw types take four bytes.
+        num_dense = infer_num_dense(folder, label_bytes=4, dense_bytes=4)
+    try:
+        check_vocab_sizes(content["vocab_sizes"])
+        packed = content.get("packed_ids")
+        return Metadata(
+            vocab_sizes=tuple(content["vocab_sizes"]),
+            label_raw_type=content["label_raw_type"],
+            dense_raw_type=content["dense_raw_type"],
+            category_raw_type=content["category_raw_type"],
+            dense_log=content["dense_log"],
+            num_dense=num_dense,
+            dense_log_offset=content.get("dense_log_offset", DEFAULT_DENSE_LOG_OFFSET),
+            packed_ids=None if packed is None else Packing.of(packed),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from None
+
+
+def read_per_category_metadata(folder: StrPath) -> tuple[tuple[int, ...], int]:
+    """Read the `vocab_sizes` and the number of dense columns of a per-category folder.
+
+    Its `metadata.json` needs no other key than `vocab_sizes`: labels take one byte, dense values
+    are float16.
+
+    Raises:
+        FileNotFoundError: `metadata.json`, `label.bin` or `dense.bin` is missing.
+        ValueError: The file is malformed or `vocab_sizes` is missing or wrong.
+    """
+    path = Path(folder) / FILE_NAME
+    content = read_json_object(path, 'write it as {"vocab_sizes": [...]}')
+    num_dense = content.get("num_dense")
+    if num_dense is None:
+        num_dense = infer_num_dense(folder, label_bytes=1, dense_bytes=2)
+    try:
+        if "vocab_sizes" not in content:
+            raise ValueError("missing vocab_sizes")
+        check_vocab_sizes(content["vocab_sizes"])
+        check_num_dense(num_dense)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}; list the tables\' sizes as "vocab_sizes"') from None
+    return tuple(content["vocab_sizes"]), num_dense
+
+
+def infer_num_dense(folder: StrPath, *, label_bytes: int, dense_bytes: int) -> int:
+    """Number of dense columns that the sizes of `dense.bin` and `label.bin` imply.
+
+    Args:
+        folder: A split folder.
+        label_bytes: Bytes of one label.
+        dense_bytes: Bytes of one dense value.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The sizes do not give a whole number of columns.
+    """
+    label_size = file_size(Path(folder) / "label.bin")
+    dense_path = Path(folder) / "dense.bin"
+    dense_size = file_size(dense_path)
+    samples = label_size // label_bytes
+    if samples == 0:
+        raise ValueError(
+            f"{Path(folder) / 'label.bin'}: expected at least one sample of {label_bytes} bytes, "
+            f"found {label_size} bytes; write it again with split_bin.py"
+        )
+    columns, rest = divmod(dense_size, samples * dense_bytes)
+    if rest or columns == 0:
+        raise ValueError(
+            f"{dense_path}: expected a multiple of {samples * dense_bytes} bytes because label.bin "
+            f"holds {samples} samples, found {dense_size} bytes; write both again with split_bin.py"
+        )
+    return columns
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes; raises a one-line `FileNotFoundError` that names the file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such file; write the folder with split_bin.py"
+        ) from None
+
+
+def write_metadata(folder: StrPath, metadata: Metadata) -> None:
+    """Write `folder/metadata.json` so that it is either complete or absent, also after a crash."""
+    content: dict[str, Any] = {
+        "vocab_sizes": list(metadata.vocab_sizes),
+        "label_raw_type": metadata.label_raw_type,
+        "dense_raw_type": metadata.dense_raw_type,
+        "category_raw_type": metadata.category_raw_type,
+        "dense_log": metadata.dense_log,
+        "num_dense": metadata.num_dense,
+        "dense_log_offset": metadata.dense_log_offset,
+    }
+    if metadata.packed_ids is not None:
+        content["packed_ids"] = metadata.packed_ids.content
+    write_json_object(Path(folder) / FILE_NAME, content)
+
+
+def write_json_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON object under a temporary name, flush it to disk and rename it."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: StrPath) -> None:
+    """Make the renames inside a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,222 @@
+"""What one record of a record file is: its columns, their types, and the checks on their values.
+
+A record is the label, then the dense columns, then the ids, four bytes each, little-endian. This
+module knows neither the command line nor where the columns go: that is `split_bin`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.formats import metadata
+
+DESCRIPTION_NAME = "records.json"
+VALUE_BYTES = 4
+
+# The shape of the SOK benchmark's record files, for a file that comes without a description.
+DEFAULT_NUM_DENSE = 13
+DEFAULT_NUM_CATEGORICAL = 26
+
+# Rows are folded this many at a time before a maximum by column: NumPy reduces few long rows many
+# times faster than many short ones.
+_FOLD = 32
+
+IntArray = NDArray[np.int32]
+# Record within the block, column, what is wrong.
+_Fault = Optional[tuple[int, int, str]]
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """The columns of a record file.
+
+    Attributes:
+        num_dense: Dense columns.
+        num_categorical: Categorical columns.
+        vocab_sizes: Rows of each table; None if the ids in the file shall tell.
+        label_type: How labels are read, `int32` or `float32`.
+        dense_type: How dense values are read, `int32` or `float32`.
+        dense_log: Whether the loader will take ln(x + dense_log_offset).
+        dense_log_offset: What the loader will add before the logarithm.
+    """
+
+    num_dense: int
+    num_categorical: int
+    vocab_sizes: tuple[int, ...] | None = None
+    label_type: str = "int32"
+    dense_type: str = "int32"
+    dense_log: bool = True
+    dense_log_offset: float = metadata.DEFAULT_DENSE_LOG_OFFSET
+
+    def __post_init__(self) -> None:
+        metadata.check_num_dense(self.num_dense)
+        if self.num_categorical < 1:
+            raise ValueError(
+                f"num_categorical: expected a positive integer, found {self.num_categorical}"
+            )
+        if self.vocab_sizes is not None:
+            metadata.check_vocab_sizes(self.vocab_sizes)
+            if len(self.vocab_sizes) != self.num_categorical:
+                raise ValueError(
+                    f"expected {self.num_categorical} vocabulary sizes, one a categorical column, "
+                    f"found {len(self.vocab_sizes)}; make --slot_size_array and --num_categorical "
+                    "agree"
+                )
+        metadata.check_log_offset(self.dense_log_offset)
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one record."""
+        return VALUE_BYTES * (1 + self.num_dense + self.num_categorical)
+
+
+def read_description(record_file: Path) -> dict[str, Any] | None:
+    """The checked content of `records.json` beside a record file, or None if there is none.
+
+    Raises:
+        ValueError: The description is malformed, or it counts other samples than the file holds.
+    """
+    path = record_file.parent / DESCRIPTION_NAME
+    if not path.exists():
+        return None
+    remedy = "run the preprocessing again, or remove the file and describe the records by flags"
+    content = metadata.read_json_object(path, remedy)
+    try:
+        for key, check in (
+            ("num_dense", metadata.check_num_dense),
+            ("vocab_sizes", metadata.check_vocab_sizes),
+            ("dense_log_offset", metadata.check_log_offset),
+        ):
+            if key not in content:
+                raise ValueError(f"missing {key}")
+            check(content[key])
+        width = VALUE_BYTES * (1 + content["num_dense"] + len(content["vocab_sizes"]))
+        samples = content.get(record_file.name.split("_data.bin")[0] + "_samples")
+        size = record_file.stat().st_size
+        if samples is not None and size != samples * width:
+            raise ValueError(
+                f"{record_file.name}: expected {samples} records of {width} bytes = "
+                f"{samples * width} bytes, found {size} bytes"
+            )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from None
+    return content
+
+
+class RecordChecker:
+    """Checks blocks of records and remembers the largest id of each categorical column."""
+
+    def __init__(self, file: Path, layout: RecordLayout) -> None:
+        """Check records of `file`, which only names the place in error messages."""
+        self._file = file
+        self._layout = layout
+        self._max_ids = np.zeros(layout.num_categorical, np.uint32)
+        limits = layout.vocab_sizes or (metadata.MAX_VOCAB_SIZE,) * layout.num_categorical
+        self._limits = np.array(limits, np.uint32)
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """The given vocabulary sizes, or the largest id seen plus one."""
+        if self._layout.vocab_sizes is not None:
+            return self._layout.vocab_sizes
+        return tuple(int(largest) + 1 for largest in self._max_ids)
+
+    def check(self, first_record: int, labels: IntArray, dense: IntArray, ids: IntArray) -> None:
+        """Check one block; every array is the raw four-byte columns, C-contiguous.
+
+        Args:
+            first_record: Number in the file of the block's first record.
+            labels: [records].
+            dense: [records, num_dense].
+            ids: [records, num_categorical].
+
+        Raises:
+            ValueError: Names the first bad record of the block, its column and value.
+        """
+        # As unsigned numbers negative ids lie above every vocabulary: one maximum checks both ends.
+        largest = _max_by_column(ids.view(np.uint32))
+        np.maximum(self._max_ids, largest, out=self._max_ids)
+        if (
+            self._labels_good(labels)
+            and self._dense_good(dense)
+            and not (largest >= self._limits).any()
+        ):
+            return
+        finders: tuple[Callable[[], _Fault], ...] = (
+            lambda: self._find_bad_label(labels),
+            lambda: self._find_bad_dense(dense),
+            lambda: self._find_bad_id(ids),
+        )
+        faults = [fault for fault in (find() for find in finders) if fault is not None]
+        record, _, what = min(faults, key=lambda fault: fault[0])
+        raise ValueError(f"{self._file}: record {first_record + record}, {what}")
+
+    def _labels_good(self, labels: IntArray) -> bool:
+        if self._layout.label_type == "int32":
+            return bool(labels.view(np.uint32).max() <= 1)
+        values = labels.view(np.float32)
+        return bool(((values == 0) | (values == 1)).all())
+
+    def _dense_good(self, dense: IntArray) -> bool:
+        offset = self._layout.dense_log_offset
+        if self._layout.dense_type == "int32":
+            return not self._layout.dense_log or bool(dense.min() > -offset)
+        values = dense.view(np.float32)
+        # A NaN anywhere makes the minimum NaN, and every comparison with it false.
+        lowest, highest = values.min(), values.max()
+        floor = -offset if self._layout.dense_log else -np.inf
+        return bool(lowest > floor and highest < np.inf)
+
+    def _find_bad_label(self, labels: IntArray) -> _Fault:
+        values = labels.view(self._layout.label_type)
+        bad = np.flatnonzero((values != 0) & (values != 1))
+        if not bad.size:
+            return None
+        record = int(bad[0])
+        return record, 0, f"label: expected 0 or 1, found {values[record]}; clean the input"
+
+    def _find_bad_dense(self, dense: IntArray) -> _Fault:
+        values = dense.view(self._layout.dense_type)
+        offset = self._layout.dense_log_offset
+        bad = ~np.isfinite(values)
+        if self._layout.dense_log:
+            bad |= ~(values > -offset)
+        if not bad.any():
+            return None
+        record, column = (int(index) for index in np.argwhere(bad)[0])
+        value = values[record, column]
+        if np.isfinite(value):
+            what = f"ln({value} + {offset:g}) is not finite; raise --dense_log_offset or clean"
+        else:
+            what = f"expected a finite value, found {value}; clean"
+        return record, column, f"dense column {column}: {what} the input"
+
+    def _find_bad_id(self, ids: IntArray) -> _Fault:
+        bad = ids.view(np.uint32) >= self._limits
+        if not bad.any():
+            return None
+        record, column = (int(index) for index in np.argwhere(bad)[0])
+        value = ids[record, column]
+        if self._layout.vocab_sizes is None:
+            what = f"id {value} is negative; clean the input"
+        else:
+            size = self._layout.vocab_sizes[column]
+            what = f"id {value} is outside [0, {size}); correct --slot_size_array or the input"
+        return record, column, f"categorical column {column}: {what}"
+
+
+def _max_by_column(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    rows, columns = values.shape
+    folded = rows - rows % _FOLD
+    largest = np.zeros(columns, np.uint32)
+    if folded:
+        long_rows = values[:folded].reshape(folded // _FOLD, _FOLD * columns)
+        np.max(long_rows.max(axis=0).reshape(_FOLD, columns), axis=0, out=largest)
+    if folded < rows:
+        np.maximum(largest, values[folded:].max(axis=0), out=largest)
+    return largest

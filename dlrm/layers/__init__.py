@@ -1,0 +1,1 @@
+"""Layers of the dense part, each usable by itself: they know tensors only."""

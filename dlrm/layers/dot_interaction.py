@@ -1,0 +1,74 @@
+"""The dot interaction in plain TensorFlow, and the padded width of its output.
+
+`interact_op` computes the same values and gradients in one fused operation.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import numpy as np
+import tensorflow as tf
+
+ALIGNMENT = 8  # the interaction's width is padded to a multiple of this, for tensor cores
+
+
+def interaction_width(width: int, tables: int) -> int:
+    """Values a sample that `dot_interaction` gives, padding included."""
+    values = width + tables * (tables + 1) // 2
+    return -(-values // ALIGNMENT) * ALIGNMENT
+
+
+@tf.custom_gradient
+def dot_interaction(
+    bottom: tf.Tensor, *vectors: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
+    """The bottom output beside the dot products of all pairs of vectors.
+
+    With X = [bottom, vectors] of F = 1 + tables rows, the pairs are the strict lower triangle of
+    X X^T in row-major order.
+
+    Args:
+        bottom: [batch, width], the bottom MLP's output.
+        vectors: [batch, tables, width], same type; the tables may come as several tensors.
+
+    Returns:
+        [batch, interaction_width(width, tables)]: bottom, pairs, zero padding.
+
+    Raises:
+        ValueError: ranks or widths that do not match.
+    """
+    width = bottom.shape[-1]
+    for tensor in vectors:
+        if bottom.shape.rank != 2 or tensor.shape.rank != 3 or tensor.shape[2] != width:
+            raise ValueError(
+                "expected bottom [batch, width] and vectors [batch, tables, width], "
+                f"found {bottom.shape} and {tensor.shape}"
+            )
+    sizes = [1, *(tensor.shape[1] for tensor in vectors)]
+    tables = sum(sizes) - 1
+    features = tables + 1
+    pairs = features * tables // 2
+    padding = interaction_width(width, tables) - width - pairs
+
+    stacked = tf.concat([bottom[:, None], *vectors], axis=1)
+    products = tf.matmul(stacked, stacked, transpose_b=True)
+    # Runs of a row are copied whole; a gather of single values is several times slower on CPUs.
+    triangle = [products[:, row, :row] for row in range(1, features)]
+    zeros = tf.zeros([tf.shape(bottom)[0], padding], bottom.dtype)
+    output = tf.concat([bottom, *triangle, zeros], axis=1)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # Row r of the triangle begins at pair r (r - 1) / 2. Every slice is as long as the longest,
+        # so that all are copied alike; what it takes beyond its own row is masked.
+        pair_gradients = tf.pad(upstream[:, width:], [[0, 0], [0, features]])
+        begins = [row * (row - 1) // 2 for row in range(features)]
+        rows = tf.concat([pair_gradients[:, begin : begin + features] for begin in begins], axis=1)
+        mask = tf.constant(np.tril(np.ones([features, features]), -1), rows.dtype)
+        lower = tf.reshape(rows, [-1, features, features]) * mask
+        # X X^T is symmetric: one product with both triangles filled gives all of dX.
+        stacked_gradient = tf.matmul(lower + tf.linalg.matrix_transpose(lower), stacked)
+        first, *others = tf.split(stacked_gradient, sizes, axis=1)
+        return (upstream[:, :width] + first[:, 0], *others)
+
+    return output, gradient

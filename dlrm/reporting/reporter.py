@@ -1,0 +1,327 @@
+"""The voice of a run: told steps, losses and evaluations, it prints, records and sums up.
+
+Prints the lines of the SOK DLRM benchmark, whose users parse them. Knows nothing of how
+training works.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Callable, Protocol, TextIO
+
+from dlrm.reporting.console import Console
+from dlrm.reporting.plot import History
+from dlrm.reporting.results_table import (
+    exit_criterion,
+    millions,
+    ratio,
+    results_table,
+    settings_columns,
+)
+from dlrm.reporting.run_folder import RunFolder
+
+
+class EvaluationResult(Protocol):
+    """What `Reporter.evaluation` reads of an evaluation's result."""
+
+    @property
+    def step(self) -> int:
+        """Completed iterations."""
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC curve, NaN if the labels hold one class only."""
+
+    @property
+    def log_loss(self) -> float:
+        """Mean binary cross-entropy."""
+
+    @property
+    def normalised_entropy(self) -> float:
+        """Log loss over the entropy of the mean label."""
+
+    @property
+    def samples(self) -> int:
+        """Samples evaluated on all ranks."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the evaluation."""
+
+
+class Reporter:
+    """Reports one run. On every rank but 0 each method returns at once.
+
+    Call `start` right before the first step, then `step` and `evaluation` as they come,
+    and exactly one of `finish` and `fail`.
+
+    Args:
+        run_dir: folder for `events.jsonl`, `tensorboard/`, `result.md` and `run.png`;
+            created when missing; None writes no file.
+        settings: the run's flags by name; the table reads `auc_target`, `eval_interval`,
+            `eval_in_last`, `xla`, `custom_interact`, `amp`, `compress`, `epochs` and
+            `early_stop`.
+        rank: this process's rank.
+        size: number of ranks.
+        global_batch: samples a step over all ranks.
+        total_steps: completed iterations at which the run ends if nothing stops it
+            earlier; an evaluation there is the one "in the end".
+        stream: console; a progress bar is shown if it is a terminal. Default: stdout.
+        clock: seconds from any origin, never running backwards.
+
+    Raises:
+        ValueError: run_dir cannot be written, named in one line.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | None,
+        settings: Mapping[str, object],
+        *,
+        rank: int,
+        size: int,
+        global_batch: int,
+        total_steps: int,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._active = rank == 0
+        self._settings = settings
+        self._size = size
+        self._global_batch = global_batch
+        self._total_steps = total_steps
+        self._clock = clock
+        self._console = Console(sys.stdout if stream is None else stream)
+        self._history = History()
+        # Samples and seconds of each interval between two training lines.
+        self._intervals: list[tuple[int, float]] = []
+        self._last_evaluation: EvaluationResult | None = None
+        self._folder = RunFolder(run_dir if self._active else None, self._console.line)
+        self._first_step = self._step = 0
+        self._line_time = self._other_seconds = self._checkpoint_seconds = 0.0
+
+    def start(self, first_step: int = 0) -> None:
+        """Writes what the run is and starts its clock.
+
+        Args:
+            first_step: iterations completed by an earlier run that this one continues.
+
+        Raises:
+            ValueError: run_dir cannot be written, named in one line.
+        """
+        if not self._active:
+            return
+        start = {
+            "settings": self._settings,
+            "ranks": self._size,
+            "global_batch": self._global_batch,
+            "total_steps": self._total_steps,
+        }
+        self._folder.start(first_step, start, self._settings)
+        self._console.start_bar(first_step, self._total_steps)
+        self._first_step = self._step = first_step
+        self._line_time = self._clock()
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Reports training progress: the line "Iteration: ...".
+
+        Args:
+            step: completed iterations, more than at the call before.
+            loss: unscaled loss of the last of them.
+            learning_rate: learning rate of the last of them.
+        """
+        if not self._active:
+            return
+        now = self._clock()
+        # Evaluations and checkpoints since the line before are no training time.
+        seconds = max(0.0, now - self._line_time - self._other_seconds)
+        samples = (step - self._step) * self._global_batch
+        throughput = ratio(samples, seconds)
+        self._step, self._line_time, self._other_seconds = step, now, 0.0
+        self._intervals.append((samples, seconds))
+        self._history.steps.append(step)
+        self._history.losses.append(loss)
+        self._history.throughputs.append(throughput)
+        self._console.line(
+            f"Iteration:{step}\tloss:{loss:.6f}\ttime:{seconds:.2f}s\t"
+            f"throughput:{millions(throughput)}"
+        )
+        self._console.advance(step, f"loss {loss:.4f}, {millions(throughput)} samples/s")
+        curves = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "samples_per_second": throughput,
+        }
+        self._folder.record("step", step, {**curves, "seconds": seconds}, curves)
+
+    def evaluation(self, result: EvaluationResult) -> None:
+        """Reports an evaluation: the line "Evaluate in ...".
+
+        Args:
+            result: its metrics; `result.seconds` do not count as training time.
+        """
+        if not self._active:
+            return
+        self._other_seconds += result.seconds
+        self._last_evaluation = result
+        self._history.evaluation_steps.append(result.step)
+        self._history.aucs.append(result.auc)
+        at_end = result.step >= self._total_steps or self._settings.get("eval_in_last")
+        where = "the end" if at_end else f"{result.step}th iteration"
+        self._console.line(
+            f"Evaluate in {where}, test time: {result.seconds:.2f}s, AUC: {result.auc:.6f}. "
+            f"log loss: {result.log_loss:.6f}, NE: {result.normalised_entropy:.6f}"
+        )
+        self._console.advance(result.step)
+        curves = {
+            "auc": result.auc,
+            "log_loss": result.log_loss,
+            "normalised_entropy": result.normalised_entropy,
+        }
+        fields = {**curves, "samples": result.samples, "seconds": result.seconds}
+        self._folder.record("evaluation", result.step, fields, curves)
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        """Reports that a checkpoint was written.
+
+        Args:
+            step: completed iterations.
+            seconds: that it took; they do not count as training time.
+        """
+        if not self._active:
+            return
+        self._other_seconds += seconds
+        self._checkpoint_seconds += seconds
+        self._folder.record("checkpoint", step, {"seconds": seconds})
+
+    def finish(
+        self,
+        reason: str,
+        *,
+        training_seconds: float,
+        evaluation_seconds: float,
+        total_seconds: float,
+        steps: int,
+    ) -> None:
+        """Reports the end of the run: closing lines, table, result files, picture.
+
+        Args:
+            reason: why the run ended, for people.
+            training_seconds: wall time of the training steps and checkpoints.
+            evaluation_seconds: wall time of all evaluations.
+            total_seconds: wall time of the run.
+            steps: iterations that this run did.
+        """
+        if not self._active:
+            return
+        training_seconds -= self._checkpoint_seconds
+        throughput = self._throughput(steps, training_seconds)
+        ms_per_iteration = 1e3 * ratio(training_seconds, steps)
+        completed = self._first_step + steps
+        last = self._last_evaluation
+        row = {
+            **settings_columns(self._settings, self._global_batch),
+            "exit_criterion": exit_criterion(self._settings, completed, last.auc if last else None),
+            "training_minutes": training_seconds / 60,
+            "evaluation_minutes": evaluation_seconds / 60,
+            "total_minutes": total_seconds / 60,
+            "ms_per_iteration": ms_per_iteration,
+            "samples_per_second": throughput,
+        }
+        table = results_table([row])
+        self._console.stop_bar()
+        self._console.line(f"finished: {reason}")
+        self._console.line(f"total time: {total_seconds:.2f}s, in {steps} iterations")
+        self._console.line(
+            f"only training time: {training_seconds:.2f}s, "
+            f"average: {ms_per_iteration:.2f}ms/iter, "
+            f"average throughput: {millions(throughput)}"
+            f"({1e3 * ratio(self._global_batch, throughput):.2f}ms/iter)"
+        )
+        self._console.line(f"only evaluate time: {evaluation_seconds:.2f}s")
+        if self._checkpoint_seconds:
+            self._console.line(f"only checkpoint time: {self._checkpoint_seconds:.2f}s")
+        self._console.line("")
+        self._console.line(table)
+        details = {
+            "reason": reason,
+            "steps": steps,
+            "ranks": self._size,
+            "auc": last.auc if last else None,
+            "log_loss": last.log_loss if last else None,
+            "normalised_entropy": last.normalised_entropy if last else None,
+            "samples_per_second_with_start": ratio(steps * self._global_batch, training_seconds),
+        }
+        self._folder.record("result", completed, {**row, **details})
+        self._write_result(table, details)
+        self._folder.end(success=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        if self._active:
+            self._console.line(line)
+
+    def interrupted(self, message: str) -> None:
+        """Reports that the run ended early but in good order, and closes the files.
+
+        Args:
+            message: one line for people.
+        """
+        if not self._active:
+            return
+        self._console.stop_bar()
+        self._console.line(message)
+        self._folder.record("interrupted", self._step, {"message": message})
+        self._folder.end(success=False)
+
+    def close(self) -> None:
+        """Closes the files of a run that had nothing to sum up: it only evaluated."""
+        if self._active:
+            self._console.stop_bar()
+            self._folder.end(success=True)
+
+    def fail(self, message: str) -> None:
+        """Records that the run ended in an error and closes the files.
+
+        Printing the message is left to the caller, whose exception carries it.
+
+        Args:
+            message: one line for people.
+        """
+        if not self._active:
+            return
+        self._console.stop_bar()
+        self._folder.record("error", self._step, {"message": message})
+        self._folder.end(success=False)
+
+    def _throughput(self, steps: int, training_seconds: float) -> float:
+        """Samples/s as the benchmark counts them.
+
+        The first interval holds tracing and compilation; it is left out as soon as there
+        is another. Without any interval the whole training time has to do.
+        """
+        intervals = self._intervals[1:] or self._intervals
+        if not intervals:
+            return ratio(steps * self._global_batch, training_seconds)
+        return ratio(sum(n for n, _ in intervals), sum(seconds for _, seconds in intervals))
+
+    def _write_result(self, table: str, details: Mapping[str, object]) -> None:
+        lines = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in details.items()]
+        target = self._settings.get("auc_target")
+        ranks = f"{self._size} rank{'' if self._size == 1 else 's'}"
+        folder = self._folder.write_result(
+            f"{table}\n\n" + "\n".join(lines) + "\n",
+            self._history,
+            target if isinstance(target, (int, float)) else None,
+            f"DLRM, global batch {self._global_batch:,}, {ranks}",
+        )
+        if folder is not None:
+            self._console.line(f"\nin {folder}: result.md, run.png, events.jsonl, tensorboard/")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

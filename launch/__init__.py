@@ -1,0 +1,1 @@
+"""Starts a training over several ranks and restarts it from its last checkpoint."""

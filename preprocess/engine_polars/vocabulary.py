@@ -1,0 +1,266 @@
+"""Pass one: parse all text once, number every category provisionally, keep the rows.
+
+Provisional ids follow first appearance, so they depend on the rows alone. The work goes in parts;
+a finished part leaves its records (`rows-N.bin`, the label, dense columns, provisional ids and
+perhaps the split's tag) and the values that were new in it (`values-N.bin`). With those a killed
+pass continues: the values rebuild the dictionaries and the records their counts, so that nothing
+is written twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.formats.zip_strict import zip_strict
+from preprocess.bad_rows import BadRows
+from preprocess.engine_polars.blocks import Block, Place, read_blocks
+from preprocess.engine_polars.dictionary import Dictionary
+from preprocess.engine_polars.parser import Batch, Parser
+from preprocess.facts import Facts
+from preprocess.files import write_all
+from preprocess.options import Options
+from preprocess.progress import PassProgress
+
+RECORD_TYPE = np.dtype("<i4")
+_RECOUNT_ROWS = 1 << 18
+
+Save = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Learnt:
+    """What pass one knows; all but the dictionaries is in the journal.
+
+    Attributes:
+        facts: what was learnt of the logs.
+        place: where to go on.
+        parts: rows of each finished part.
+        new_values: for each finished part, how many values of each table were new.
+        dictionaries: one a table.
+    """
+
+    facts: Facts
+    place: Place = field(default_factory=Place)
+    parts: list[int] = field(default_factory=list)
+    new_values: list[list[int]] = field(default_factory=list)
+    dictionaries: list[Dictionary] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """What the journal keeps."""
+        return {
+            "phase": "learn",
+            "facts": asdict(self.facts),
+            "place": asdict(self.place),
+            "parts": list(self.parts),
+            "new_values": [list(sizes) for sizes in self.new_values],
+        }
+
+
+def rows_file(work: Path, part: int) -> Path:
+    """Provisional records of a part."""
+    return work / f"rows-{part:05}.bin"
+
+
+def _values_file(work: Path, part: int) -> Path:
+    return work / f"values-{part:05}.bin"
+
+
+def record_columns(options: Options) -> int:
+    """int32 numbers in a provisional record."""
+    return options.width + (options.schema.split is not None)
+
+
+def learn(
+    sources: Sequence[Path],
+    work: Path,
+    options: Options,
+    state: Mapping[str, Any],
+    save: Save,
+    display: PassProgress,
+) -> Learnt:
+    """Parses all logs from where `state` says, or from the beginning.
+
+    Args:
+        sources: the logs.
+        work: folder of the parts.
+        options: what to make of the logs.
+        state: what the journal has; empty at first.
+        save: makes a state durable.
+        display: shows the pass.
+
+    Raises:
+        ValueError: naming file and line if there are too many bad rows.
+        OSError: if a file cannot be read or written.
+    """
+    learnt = _restored(work, options, state, len(sources))
+    bad = BadRows(options.max_bad_rows, learnt.facts.bad_rows, learnt.facts.first_bad_rows)
+    bad.add(0, [])
+    tags = options.split.tags if options.schema.split is not None else None
+    parser = Parser(sources, options.schema, bad, tags)
+    sizes = [path.stat().st_size for path in sources]
+    with (
+        _Recorder(work, options, learnt, save) as recorder,
+        contextlib.closing(
+            read_blocks(sources, options.schema, options.block_bytes, learnt.place)
+        ) as blocks,
+    ):
+        last: Block | None = None
+        for block in blocks:
+            if last and last.file != block.file:
+                recorder.finish(Place(block.file))
+            recorder.add(parser.parse(block))
+            learnt.facts.bad_rows = bad.count
+            last = block
+            if recorder.text_bytes(len(block.text)) >= options.part_bytes:
+                recorder.finish(block.end)
+            done = sum(sizes[: block.file]) + block.position
+            display.advance(done, learnt.facts.rows)
+        recorder.finish(Place(len(sources)))
+    return learnt
+
+
+def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int) -> Learnt:
+    """The dictionaries and facts that the finished parts hold."""
+    tables = options.num_categorical
+    if not state:
+        facts = Facts([0] * files, missing=[0] * tables)
+        return Learnt(facts, dictionaries=[Dictionary() for _ in range(tables)])
+    learnt = Learnt(
+        Facts(**state["facts"]),
+        Place(**state["place"]),
+        state["parts"],
+        state["new_values"],
+        [Dictionary() for _ in range(tables)],
+    )
+    for part, sizes in enumerate(learnt.new_values):
+        values = np.fromfile(_values_file(work, part), "<u4")
+        pieces = np.split(values, np.cumsum(sizes)[:-1])
+        for dictionary, piece in zip_strict(learnt.dictionaries, pieces):
+            dictionary.extend(piece)
+    for part in range(len(learnt.parts)):
+        _recount(rows_file(work, part), options, learnt.dictionaries)
+    return learnt
+
+
+def _recount(path: Path, options: Options, dictionaries: Sequence[Dictionary]) -> None:
+    columns = record_columns(options)
+    with open(path, "rb") as file:
+        while len(flat := np.fromfile(file, RECORD_TYPE, _RECOUNT_ROWS * columns)):
+            records = flat.reshape(-1, columns)
+            for column, dictionary in enumerate(dictionaries, 1 + options.num_dense):
+                ids = records[:, column]
+                dictionary.count(ids[ids >= 0])
+
+
+class _Recorder:
+    """Encodes batches while the next is parsed, and makes finished parts durable meanwhile."""
+
+    def __init__(self, work: Path, options: Options, learnt: Learnt, save: Save) -> None:
+        self._work = work
+        self._options = options
+        self._learnt = learnt
+        self._save = save
+        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._keeper = ThreadPoolExecutor(1, "keeper")
+        self._encoding: Future[None] | None = None
+        self._keeping: Future[None] | None = None
+        self._known = [len(dictionary) for dictionary in learnt.dictionaries]
+        self._rows = self._text = 0
+        self._file = open(rows_file(work, len(learnt.parts)), "wb", buffering=0)  # noqa: SIM115
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._encoder.shutdown()
+        self._keeper.shutdown()
+        self._file.close()
+        if not any(error) and self._keeping:
+            self._keeping.result()
+
+    def add(self, batch: Batch) -> None:
+        """Takes a batch; what the one before it went wrong with is raised here."""
+        self._settle()
+        self._learnt.facts.rows_by_file[batch.file] += len(batch.labels)
+        self._rows += len(batch.labels)
+        self._encoding = self._encoder.submit(
+            _encode, batch, self._options, self._learnt, self._file
+        )
+
+    def text_bytes(self, more: int) -> int:
+        """Text in the part so far."""
+        self._text += more
+        return self._text
+
+    def finish(self, place: Place) -> None:
+        """Ends the part; it becomes durable in the background."""
+        self._settle()
+        learnt, part = self._learnt, len(self._learnt.parts)
+        if place == learnt.place:
+            return
+        if self._keeping:
+            self._keeping.result()
+        fresh = [d.values[known:] for d, known in zip_strict(learnt.dictionaries, self._known)]
+        learnt.place = place
+        learnt.parts.append(self._rows)
+        learnt.new_values.append([len(values) for values in fresh])
+        self._known = [len(dictionary) for dictionary in learnt.dictionaries]
+        values = np.concatenate(fresh)
+        self._keeping = self._keeper.submit(
+            self._keep, self._file, _values_file(self._work, part), values, learnt.state()
+        )
+        self._rows = self._text = 0
+        self._file = open(rows_file(self._work, part + 1), "wb", buffering=0)  # noqa: SIM115
+
+    def _settle(self) -> None:
+        if self._encoding:
+            self._encoding.result()
+            self._encoding = None
+
+    def _keep(
+        self, rows: Any, path: Path, values: NDArray[np.uint32], state: Mapping[str, Any]
+    ) -> None:
+        with rows:
+            os.fsync(rows.fileno())
+        with open(path, "wb", buffering=0) as file:
+            write_all(file, values.astype("<u4", copy=False))
+            os.fsync(file.fileno())
+        self._save(state)
+
+
+def _encode(batch: Batch, options: Options, learnt: Learnt, output: Any) -> None:
+    """Appends a batch as provisional records; -1 is a missing category that is no value."""
+    rules, facts = options.rules, learnt.facts
+    first_table = 1 + len(batch.dense)
+    records = np.empty((len(batch.labels), record_columns(options)), RECORD_TYPE)
+    records[:, 0] = batch.labels
+    facts.positives += int(np.count_nonzero(batch.labels))
+    for column, values in enumerate(batch.dense):
+        lowest = rules.lowest(column)
+        facts.raised_dense += int(np.count_nonzero(values < lowest))
+        np.maximum(values, lowest, out=records[:, 1 + column])
+    columns = zip_strict(batch.categories, batch.missing, learnt.dictionaries)
+    for table, (raw, missing, dictionary) in enumerate(columns):
+        if missing is not None:
+            facts.missing[table] += int(np.count_nonzero(missing))
+        modulus = rules.modulus(table)
+        numbers = raw if modulus is None else raw % np.uint32(modulus)
+        if missing is None or rules.missing_is_value:
+            records[:, first_table + table] = dictionary.encode(numbers)
+        else:
+            known = np.flatnonzero(~missing)
+            records[:, first_table + table] = -1
+            records[known, first_table + table] = dictionary.encode(numbers[known])
+    if batch.tags is not None:
+        records[:, -1] = batch.tags
+    if len(records):
+        write_all(output, records)

@@ -1,0 +1,1 @@
+"""Programs that diagnose a machine: `doctor`, `gpu_check`."""
