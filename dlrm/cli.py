@@ -1,0 +1,73 @@
+"""What all commands share: a parser whose errors are one line, error messages and exit codes.
+
+It imports the standard library alone, so that it can speak even where the packages are missing. It
+knows no command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, NoReturn
+
+FAILURE, INTERRUPTED = 1, 130
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises `ValueError` instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the error for `exit_code` to print."""
+        raise ValueError(f"{message}; see --help")
+
+
+def exit_code(command: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Runs a command; its expected errors become one line on stderr.
+
+    Args:
+        command: Parses its arguments, works, and returns its exit code. `ValueError` and `OSError`
+            are for the user; any other exception is a fault of the program and passes through.
+        interrupted: The line for Ctrl-C, such as what was kept.
+
+    Returns:
+        The exit code: the command's own, 1 after an error, 130 after Ctrl-C.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr, flush=True)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        print_error(error)
+        return FAILURE
+
+
+def print_error(message: object) -> None:
+    """Writes one line about an error to stderr."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def project_environment() -> Iterator[None]:
+    """Guards the imports of a command: a missing package ends it with one line and the remedy.
+
+    Example:
+        with cli.project_environment():
+            import numpy as np
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or (_ROOT / package).is_dir() or (_ROOT / f"{package}.py").exists():
+            raise  # a module of ours: a fault of the program
+        print_error(
+            f"expected the project's environment, found {sys.executable} without {package}; run "
+            "`make setup` and use .venv/bin/python3"
+        )
+        raise SystemExit(FAILURE) from None

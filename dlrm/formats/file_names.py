@@ -1,0 +1,40 @@
+"""The names of the files that users, other programs and the parts of this one exchange.
+
+Names only: what is in a file is said by the module that reads and writes it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Union
+
+StrPath = Union[str, "os.PathLike[str]"]
+
+# A split folder.
+METADATA = "metadata.json"
+LABEL = "label.bin"
+DENSE = "dense.bin"
+CATEGORY = "category.bin"
+COLUMN_FILES = (LABEL, DENSE, CATEGORY)
+
+# A folder of record files, and beside either kind of data.
+RECORDS = "records.json"
+CHECKSUMS = "checksums.json"
+RECORD_FILE_SUFFIX = "_data.bin"
+
+# A checkpoint.
+MANIFEST = "manifest.json"
+DENSE_WEIGHTS = "dense.safetensors"
+
+# The folder of a run.
+EVENTS = "events.jsonl"
+
+
+def category_file(table: int) -> str:
+    """The file of one table's ids in a folder with a file for each table."""
+    return f"category_{table}.bin"
+
+
+def record_file(part: str) -> str:
+    """The record file of a part of the data, such as `train`."""
+    return part + RECORD_FILE_SUFFIX
