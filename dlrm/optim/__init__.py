@@ -1,1 +1,1 @@
-"""Learning rates and optimisers."""
+"""Learning-rate schedule and optimizers of the tables and of the dense layers."""
