@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.fused_table import FusedTable, local_table
+from dlrm.optim.row_optimizers import RowSGD
 
 
 class Route(NamedTuple):
@@ -85,6 +86,7 @@ class AllToAllEmbedding:
         groups: int = 1,
     ) -> None:
         self.table = table
+        self._optimizer = RowSGD()
         self._collective = collective
         self.variable = self._new_table()
         # Alone, the owner's own search for distinct rows already is the compression.
@@ -117,9 +119,13 @@ class AllToAllEmbedding:
         return Lookup(vectors, values, tuple(routes))
 
     def update(
-        self, lookup: Lookup, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor
+        self,
+        lookup: Lookup,
+        gradients: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        gradient_scale: float = 1.0,
     ) -> None:
-        """One step of gradient descent: row -= learning_rate * sum of its vectors' gradients.
+        """One step of the optimizer on the rows of a batch.
 
         The exchange does not wait for `learning_rate`, so a check that the step may be taken can
         be hung on it.
@@ -128,12 +134,14 @@ class AllToAllEmbedding:
             lookup: of this batch; the tables must not have been updated since.
             gradients: of `lookup.vectors`.
             learning_rate: float32 [].
+            gradient_scale: The gradient of the loss is `gradient_scale` times a row's sum.
         """
         for tables, route, values, gradient in zip(
             self._groups, lookup.routes, lookup.values, gradients
         ):
             sums = self._sums_by_row(route, gradient, tables)
-            self._write(route.rows, values - learning_rate * sums)
+            rows, _ = self._optimizer.apply(values, (), sums, learning_rate, gradient_scale)
+            self._write(route.rows, rows)
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
         """A copy of local rows [first, last), float32 [last - first, width]."""

@@ -17,6 +17,7 @@ import tensorflow as tf
 from dlrm.config import Config
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import AllToAllEmbedding, Lookup, Route
+from dlrm.optim.dense_optimizers import DenseSGD
 from dlrm.train.evaluation import Evaluator
 
 Routes = tuple[Route, ...]
@@ -75,6 +76,8 @@ class TrainingStep:
         self.dense = dict(zip(map(plain_name, weights), self._variables))
         assert len(self.dense) == len(weights), "two weights of one name"
         collective.broadcast(self._variables)
+        self._dense_optimizer = DenseSGD()
+        self._dense_optimizer.build(self.dense)
 
         # XLA has no fused interaction: the model then compiles its MLPs around it by itself.
         compiled = (config.xla and not config.custom_interact) or None
@@ -124,7 +127,7 @@ class TrainingStep:
             tf.debugging.Assert(finite, [NOT_FINITE]),
         ]
         with tf.control_dependencies(checks):
-            learning_rate = tf.identity(learning_rate) / self._config.loss_scale
+            learning_rate = tf.identity(learning_rate)
         self._update(lookup, vector_gradients, gradients, learning_rate)
         return health[0], health[3], next_routes
 
@@ -172,14 +175,12 @@ class TrainingStep:
         gradients: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
     ) -> None:
+        scale = 1.0 / self._config.loss_scale
         # Owners sum over ranks the gradients of each rank's local mean: size times the global mean.
         mean = self._config.embedding_grad == "mean"
-        share = 1.0 / self._collective.size if mean else 1.0
-        self._embedding.update(lookup, vector_gradients, learning_rate * share)
-        for variable, gradient in zip(self._variables, gradients):
-            tf.raw_ops.ResourceApplyGradientDescent(
-                var=variable.handle, alpha=learning_rate, delta=gradient
-            )
+        row_scale = scale / self._collective.size if mean else scale
+        self._embedding.update(lookup, vector_gradients, learning_rate, row_scale)
+        self._dense_optimizer.apply(gradients, learning_rate, scale)
 
     def _score_of(
         self, dense: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor, valid: tf.Tensor
