@@ -42,11 +42,11 @@ def open_data(config: Config, rank: int, size: int) -> Data:
             do not fit each other or the settings.
     """
     train, test = (
-        synthetic_sources(config) if config.use_synthetic_dataset else file_sources(config)
+        synthetic_sources(config) if config.data.use_synthetic_dataset else file_sources(config)
     )
     return Data(
         # Where one only evaluates, the training data may be smaller than a batch.
-        train=batches(config, train, rank, size, drop_remainder=config.mode == "train"),
+        train=batches(config, train, rank, size, drop_remainder=config.run.mode == "train"),
         test=batches(config, test, rank, size, drop_remainder=False),
         num_dense=train.num_dense,
         # A test file split on its own may name fewer ids; the tables are those of the larger.
@@ -59,7 +59,7 @@ def open_data(config: Config, rank: int, size: int) -> Data:
 def synthetic_sources(config: Config) -> tuple[Source, Source]:
     """Training and test samples of the synthetic benchmark."""
     train, test = (
-        SyntheticSource(SYNTHETIC_VOCAB_SIZES, SYNTHETIC_NUM_DENSE, samples, config.seed + part)
+        SyntheticSource(SYNTHETIC_VOCAB_SIZES, SYNTHETIC_NUM_DENSE, samples, config.run.seed + part)
         for part, samples in enumerate((SYNTHETIC_TRAIN_SAMPLES, SYNTHETIC_TEST_SAMPLES))
     )
     return train, test
@@ -71,15 +71,15 @@ def file_sources(config: Config) -> tuple[Source, Source]:
     Raises:
         ValueError: Files that are missing or malformed, or parts with different columns.
     """
-    assert config.data_dir is not None
+    assert config.data.data_dir is not None
     parts = [
-        open_split(os.path.join(config.data_dir, part), config.use_splited_dataset)
+        open_split(os.path.join(config.data.data_dir, part), config.data.use_splited_dataset)
         for part in parts_of(config)
     ]
     train, test = parts[0], parts[-1]
     if test.num_dense != train.num_dense or len(test.vocab_sizes) != len(train.vocab_sizes):
         raise ValueError(
-            f"{config.data_dir}/test: expected {train.num_dense} dense and "
+            f"{config.data.data_dir}/test: expected {train.num_dense} dense and "
             f"{len(train.vocab_sizes)} categorical columns as in train/, found "
             f"{test.num_dense} and {len(test.vocab_sizes)}; split both files with the same "
             "--num_dense and --num_categorical"
@@ -89,9 +89,9 @@ def file_sources(config: Config) -> tuple[Source, Source]:
 
 def parts_of(config: Config) -> tuple[str, ...]:
     """The folders below `data_dir` that the run reads; an evaluation needs only `test`."""
-    assert config.data_dir is not None
-    train = os.path.join(config.data_dir, "train")
-    if config.mode == "test" and not os.path.exists(train):
+    assert config.data.data_dir is not None
+    train = os.path.join(config.data.data_dir, "train")
+    if config.run.mode == "test" and not os.path.exists(train):
         return ("test",)
     return ("train", "test")
 
@@ -100,7 +100,7 @@ def batches(
     config: Config, source: Source, rank: int, size: int, *, drop_remainder: bool
 ) -> Batches:
     """One rank's batches of a source."""
-    return Batches(source, config.global_batch_size, rank, size, drop_remainder=drop_remainder)
+    return Batches(source, config.data.global_batch_size, rank, size, drop_remainder=drop_remainder)
 
 
 def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
@@ -112,16 +112,16 @@ def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
     Raises:
         ValueError: The first thing that is wrong with this rank's share of the files.
     """
-    if config.use_synthetic_dataset or config.verify_data == "off":
+    if config.data.use_synthetic_dataset or config.data.verify_data == "off":
         return ()
-    assert config.data_dir is not None
+    assert config.data.data_dir is not None
     report = verify(
-        config.data_dir,
-        config.verify_data,
-        per_category=config.use_splited_dataset,
+        config.data.data_dir,
+        config.data.verify_data,
+        per_category=config.data.use_splited_dataset,
         parts=parts_of(config),
         rank=rank,
         size=size,
     )
     report.raise_fault()
-    return report.notes if config.verify_data == "full" else ()
+    return report.notes if config.data.verify_data == "full" else ()

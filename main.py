@@ -3,57 +3,71 @@
     python3 main.py --data_dir=DATA ...                                        one rank
     horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...      eight
 
-Flags are the fields of config.Config; a file of flags is given with --flagfile=FILE.
+The flags are the fields of dlrm/config.py; --flagfile=FILE reads them from a file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 import tempfile
-import typing
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Optional
 
-from absl import app, flags
+from dlrm import cli
+from dlrm.config import SECTIONS, SETTINGS, Config
 
-from dlrm.config import Config
+with cli.project_environment():
+    from absl import app, flags
 
 # Read when TensorFlow is imported: its notices would hide our lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
+class HelpFlag(app.HelpFlag):
+    """`--help`: the flags under the names of their sections, without absl's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_override = True
+
+    def parse(self, arg: Any) -> None:
+        """Prints the help and exits."""
+        if self._parse(arg):
+            print(__doc__, *map(flags.FLAGS.module_help, SECTIONS), sep="\n")
+            sys.exit(0)
+
+
 def define_flags() -> None:
-    """Makes a flag of each field of Config."""
-    types = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        text, choices = field.metadata["help"], field.metadata["choices"]
-        default: Any = field.default
-        if choices:
-            flags.DEFINE_enum(field.name, default, choices, text)
-        elif types[field.name] is bool:
-            flags.DEFINE_bool(field.name, default, text)
-        elif types[field.name] in (int, typing.Optional[int]):
-            flags.DEFINE_integer(field.name, default, text)
-        elif types[field.name] is float:
-            flags.DEFINE_float(field.name, default, text)
-        elif types[field.name] == tuple[int, ...]:
-            flags.DEFINE_list(field.name, [str(units) for units in default], text)
+    """Makes a flag of each setting, and groups them by section in `--help`."""
+    for setting in SETTINGS:
+        name, default, text = setting.name, setting.default, setting.help
+        group: dict[str, Any] = {"module_name": setting.section}
+        if setting.choices:
+            flags.DEFINE_enum(name, default, setting.choices, text, **group)
+        elif setting.type is bool:
+            flags.DEFINE_bool(name, default, text, **group)
+        elif setting.type in (int, Optional[int]):
+            flags.DEFINE_integer(name, default, text, **group)
+        elif setting.type is float:
+            flags.DEFINE_float(name, default, text, **group)
+        elif setting.type == tuple[int, ...]:
+            flags.DEFINE_list(name, [str(units) for units in default], text, **group)
         else:
-            flags.DEFINE_string(field.name, default, text)
+            flags.DEFINE_string(name, default, text, **group)
+    app.define_help_flags()
+    flags.DEFINE_flag(HelpFlag())
 
 
 def config_from_flags() -> Config:
-    """The parsed flags as one frozen value.
+    """Returns the parsed flags as one frozen value.
 
     Raises:
-        ValueError: a flag's value, or several together, make no sense.
+        ValueError: A flag's value, or several together, make no sense.
     """
-    values: dict[str, Any] = {
-        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)
-    }
+    values: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in SETTINGS}
     for name in ("bottom_mlp", "top_mlp"):
         try:
             values[name] = tuple(int(units) for units in values[name])
@@ -61,12 +75,12 @@ def config_from_flags() -> Config:
             raise ValueError(
                 f"expected --{name} of integers such as 512,256,128, found {','.join(values[name])}"
             ) from None
-    return Config(**values)
+    return Config.of(**values)
 
 
 @contextlib.contextmanager
-def held_back_stderr() -> Iterator[None]:
-    """Drops what is written to stderr, unless it ends in an exception.
+def stderr_on_failure() -> Iterator[None]:
+    """Holds back what is written to stderr and shows it only if the block raises.
 
     TensorFlow's libraries announce themselves while they load, on every rank, before any log level
     applies.
@@ -86,29 +100,35 @@ def held_back_stderr() -> Iterator[None]:
             os.close(stderr)
 
 
+def train_or_test(rest: list[str]) -> int:
+    """Runs what the flags say.
+
+    Args:
+        rest: Arguments that are no flags; there must be none.
+
+    Returns:
+        The exit code: 0 at the end, 75 (EX_TEMPFAIL) where starting again resumes the run.
+
+    Raises:
+        ValueError, OSError: One line for the user.
+    """
+    if rest:
+        raise ValueError(f"expected flags only, found {rest[0]!r}; write --name=value")
+    config = config_from_flags()
+    # TensorFlow 2.14, imported while absl runs, else begins as TensorFlow 1: `==` of tensors
+    # compares their identities then. Set before its import, which sets it too, but too late.
+    os.environ["TF2_BEHAVIOR"] = "1"
+    # Imports TensorFlow, so that flag errors and --help come at once.
+    with cli.project_environment(), stderr_on_failure():
+        from dataset import open_data
+        from dlrm.train.run import run
+        from model import build_model
+    return os.EX_OK if run(config, open_data, build_model) else os.EX_TEMPFAIL
+
+
 def main(argv: list[str]) -> int:
-    """Runs what the flags say; returns the exit code."""
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"expected flags only, found {argv[1]!r}; write --name=value")
-        config = config_from_flags()
-        # TensorFlow 2.14, imported while absl runs, else begins as TensorFlow 1: `==` of tensors
-        # compares their identities then. Set before its import, which sets it too, but too late.
-        os.environ["TF2_BEHAVIOR"] = "1"
-        # Imports TensorFlow: flag errors and --help come before it.
-        with held_back_stderr():
-            from dataset import open_data
-            from dlrm.train.run import run
-            from model import build_model
-        if not run(config, open_data, build_model):
-            return os.EX_TEMPFAIL  # 75: start it again, and it goes on
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return 130
-    return 0
+    """Runs what the flags say; an error becomes one line. Returns the exit code."""
+    return cli.exit_code(partial(train_or_test, argv[1:]))
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ def build_model(config: Config) -> DLRM:
         OSError: the fused interaction is not built.
     """
     return DLRM(
-        config.bottom_mlp,
-        config.top_mlp,
-        seed=config.seed,
-        dtype=f"mixed_{config.amp_dtype}" if config.amp else "float32",
-        custom_interact=config.custom_interact,
+        config.model.bottom_mlp,
+        config.model.top_mlp,
+        seed=config.run.seed,
+        dtype=f"mixed_{config.model.amp_dtype}" if config.model.amp else "float32",
+        custom_interact=config.model.custom_interact,
         # XLA has no fused interaction: the MLPs are then compiled around it.
-        compile_mlps=config.xla and config.custom_interact,
+        compile_mlps=config.model.xla and config.model.custom_interact,
     )

@@ -104,7 +104,7 @@ def config_of(shape: str, **settings: Any) -> Any:
     """The settings of a run of this shape."""
     from dlrm.config import Config
 
-    return Config(
+    return Config.of(
         use_synthetic_dataset=True,
         global_batch_size=GLOBAL_BATCH,
         lr=0.1,
@@ -146,8 +146,8 @@ def work(shape: str, steps: int, compress: bool) -> None:
         # As many at a time as the step has lanes, so that they too keep all cores busy.
         lanes, tables = devices.lanes(), len(vocab_sizes)
         squares = [tf.random.normal([SQUARE, SQUARE]) for _ in range(lanes)]
-        bottom = [num_dense, *config.bottom_mlp]
-        top = [interaction_width(config.embedding_dim, tables), *config.top_mlp]
+        bottom = [num_dense, *config.model.bottom_mlp]
+        top = [interaction_width(config.model.embedding_dim, tables), *config.model.top_mlp]
         own = [own_products(GLOBAL_BATCH // lanes, tables + 1, bottom, top) for _ in range(lanes)]
         multiply_squares = tf.function(lambda: tf.add_n([tf.matmul(a, a)[0, 0] for a in squares]))
         multiply_own = tf.function(lambda: tf.add_n([lane() for lane in own]))
@@ -159,7 +159,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
         if alone:
             squares_seconds, own_seconds = map(statistics.median, clock.between)
             rate = lanes * 2 * SQUARE**3 / squares_seconds
-            flops = products(num_dense, tables, config.bottom_mlp, config.top_mlp)
+            flops = products(num_dense, tables, config.model.bottom_mlp, config.model.top_mlp)
             result.update(
                 gigaflops=rate / 1e9, bound=rate / flops, own_bound=GLOBAL_BATCH / own_seconds
             )

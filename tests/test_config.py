@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from processes import ROOT, Ended, run, without_modules
 
-from dlrm.config import Config
+from dlrm.config import SETTINGS, Config
 
 # The flags of the SOK DLRM benchmark. A name or a default changes here only on purpose.
 BENCHMARK_FLAGS: dict[str, Any] = {
@@ -67,14 +67,16 @@ PRESETS = sorted((ROOT / "presets").iterdir())
 
 # What main.py makes of its arguments, without a run.
 PARSE = """
-import dataclasses, json, sys
+import json, sys
 from absl import flags
 import main
+from dlrm.config import SECTIONS
 main.define_flags()
 flags.FLAGS(sys.argv)
-defined = flags.FLAGS.flags_by_module_dict()["main"]
+groups = flags.FLAGS.flags_by_module_dict()
+defined = [flag for section in SECTIONS for flag in groups[section]]
 print(json.dumps({
-    "config": dataclasses.asdict(main.config_from_flags()),
+    "config": main.config_from_flags().flat(),
     "defaults": {flag.name: flag.default for flag in defined},
     "choices": {f.name: f.parser.enum_values for f in defined if hasattr(f.parser, "enum_values")},
     "help": {flag.name: flag.help for flag in defined},
@@ -113,15 +115,16 @@ def assert_one_line(ended: Ended, *parts: str) -> None:
 
 def test_defaults_are_frozen() -> None:
     frozen = {**BENCHMARK_FLAGS, **OUR_FLAGS}
-    config = Config(use_synthetic_dataset=True)
-    found = {field.name: field.default for field in dataclasses.fields(Config)}
+    config = Config.of(use_synthetic_dataset=True)
+    found = {setting.name: setting.default for setting in SETTINGS}
+    assert len(found) == len(SETTINGS), "two fields of one name"
     assert found == frozen
     # 1 == True, so types are compared too.
     assert {name: type(value) for name, value in found.items()} == {
         name: type(value) for name, value in frozen.items()
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.lr = 1.0  # type: ignore[misc]
+        config.optimizer.lr = 1.0  # type: ignore[misc]
 
 
 def test_flags_are_the_fields() -> None:
@@ -132,9 +135,7 @@ def test_flags_are_the_fields() -> None:
     assert result["defaults"] == frozen
     assert result["choices"] == CHOICES
     assert all(len(text) > 10 for text in result["help"].values())
-    assert result["config"] == json.loads(
-        json.dumps(dataclasses.asdict(Config(use_synthetic_dataset=True)))
-    )
+    assert result["config"] == json.loads(json.dumps(Config.of(use_synthetic_dataset=True).flat()))
 
 
 def test_every_flag_arrives() -> None:
@@ -185,12 +186,12 @@ def test_every_flag_arrives() -> None:
 
 
 def test_schedule_is_scaled_where_it_is_not_given() -> None:
-    schedule = Config(use_synthetic_dataset=True).schedule
+    schedule = Config.of(use_synthetic_dataset=True).optimizer.schedule(65536)
     found = (schedule.warmup_steps, schedule.decay_start_step, schedule.decay_steps)
     assert found == (2320, 41609, 23432)
-    schedule = Config(
-        use_synthetic_dataset=True, global_batch_size=110592, warmup_steps=0, lr=1.5
-    ).schedule
+    schedule = Config.of(use_synthetic_dataset=True, warmup_steps=0, lr=1.5).optimizer.schedule(
+        110592
+    )
     assert (schedule.base, schedule.warmup_steps) == (1.5, 0)
     assert (schedule.decay_start_step, schedule.decay_steps) == (24657, 13886)
 
@@ -205,8 +206,8 @@ def test_schedule_is_scaled_where_it_is_not_given() -> None:
     ],
 )
 def test_loss_scale(amp: bool, dtype: str, compute: str, scale: float) -> None:
-    config = Config(use_synthetic_dataset=True, amp=amp, amp_dtype=dtype)
-    assert (config.compute_dtype, config.loss_scale) == (compute, scale)
+    config = Config.of(use_synthetic_dataset=True, amp=amp, amp_dtype=dtype)
+    assert (config.model.compute_dtype, config.model.loss_scale) == (compute, scale)
 
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
@@ -233,7 +234,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(("settings", "parts"), REFUSED, ids=lambda value: str(value)[:50])
 def test_refused_with_one_line(settings: dict[str, Any], parts: list[str]) -> None:
     with pytest.raises(ValueError, match="--") as caught:
-        Config(**{"use_synthetic_dataset": True, **settings})
+        Config.of(**{"use_synthetic_dataset": True, **settings})
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:

@@ -321,7 +321,7 @@ def assert_says(line: str, folder: Path, case: Case) -> None:
 def test_one_rank(name: str, data: Path) -> None:
     CASES[name].change(data)
     with pytest.raises((ValueError, OSError)) as caught:
-        program.run(Config(**settings_of(data, CASES[name])), open_data, build_model)
+        program.run(Config.of(**settings_of(data, CASES[name])), open_data, build_model)
     message = str(caught.value)
     assert "\n" not in message
     assert_says(message, data, CASES[name])
@@ -331,7 +331,9 @@ def test_one_rank(name: str, data: Path) -> None:
 def test_data_without_checksums_is_no_error(
     level: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data=level), open_data, build_model)
+    program.run(
+        Config.of(**TINY, data_dir=os.fspath(data), verify_data=level), open_data, build_model
+    )
     said = [line for line in capsys.readouterr().out.splitlines() if "checksums" in line]
     assert len(said) == (2 if level == "full" else 0), said
     for part, line in zip(("train", "test"), said):
@@ -340,20 +342,22 @@ def test_data_without_checksums_is_no_error(
 
 def test_off_checks_nothing(data: Path) -> None:
     both(seal, drop_last_sample)(data)
-    program.run(Config(**TINY, data_dir=os.fspath(data), verify_data="off"), open_data, build_model)
+    program.run(
+        Config.of(**TINY, data_dir=os.fspath(data), verify_data="off"), open_data, build_model
+    )
 
 
 @pytest.mark.parametrize("policy", ["clip", "zero"])
 def test_other_policies_for_bad_ids_train_on(policy: str, data: Path) -> None:
     CASES["id beyond its table"].change(data)
     CASES["id beyond its table in test"].change(data)
-    program.run(Config(**TINY, data_dir=os.fspath(data), bad_ids=policy), open_data, build_model)
+    program.run(Config.of(**TINY, data_dir=os.fspath(data), bad_ids=policy), open_data, build_model)
 
 
 @pytest.mark.parametrize("name", ["id beyond its table", "loss that is not finite"])
 def test_one_rank_stops_before_the_update(name: str, data: Path) -> None:
     CASES[name].change(data)
-    assert_stopped(worker.stopped(Config(**settings_of(data, CASES[name]))), data, CASES[name])
+    assert_stopped(worker.stopped(Config.of(**settings_of(data, CASES[name]))), data, CASES[name])
 
 
 def assert_stopped(found: dict[str, Any], folder: Path, case: Case) -> None:

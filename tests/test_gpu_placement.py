@@ -77,7 +77,7 @@ def test_a_step_stays_on_the_gpu(
         pytest.importorskip("sparse_operation_kit")
     if not tf.test.is_built_with_cuda():
         pytest.skip("this TensorFlow has no GPU kernels to look up")
-    config = Config(
+    config = Config.of(
         use_synthetic_dataset=True,
         global_batch_size=64,
         embedding_dim=8,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -36,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 def config(data: Path, **settings: Any) -> Config:
     given = {**TINY, "data_dir": os.fspath(data), "eval_in_last": False, "auc_target": 2.0}
-    return Config(**{**given, "epochs": 2, "eval_interval": 5, "log_interval": 1, **settings})
+    return Config.of(**{**given, "epochs": 2, "eval_interval": 5, "log_interval": 1, **settings})
 
 
 def weights(directory: Path) -> list[np.ndarray]:
@@ -106,9 +105,7 @@ def test_a_checkpoint_is_evaluated(
         shutil.rmtree(data / "train")
     # Another batch, as none of it is training.
     settings = config(data, mode="test", checkpoint_dir=directory, global_batch_size=6)
-    assert program.run(
-        dataclasses.replace(settings, run_dir=str(tmp_path / "run")), open_data, build_model
-    )
+    assert program.run(settings.replace(run_dir=str(tmp_path / "run")), open_data, build_model)
     (tested,) = evaluations(capsys.readouterr().out)
     assert tested[1] == trained[1]
     for figure in ("AUC", "log loss", "NE"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import gc
 import json
 import os
@@ -115,7 +114,9 @@ class Bench:
         """So many steps that each say their loss, if not told otherwise."""
         shared = {"early_stop": STEPS, "log_interval": 1, "lr": 0.1, "warmup_steps": 0}
         batch = self.batch
-        return Config(use_synthetic_dataset=True, global_batch_size=batch, **{**shared, **settings})
+        return Config.of(
+            use_synthetic_dataset=True, global_batch_size=batch, **{**shared, **settings}
+        )
 
     def data(self, config: Config) -> Data:
         """This rank's share of the data."""
@@ -228,11 +229,11 @@ def carry_over(bench: Bench, config: Config, old: Trainer, new: Trainer) -> None
     """Writes one trainer's state and reads it into the other."""
     collective, tables = bench.collective, old.embedding.table
     num_dense = bench.data(config).num_dense
-    units = config.bottom_mlp, config.top_mlp
-    shape = ModelShape(num_dense, tables.vocab_sizes, config.embedding_dim, *units)
+    units = config.model.bottom_mlp, config.model.top_mlp
+    shape = ModelShape(num_dense, tables.vocab_sizes, config.model.embedding_dim, *units)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(collective.gather_text(name)[0])  # rank 0's, for all of this machine
-        run = Run(shape, dataclasses.asdict(config), {})
+        run = Run(shape, config.flat(), {})
         checkpoints = Checkpoints(folder, collective, run, keep=1)
         checkpoints.save(State(old.dense, old.embedding), Position(1, 0, 0))
         (path,) = finished(folder)
@@ -262,7 +263,7 @@ def speed(bench: Bench, backend: str, switch: dict[str, Any]) -> dict[str, objec
     seconds = statistics.median(b - a for a, b in zip(times, times[1:])) / STRETCH
     minutes = (times[-1] - times[0]) / 60
     return {
-        **settings_columns(dataclasses.asdict(config), bench.batch),
+        **settings_columns(config.flat(), bench.batch),
         "exit_criterion": f"{steps} steps, {backend}",
         "training_minutes": minutes,
         "evaluation_minutes": 0.0,
@@ -312,7 +313,7 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="check what needs no GPU")
     parser.add_argument("--only", nargs="*", choices=list(CHECKS), default=list(CHECKS))
     flags = parser.parse_args()
-    collective = join(Config(use_synthetic_dataset=True))
+    collective = join(Config.of(use_synthetic_dataset=True))
     if not devices.has_gpu() and not flags.cpu:
         print("error: expected a GPU, found none; set --cpu for what needs none", file=sys.stderr)
         return 1

@@ -14,14 +14,10 @@ from dlrm.checkpoint import directory as folder
 from dlrm.checkpoint.manifest import Manifest, Position, read_manifest
 from dlrm.checkpoint.restore import restore
 from dlrm.checkpoint.state import Run, State, Told, unheard
+from dlrm.config import SETTINGS
 from dlrm.distributed.collective import Collective
 
-# Flags that say where and how long, not what is trained.
-_FREE = {
-    "auc_target", "checkpoint_dir", "checkpoint_interval", "data_dir", "early_stop", "epochs",
-    "eval_in_last", "eval_interval", "ignore_data_change", "keep_checkpoints", "log_interval",
-    "mode", "resume", "run_dir", "sok_gpu_gb", "stall_timeout", "verify_data",
-}  # fmt: skip
+_AFFECT_TRAINING = {setting.name for setting in SETTINGS if setting.affects_training}
 
 
 class Resumed(NamedTuple):
@@ -157,7 +153,7 @@ def _changed_flags(manifest: Manifest, run: Run) -> list[str]:
     return [
         f"--{name} was {manifest.settings[name]} when the checkpoint was written, now {value}"
         for name, value in run.settings.items()
-        if name not in _FREE
+        if name in _AFFECT_TRAINING
         and name in manifest.settings
         and manifest.settings[name] != (list(value) if isinstance(value, tuple) else value)
     ]

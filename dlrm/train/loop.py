@@ -104,9 +104,9 @@ class Trainer:
         lanes: int = 1,
     ) -> None:
         self._config = config
-        self._schedule = config.schedule
+        self._schedule = config.optimizer.schedule(config.data.global_batch_size)
         self._collective = collective
-        self._evaluator = Evaluator(config.auc_thresholds, collective)
+        self._evaluator = Evaluator(config.evaluation.auc_thresholds, collective)
         self._step = TrainingStep(
             config,
             model,
@@ -163,14 +163,18 @@ class Trainer:
             return result
 
         while True:
-            if step and step % config.eval_interval == 0 and not config.eval_in_last:
+            if (
+                step
+                and step % config.evaluation.eval_interval == 0
+                and not config.evaluation.eval_in_last
+            ):
                 result = evaluated()
                 if result is None:
                     return outcome("a signal", interrupted=True)
-                if result.auc > config.auc_target:
-                    return outcome(f"AUC > {config.auc_target}")
+                if result.auc > config.evaluation.auc_target:
+                    return outcome(f"AUC > {config.evaluation.auc_target}")
             batch, following = next(batches, (None, None))
-            if batch is None or following is None or 0 < config.early_stop <= step:
+            if batch is None or following is None or 0 < config.run.early_stop <= step:
                 break
             # Every rank knows of it by the step before, so that none waits for this step's end.
             if float(asked):
@@ -184,16 +188,16 @@ class Trainer:
                 step, batch, routes, following, learning_rate, signal
             )
             step += 1
-            if step % config.log_interval == 0:
+            if step % config.report.log_interval == 0:
                 reports.step(step, float(loss), learning_rate)
-            if step % config.checkpoint_interval == 0:
+            if step % config.checkpoint.checkpoint_interval == 0:
                 save(step)
         save(step)
-        if config.eval_in_last and evaluated() is None:
+        if config.evaluation.eval_in_last and evaluated() is None:
             return outcome("a signal", interrupted=True)
-        if 0 < config.early_stop <= step:
+        if 0 < config.run.early_stop <= step:
             return outcome(f"{step} steps")
-        return outcome(f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}")
+        return outcome(f"{config.run.epochs} epoch{'s' if config.run.epochs > 1 else ''}")
 
     def evaluate(
         self,
@@ -244,7 +248,7 @@ class Trainer:
                 batch.dense, batch.labels, routes, following.ids, learning_rate, signal
             )
         except tf.errors.InvalidArgumentError as error:
-            place = f"step {step} (global batch of {self._config.global_batch_size} samples)"
+            place = f"step {step} (global batch of {self._config.data.global_batch_size} samples)"
             if BAD_IDS in error.message:
                 where = self._describe_bad_ids(batch)
                 raise TrainingError(f"{place}: {BAD_IDS}; {where or ELSEWHERE}") from error

@@ -6,7 +6,6 @@ flag.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from typing import Callable
@@ -52,8 +51,8 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     collective = join(config)
     data = collective.together(lambda: open_data(config, collective.rank, collective.size))
     collective.agree("the training and test data", (len(data.train), len(data.test), data[2:5]))
-    collective.agree("the settings", dataclasses.replace(config, run_dir=None))
-    backend, why = collective.together(lambda: embedding.choose(config.embedding))
+    collective.agree("the settings", config.replace(run_dir=None))
+    backend, why = collective.together(lambda: embedding.choose(config.embedding.embedding))
     collective.agree("the embedding's backend", backend)
     # Every rank has counted what is free before any of them takes its part.
     memory = collective.together(lambda: check_memory(backend, config, collective, data))
@@ -67,15 +66,15 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     reporter = collective.together(lambda: make_reporter(config, collective, data))
     watch = Watch(
         collective,
-        config.stall_timeout,
+        config.run.stall_timeout,
         last_words=reporter.fail,
-        catch_signals=config.checkpoint_dir is not None and config.mode == "train",
+        catch_signals=config.checkpoint.checkpoint_dir is not None and config.run.mode == "train",
     )
     try:
         with watch:
             session = Session(config, collective, data, trainer, reporter, watch)
             try:
-                return session.evaluate() if config.mode == "test" else session.train(begin)
+                return session.evaluate() if config.run.mode == "test" else session.train(begin)
             except tf.errors.OpError as error:
                 raise ValueError(
                     watch.verdict(VERDICT_SECONDS)
@@ -94,8 +93,8 @@ def join(config: Config) -> Collective:
     Raises:
         ValueError: the ranks cannot be joined.
     """
-    collective = connect(2 * config.stall_timeout or NO_LIMIT)
-    devices.claim(collective.local_rank, whole_operations=not config.xla)
+    collective = connect(2 * config.run.stall_timeout or NO_LIMIT)
+    devices.claim(collective.local_rank, whole_operations=not config.model.xla)
     return collective
 
 
@@ -109,19 +108,19 @@ def check_memory(backend: str, config: Config, collective: Collective, data: Dat
         ValueError: it does not fit.
     """
     rank, size = collective.rank, collective.size
-    table = embedding.FusedTable(data.vocab_sizes, config.embedding_dim, config.seed)
+    table = embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed)
     rows = table.local_rows(rank, size)
     need = memory_plan.step_need(
         rows=rows,
         tables=len(table.vocab_sizes),
         width=table.width,
-        local_batch=config.global_batch_size // size,
-        value_bytes=tf.as_dtype(config.compute_dtype).size,
-        units=(*config.bottom_mlp, *config.top_mlp),
+        local_batch=config.data.global_batch_size // size,
+        value_bytes=tf.as_dtype(config.model.compute_dtype).size,
+        units=(*config.model.bottom_mlp, *config.model.top_mlp),
     )
     where = {"rows": rows, "ranks": size}
     if backend == "sok_dynamic":
-        slots, gpu_bytes = embedding.capacity(rows), config.sok_gpu_gb * memory_plan.GIB
+        slots, gpu_bytes = embedding.capacity(rows), config.embedding.sok_gpu_gb * memory_plan.GIB
         need, host = memory_plan.dynamic_needs(
             need, slots=slots, width=table.width, gpu_bytes=gpu_bytes
         )
@@ -142,15 +141,15 @@ def build_trainer(
 ) -> Trainer:
     """Builds tables, model and trainer; tables and weights depend on the settings alone."""
     # XLA makes one program of the dense part, which uses all cores by itself.
-    lanes = 1 if config.xla else math.gcd(devices.lanes(), data.train.local_batch)
+    lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
     tables = embedding.create(
-        embedding.choose(config.embedding)[0],
-        embedding.FusedTable(data.vocab_sizes, config.embedding_dim, config.seed),
+        embedding.choose(config.embedding.embedding)[0],
+        embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed),
         collective,
-        gpu_gigabytes=config.sok_gpu_gb,
-        compress=config.compress,
-        bad_ids=config.bad_ids,
-        exchange_dtype=config.compute_dtype,
+        gpu_gigabytes=config.embedding.sok_gpu_gb,
+        compress=config.embedding.compress,
+        bad_ids=config.embedding.bad_ids,
+        exchange_dtype=config.model.compute_dtype,
         groups=lanes,
     )
     return Trainer(
@@ -164,12 +163,12 @@ def make_reporter(config: Config, collective: Collective, data: Data) -> Reporte
     Raises:
         ValueError: run_dir cannot be written.
     """
-    steps = config.epochs * len(data.train)
+    steps = config.run.epochs * len(data.train)
     return Reporter(
-        config.run_dir,
-        dataclasses.asdict(config),
+        config.report.run_dir,
+        config.flat(),
         rank=collective.rank,
         size=collective.size,
-        global_batch=config.global_batch_size,
-        total_steps=min(steps, config.early_stop) if config.early_stop > 0 else steps,
+        global_batch=config.data.global_batch_size,
+        total_steps=min(steps, config.run.early_stop) if config.run.early_stop > 0 else steps,
     )

@@ -5,7 +5,6 @@ Knows how training and checkpoints fit together; how either works is their own b
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from functools import partial
 from pathlib import Path
@@ -54,11 +53,11 @@ class Session:
             ModelShape(
                 data.num_dense,
                 data.vocab_sizes,
-                config.embedding_dim,
-                config.bottom_mlp,
-                config.top_mlp,
+                config.model.embedding_dim,
+                config.model.bottom_mlp,
+                config.model.top_mlp,
             ),
-            dataclasses.asdict(config),
+            config.flat(),
             data.fingerprints,
         )
 
@@ -70,9 +69,9 @@ class Session:
         position = resumed.position if resumed else Position(0, 0, 0)
         if checkpoints and resumed:
             checkpoints.loaded(resumed.path)
-        epochs = [batches] * (config.epochs - position.epoch)
+        epochs = [batches] * (config.run.epochs - position.epoch)
         if epochs:
-            epochs[0] = batches.starting_at(position.next_sample // config.global_batch_size)
+            epochs[0] = batches.starting_at(position.next_sample // config.data.global_batch_size)
         self._collective.together(partial(self._reporter.start, position.step))
         start = time.perf_counter()
         outcome = self._trainer.train(
@@ -87,7 +86,7 @@ class Session:
         if outcome.interrupted:
             self._reporter.interrupted(
                 f"stopped by a signal after {outcome.step} steps; the same command goes on from "
-                f"the checkpoint in {config.checkpoint_dir}"
+                f"the checkpoint in {config.checkpoint.checkpoint_dir}"
             )
             return False
         self._reporter.finish(
@@ -104,7 +103,8 @@ class Session:
         resumed = self._resume()
         if resumed is None:
             raise ValueError(
-                f"--mode=test: no checkpoint in {self._config.checkpoint_dir}; set --resume=PATH"
+                f"--mode=test: no checkpoint in {self._config.checkpoint.checkpoint_dir}; "
+                "set --resume=PATH"
             )
         step = resumed.position.step
         self._collective.together(partial(self._reporter.start, step))
@@ -115,34 +115,34 @@ class Session:
         return True
 
     def _open_checkpoints(self) -> Checkpoints | None:
-        if self._config.checkpoint_dir is None:
+        if self._config.checkpoint.checkpoint_dir is None:
             return None
         return Checkpoints(
-            Path(self._config.checkpoint_dir),
+            Path(self._config.checkpoint.checkpoint_dir),
             self._collective,
             self._run,
-            keep=self._config.keep_checkpoints,
+            keep=self._config.checkpoint.keep_checkpoints,
             moved=self._watch.moved,
         )
 
     def _resume(self) -> Resumed | None:
         config = self._config
         return resume(
-            config.resume,
-            Path(config.checkpoint_dir) if config.checkpoint_dir else None,
+            config.checkpoint.resume,
+            Path(config.checkpoint.checkpoint_dir) if config.checkpoint.checkpoint_dir else None,
             self._run,
             self._state,
             self._collective,
-            ignore_data_change=config.ignore_data_change or config.mode == "test",
+            ignore_data_change=config.checkpoint.ignore_data_change or config.run.mode == "test",
             # Schedule and position count in steps.
-            pinned=("global_batch_size",) if config.mode == "train" else (),
+            pinned=("global_batch_size",) if config.run.mode == "train" else (),
             say=self._reporter.say,
             moved=self._watch.moved,
         )
 
     def _save(self, checkpoints: Checkpoints, step: int) -> None:
         epoch, step_of_epoch = divmod(step, len(self._data.train))
-        sample = step_of_epoch * self._config.global_batch_size
+        sample = step_of_epoch * self._config.data.global_batch_size
         start = time.perf_counter()
         if checkpoints.save(self._state, Position(step, epoch, sample)):
             self._reporter.checkpoint(step, time.perf_counter() - start)

@@ -63,7 +63,7 @@ class TrainingStep:
         self._evaluator = evaluator
         self._lanes = lanes
 
-        batch = config.global_batch_size // collective.size
+        batch = config.data.global_batch_size // collective.size
         tables = embedding.table.vocab_sizes
         dense = tf.TensorSpec([batch, num_dense], tf.float32)
         ids = tf.TensorSpec([batch, len(tables)], tf.int32)
@@ -80,7 +80,7 @@ class TrainingStep:
         self._dense_optimizer.build(self.dense)
 
         # XLA has no fused interaction: the model then compiles its MLPs around it by itself.
-        compiled = (config.xla and not config.custom_interact) or None
+        compiled = config.model.whole_graph_xla or None
         self.gradients = tf.function(self._gradients_of, jit_compile=compiled)
         self._forward = tf.function(model.call, jit_compile=compiled)
         self.route = tf.function(embedding.route, input_signature=[ids])
@@ -161,7 +161,7 @@ class TrainingStep:
             loss = tf.reduce_sum(
                 tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
             )
-            scaled = loss * (self._config.loss_scale / (self._lanes * labels.shape[0]))
+            scaled = loss * (self._config.model.loss_scale / (self._lanes * labels.shape[0]))
         gradients = tape.gradient(scaled, [*vectors, *self._variables])
         of_vectors = gradients[: len(vectors)]
         # In float32: a sum of float16 values may overflow where none of them has.
@@ -175,9 +175,9 @@ class TrainingStep:
         gradients: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
     ) -> None:
-        scale = 1.0 / self._config.loss_scale
+        scale = 1.0 / self._config.model.loss_scale
         # Owners sum over ranks the gradients of each rank's local mean: size times the global mean.
-        mean = self._config.embedding_grad == "mean"
+        mean = self._config.optimizer.embedding_grad == "mean"
         row_scale = scale / self._collective.size if mean else scale
         self._embedding.update(lookup, vector_gradients, learning_rate, row_scale)
         self._dense_optimizer.apply(gradients, learning_rate, scale)

@@ -9,7 +9,6 @@ weights.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import sys
@@ -75,7 +74,7 @@ def stopped(config: Config) -> dict[str, Any]:
             message = str(error)
         return begin, weights(trainer), message
 
-    begin, one_step, _ = train(dataclasses.replace(config, early_stop=1))
+    begin, one_step, _ = train(config.replace(early_stop=1))
     _, after_stop, message = train(config)
     return {
         "message": message,

@@ -68,7 +68,7 @@ def steps_of(settings: dict[str, Any]) -> int:
 
 def config_of(**settings: Any) -> Config:
     """The small model of this test; a constant learning rate large enough to move weights."""
-    return Config(
+    return Config.of(
         use_synthetic_dataset=True,
         global_batch_size=GLOBAL_BATCH,
         embedding_dim=8,

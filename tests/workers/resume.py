@@ -8,7 +8,6 @@ FOLDER/WHAT-RANK.npz.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,13 @@ STEPS, MORE = 7, 10
 def describe(config: Config) -> Run:
     """What a checkpoint of the small model records."""
     shape = ModelShape(
-        NUM_DENSE, VOCAB_SIZES, config.embedding_dim, config.bottom_mlp, config.top_mlp
+        NUM_DENSE,
+        VOCAB_SIZES,
+        config.model.embedding_dim,
+        config.model.bottom_mlp,
+        config.model.top_mlp,
     )
-    return Run(shape, dataclasses.asdict(config), {"training": "samples"})
+    return Run(shape, config.flat(), {"training": "samples"})
 
 
 def fresh(collective: Collective) -> tuple[Trainer, Batches, Run]:

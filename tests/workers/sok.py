@@ -28,7 +28,7 @@ def main(kernels: str, folder: str, checks: list[str]) -> None:
     # There is no GPU to ask for.
     sok.load = lambda: sparse_operation_kit
     gpu_check.require_gpu = lambda: None
-    collective = join(Config(use_synthetic_dataset=True))
+    collective = join(Config.of(use_synthetic_dataset=True))
     bench = gpu_check.Bench(collective, BATCH)
     found = [gpu_check.verdict(name, bench) for name in checks]
     texts = collective.gather_text(json.dumps(found, default=str))
