@@ -88,7 +88,7 @@ int64_t feature_count(const InteractBatch& batch) {
 
 // Where each vector of a sample, or its gradient, begins.
 template <typename T, typename Array>
-void find_rows(const InteractBatch& batch, Array InteractGroup::*array, int64_t sample, T** rows) {
+void find_rows(const InteractBatch& batch, Array InteractGroup::* array, int64_t sample, T** rows) {
   for (int32_t i = 0; i < batch.group_count; ++i) {
     const InteractGroup& group = batch.groups[i];
     T* row = static_cast<T*>(group.*array) + sample * group.rows * batch.width;
@@ -121,11 +121,9 @@ void transpose_rows(const T* const* rows, int64_t width, int64_t stride, float* 
 // Products of rows [row, row + R) with the C vectors of rows from `column`.
 template <int R, int C>
 ALWAYS_INLINE void multiply_tile(const float* columns, int64_t width, int64_t stride, int64_t row,
-                          int64_t column, float* pairs) {
+                                 int64_t column, float* pairs) {
   Vector sums[R][C];
-  UNROLL for (int r = 0; r < R; ++r) {
-    UNROLL for (int c = 0; c < C; ++c) sums[r][c] = Vector{};
-  }
+  UNROLL for (int r = 0; r < R; ++r) { UNROLL for (int c = 0; c < C; ++c) sums[r][c] = Vector{}; }
   for (int64_t d = 0; d < width; ++d, columns += stride) {
     Vector x[C];
     UNROLL for (int c = 0; c < C; ++c) x[c] = load(columns + column + c * kLanes);
@@ -141,8 +139,7 @@ ALWAYS_INLINE void multiply_tile(const float* columns, int64_t width, int64_t st
 
 // The strict lower triangle of X X^T, row-major. Whole vectors are stored: what one writes beyond
 // its row lies in rows that are written later, or within the kLanes values after the last pair.
-void multiply(const float* columns, int64_t features, int64_t width, int64_t stride,
-              float* pairs) {
+void multiply(const float* columns, int64_t features, int64_t width, int64_t stride, float* pairs) {
   // Rows of one band need equally many vectors of columns: those up to the diagonal.
   for (int64_t band = 1; band < features; band += kLanes) {
     const int64_t end = band + kLanes < features ? band + kLanes : features;
@@ -191,8 +188,8 @@ int forward(const InteractBatch& batch, int64_t begin, int64_t end, T* output) {
 // Rows [row, row + R) of S X for V vectors of columns; S is symmetric, with a zero diagonal and
 // `pairs` as its lower triangle. `x` and `sums` begin at these columns.
 template <int R, int V>
-ALWAYS_INLINE void symmetric_product(const float* pairs, const float* x, int64_t features, int64_t stride,
-                              int64_t row, Vector (&sums)[R][V]) {
+ALWAYS_INLINE void symmetric_product(const float* pairs, const float* x, int64_t features,
+                                     int64_t stride, int64_t row, Vector (&sums)[R][V]) {
   const auto add = [&](int64_t j, int r, float factor) {
     UNROLL for (int v = 0; v < V; ++v) sums[r][v] += factor * load(x + j * stride + v * kLanes);
   };
@@ -213,13 +210,11 @@ ALWAYS_INLINE void symmetric_product(const float* pairs, const float* x, int64_t
 }
 
 template <int R, int V, typename T>
-ALWAYS_INLINE void gradient_tile(const float* pairs, const float* x, const T* upstream, int64_t features,
-                          int64_t width, int64_t stride, int64_t row, int64_t column,
-                          T* const* gradients) {
+ALWAYS_INLINE void gradient_tile(const float* pairs, const float* x, const T* upstream,
+                                 int64_t features, int64_t width, int64_t stride, int64_t row,
+                                 int64_t column, T* const* gradients) {
   Vector sums[R][V];
-  UNROLL for (int r = 0; r < R; ++r) {
-    UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vector{};
-  }
+  UNROLL for (int r = 0; r < R; ++r) { UNROLL for (int v = 0; v < V; ++v) sums[r][v] = Vector{}; }
   if (row == 0) {
     UNROLL for (int v = 0; v < V; ++v) {
       const int64_t d = column + v * kLanes;

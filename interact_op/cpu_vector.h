@@ -18,7 +18,8 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-constexpr int kRows = 8;  // of a register tile; with two vectors a row, sums fill half the registers
+// Rows of a register tile: with two vectors a row, the sums fill half of the registers.
+constexpr int kRows = 8;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kRows = 6;
@@ -105,8 +106,7 @@ inline Vector load(const Float16* from) {
   const Words magnitude = (bits & 0x7fff) << 13;
   const Words normal = magnitude + (112u << 23);
   const Vector smallest = bits_of<Vector>(Words{} + (113u << 23));  // 2^-14
-  const Words subnormal =
-      bits_of<Words>(bits_of<Vector>(magnitude + (113u << 23)) - smallest);
+  const Words subnormal = bits_of<Words>(bits_of<Vector>(magnitude + (113u << 23)) - smallest);
   const Words special = magnitude | 0x7f800000;
   const Words finite = magnitude < (1u << 23) ? subnormal : normal;
   return bits_of<Vector>(sign | (magnitude < (31u << 23) ? finite : special));
@@ -115,8 +115,7 @@ inline Vector load(const Float16* from) {
 inline void store(Float16* to, Vector values) {
   const Words bits = bits_of<Words>(values);
   const Words magnitude = bits & 0x7fffffff;
-  const Words normal =
-      (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  const Words normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
   // Adding 0.5 leaves the ten bits of a subnormal float16, rounded, at the end of the sum.
   const Words subnormal =
       bits_of<Words>(bits_of<Vector>(magnitude) + 0.5f) - bits_of<uint32_t>(0.5f);

@@ -1,6 +1,6 @@
-// The CUDA kernels. A warp takes a sample at a time, with all its vectors in shared memory, and goes
-// on to others until the batch is done: no atomics, no synchronisation beyond the warp. Samples too
-// large for shared memory take kernels that read global memory as they go.
+// The CUDA kernels. A warp takes a sample at a time, with all its vectors in shared memory, and
+// goes on to others until the batch is done: no atomics, no synchronisation beyond the warp.
+// Samples too large for shared memory take kernels that read global memory as they go.
 
 #include <stdint.h>
 #include <string.h>

@@ -1,7 +1,8 @@
-// Products of 16 x 16 tiles in shared memory by one warp: tensor cores, or plain float32 arithmetic.
+// Products of 16 x 16 tiles in shared memory by one warp: tensor cores, or plain float32
+// arithmetic.
 //
-// Both kinds have the same three operations and read the same memory, so kernels need not know which
-// they use. Tensor cores sum in float32 too.
+// Both kinds have the same three operations and read the same memory, so kernels need not know
+// which they use. Tensor cores sum in float32 too.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -90,9 +90,7 @@ REGISTER_OP("DotInteractGrad")
     .Attr("N: int >= 1")
     .SetShapeFn(infer_backward);
 
-void* data_of(const Tensor& tensor) {
-  return const_cast<char*>(tensor.tensor_data().data());
-}
+void* data_of(const Tensor& tensor) { return const_cast<char*>(tensor.tensor_data().data()); }
 
 int32_t type_of(DataType type) {
   switch (type) {
@@ -149,9 +147,9 @@ struct Cpu {
                         if (samples(begin, end) != 0) failed = true;
                       });
     OP_REQUIRES(context, !failed,
-                absl::ResourceExhaustedError(
-                    absl::StrCat("no memory for the dot interaction of ", inputs.features,
-                                 " vectors of ", inputs.width, " values")));
+                absl::ResourceExhaustedError(absl::StrCat("no memory for the dot interaction of ",
+                                                          inputs.features, " vectors of ",
+                                                          inputs.width, " values")));
   }
 
   static void forward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
@@ -196,29 +194,26 @@ struct Cuda {
 
   static bool few_enough(OpKernelContext* context, const InteractBatch& batch) {
     if (batch.group_count <= INTERACT_CUDA_MAX_GROUPS) return true;
-    context->SetStatus(absl::InvalidArgumentError(
-        absl::StrCat("expected at most ", INTERACT_CUDA_MAX_GROUPS - 1,
-                     " tensors of vectors on a GPU, found ", batch.group_count - 1,
-                     "; join some")));
+    context->SetStatus(absl::InvalidArgumentError(absl::StrCat(
+        "expected at most ", INTERACT_CUDA_MAX_GROUPS - 1, " tensors of vectors on a GPU, found ",
+        batch.group_count - 1, "; join some")));
     return false;
   }
 
   static void forward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
                       void* output) {
     if (!few_enough(context, batch)) return;
-    check(context,
-          interact_cuda_forward(&batch, inputs.batch,
-                                tensorflow::tensor_float_32_execution_enabled(), output,
-                                stream(context)));
+    check(context, interact_cuda_forward(&batch, inputs.batch,
+                                         tensorflow::tensor_float_32_execution_enabled(), output,
+                                         stream(context)));
   }
 
   static void backward(OpKernelContext* context, const Inputs& inputs, const InteractBatch& batch,
                        const void* upstream) {
     if (!few_enough(context, batch)) return;
-    check(context,
-          interact_cuda_backward(&batch, inputs.batch,
-                                 tensorflow::tensor_float_32_execution_enabled(), upstream,
-                                 stream(context)));
+    check(context, interact_cuda_backward(&batch, inputs.batch,
+                                          tensorflow::tensor_float_32_execution_enabled(), upstream,
+                                          stream(context)));
   }
 };
 
@@ -251,15 +246,15 @@ class Backward : public OpKernel {
     const Tensor& upstream = context->input(0);
     const TensorShape expected(
         {inputs.batch, interact_output_width(inputs.features, inputs.width)});
-    OP_REQUIRES(context, upstream.shape() == expected,
-                absl::InvalidArgumentError(absl::StrCat("expected upstream ",
-                                                        expected.DebugString(), ", found ",
-                                                        upstream.shape().DebugString())));
+    OP_REQUIRES(
+        context, upstream.shape() == expected,
+        absl::InvalidArgumentError(absl::StrCat("expected upstream ", expected.DebugString(),
+                                                ", found ", upstream.shape().DebugString())));
     for (size_t i = 0; i < inputs.groups.size(); ++i) {
       const int index = static_cast<int>(i);
       Tensor* gradient;
-      OP_REQUIRES_OK(context, context->allocate_output(
-                                  index, context->input(index + 1).shape(), &gradient));
+      OP_REQUIRES_OK(context,
+                     context->allocate_output(index, context->input(index + 1).shape(), &gradient));
       inputs.groups[i].gradient = data_of(*gradient);
     }
     const InteractBatch batch = inputs.described(upstream.dtype());

@@ -1,8 +1,8 @@
 // Enough of CUDA for cuda_kernels.cu to run on a CPU: what its kernels compute and where they read
 // and write can then be tested without a GPU. Nothing of a GPU's timing or memory is modelled.
 //
-// A warp's lanes are coroutines; at __syncwarp each waits for the others. Only what these kernels use
-// is here: no synchronisation beyond a warp, so warps run one after another.
+// A warp's lanes are coroutines; at __syncwarp each waits for the others. Only what these kernels
+// use is here: no synchronisation beyond a warp, so warps run one after another.
 #pragma once
 
 #include <stddef.h>
@@ -109,7 +109,7 @@ struct col_major {};
 enum layout_t { mem_row_major };
 namespace precision {
 struct tf32 {};
-}
+}  // namespace precision
 
 inline float value_of(float value) { return value; }
 inline float value_of(__half value) { return __half2float(value); }

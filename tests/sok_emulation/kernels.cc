@@ -154,10 +154,10 @@ class Export : public OnTable {
   }
 };
 
-REGISTER_KERNEL_BUILDER(
-    Name("DistSelect").Device(DEVICE_CPU).TypeConstraint<int32_t>("Tindices"), DistSelect<int32_t>);
-REGISTER_KERNEL_BUILDER(
-    Name("DistSelect").Device(DEVICE_CPU).TypeConstraint<int64_t>("Tindices"), DistSelect<int64_t>);
+REGISTER_KERNEL_BUILDER(Name("DistSelect").Device(DEVICE_CPU).TypeConstraint<int32_t>("Tindices"),
+                        DistSelect<int32_t>);
+REGISTER_KERNEL_BUILDER(Name("DistSelect").Device(DEVICE_CPU).TypeConstraint<int64_t>("Tindices"),
+                        DistSelect<int64_t>);
 REGISTER_KERNEL_BUILDER(Name("DummyVarHandle").Device(DEVICE_CPU), Handle);
 REGISTER_KERNEL_BUILDER(Name("DummyVarInitialize").Device(DEVICE_CPU), Initialize);
 REGISTER_KERNEL_BUILDER(Name("DummyVarSparseRead").Device(DEVICE_CPU), SparseRead);
