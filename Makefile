@@ -74,10 +74,10 @@ test: setup
 	$(RUN) python3 -m pytest
 
 faults: setup
-	$(RUN) python3 tests/faults.py $(FAULTS)
+	$(RUN) python3 -m tests.faults.suite $(FAULTS)
 
 test-ingest: setup
-	$(RUN) KILLS=10 python3 -m pytest tests/test_ingest_resume.py
+	$(RUN) KILLS=10 python3 -m pytest tests/commands/test_ingest_resume.py
 	$(RUN) python3 -m benchmarks.engines --rows $(ROWS) --files 8
 
 lint: .venv/.ready
@@ -90,7 +90,7 @@ interact_op: setup
 	$(RUN) $(MAKE) --directory=interact_op
 
 test-interact: interact_op
-	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/test_interact_op.py
+	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/unit/interact_op/test_interact_op.py
 	$(MAKE) --directory=interact_op sanitize
 
 bundle: interact_op

@@ -1,0 +1,1 @@
+"""Tests of the whole project; README.md is their map."""

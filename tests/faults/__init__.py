@@ -1,0 +1,1 @@
+"""The fault suite: what a run promises of each fault."""

@@ -1,0 +1,46 @@
+"""The quick part of the fault suite: a trial of each fault, with as few starts of ranks as will do.
+
+`make faults` tries all of them, and more often. Ranks that hang are in test_watchdog.py, quicker.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dlrm.checkpoint import directory
+from tests.faults import suite
+from tests.support import jobs
+
+# On one rank where others do nothing else.
+TRIALS = {
+    "signal_in_training": 2,
+    "killed_at_save_points": 2,
+    "disk_full": 1,
+    "read_only": 1,
+    "damaged": 1,
+    "other_shape": 1,
+    "other_data": 1,
+    "not_finite": 1,
+    "launch_restarts": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> jobs.Ground:
+    return jobs.Ground(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_keeps_its_promise(name: str, ground: jobs.Ground) -> None:
+    seed = str(time.time_ns())
+    print("seed", seed)
+    print(suite.attempt(ground, name, TRIALS[name], seed))
+
+
+def test_the_weights_of_another_step_are_other_weights(ground: jobs.Ground) -> None:
+    """What `the same end` is worth: a single step more or less would be seen."""
+    checkpoints = directory.finished(ground.uninterrupted(2))
+    assert [directory.step_of(path) for path in checkpoints][-1] == jobs.STEPS
+    assert not jobs.same(*map(jobs.weights, checkpoints[-2:]))

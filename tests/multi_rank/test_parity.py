@@ -1,0 +1,101 @@
+"""Any number of ranks ends with the weights of a float64 NumPy training of the whole batch."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from tests.multi_rank.workers import parity
+from tests.support.processes import run
+from tests.support.reference_model import ReferenceDLRM
+
+WORKER = "tests.multi_rank.workers.parity"
+RANKS = (1, 2, 3, 4)
+# Of the way that the weights went, by the type of the arithmetic.
+TOLERANCES = {None: 1e-5, "float16": 2e-3, "bfloat16": 0.15}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """(ranks, settings index) -> dense weights at begin and end, tables at begin and end."""
+    found = {}
+    for size in RANKS:
+        folder = tmp_path_factory.mktemp(f"ranks{size}")
+        launch = [] if size == 1 else ["horovodrun", "-np", str(size)]
+        result = run([*launch, sys.executable, "-m", WORKER, str(folder)], time_limit=300)
+        assert result.code == 0, result.output
+        for index in range(len(parity.SETTINGS)):
+            files = [np.load(folder / f"{index}-{rank}.npz") for rank in range(size)]
+            dense = [files[0][f"arr_{i}"] for i in range(len(files[0].files) - 2)]
+            for other in files[1:]:
+                for i, value in enumerate(dense):
+                    np.testing.assert_array_equal(value, other[f"arr_{i}"])
+            half = len(dense) // 2
+            tables = [
+                interleaved([file[name] for file in files]) for name in ("begin_rows", "rows")
+            ]
+            found[size, index] = dense[:half], dense[half:], *tables
+    return found
+
+
+def interleaved(shares):
+    """The fused table from the ranks' shares: key k is row k // size of rank k % size."""
+    total = sum(parity.VOCAB_SIZES)
+    table = np.empty((total, shares[0].shape[1]), np.float32)
+    for rank, share in enumerate(shares):
+        owned = len(table[rank :: len(shares)])
+        assert owned == len(share), "a rank holds exactly its share"
+        table[rank :: len(shares)] = share
+    return table
+
+
+def by_table(fused):
+    return np.split(fused, np.cumsum(parity.VOCAB_SIZES)[:-1])
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("index", range(len(parity.SETTINGS)))
+def test_weights_equal_numpy_training(weights, size, index):
+    settings = parity.SETTINGS[index]
+    begin, end, begin_rows, rows = weights[size, index]
+    samples = parity.Samples(bad=settings.get("bad_ids") == "zero")
+    tables = by_table(begin_rows)
+    ids = samples.ids
+    if settings.get("bad_ids") == "zero":
+        # An id outside its table is a row of zeros that is never trained: give it one, and reset.
+        tables = [np.vstack([table, np.zeros((1, table.shape[1]))]) for table in tables]
+        ids = np.minimum(ids, parity.VOCAB_SIZES)
+    layers = list(zip(begin[::2], begin[1::2]))
+    reference = ReferenceDLRM(tables, layers[:2], layers[2:])
+    for step in range(parity.steps_of(settings)):
+        part = slice(step * parity.GLOBAL_BATCH, (step + 1) * parity.GLOBAL_BATCH)
+        factor = size if settings.get("embedding_grad") == "sum" else 1
+        reference.step(samples.dense[part], ids[part], samples.labels[part], 0.5, factor)
+        if settings.get("bad_ids") == "zero":
+            for table in reference.tables:
+                table[-1] = 0
+
+    expected = [value for layer in reference.bottom + reference.top for value in layer]
+    expected += [table[:rows] for table, rows in zip(reference.tables, parity.VOCAB_SIZES)]
+    found = [*end, *by_table(rows)]
+    start = [*begin, *by_table(begin_rows)]
+    most = max(np.abs(value - want).max() for value, want in zip(found, expected))
+    share = distance(found, expected) / distance(expected, start)
+    print(f"ranks {size}, {settings}: max difference {most:.2e}, {share:.1e} of the way")
+    dtype = settings.get("amp_dtype")
+    assert share < TOLERANCES[dtype]
+    assert dtype or most < 2e-6
+
+
+def distance(values, others):
+    """Euclidean distance of two sets of weights."""
+    return np.sqrt(sum(np.sum(np.square(a - b, dtype=np.float64)) for a, b in zip(values, others)))
+
+
+def test_first_weights_do_not_depend_on_the_number_of_ranks(weights):
+    for (size, index), (begin, _, begin_rows, _) in weights.items():
+        for value, other in zip(begin, weights[1, 0][0]):
+            np.testing.assert_array_equal(value, other, err_msg=f"ranks {size}, setting {index}")
+        np.testing.assert_array_equal(begin_rows, weights[1, 0][2])

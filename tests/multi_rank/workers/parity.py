@@ -1,0 +1,107 @@
+"""Trains the same few steps in each of several settings and saves the weights of every rank."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import numpy as np
+
+from dlrm.config import Config
+from dlrm.data import Batches, Data
+from dlrm.distributed.collective import connect
+from dlrm.train.run import build_trainer
+from model import build_model
+
+SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
+# One table with a single row, one larger than a batch, most smaller: duplicates in every batch.
+VOCAB_SIZES = (50, 7, 1, 300, 3)
+SETTINGS: list[dict[str, Any]] = [
+    {"compress": compress, "xla": xla}
+    for compress, xla in itertools.product((False, True), (False, True))
+]
+SETTINGS += [
+    {"compress": True, "xla": False, "bad_ids": "zero"},
+    {"compress": False, "xla": False, "embedding_grad": "sum"},
+    {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16"},
+    {"compress": False, "xla": False, "amp": True, "amp_dtype": "bfloat16"},
+]
+
+
+class Samples:
+    """A source of random samples, some ids outside their table if `bad`."""
+
+    def __init__(self, bad: bool) -> None:
+        rng = np.random.default_rng(SEED)
+        self.num_samples, self.num_dense = STEPS * GLOBAL_BATCH, NUM_DENSE
+        self.vocab_sizes, self.fingerprint = VOCAB_SIZES, ""
+        self.dense = rng.random((self.num_samples, NUM_DENSE), np.float32)
+        self.ids = (rng.random((self.num_samples, len(VOCAB_SIZES))) ** 2 * VOCAB_SIZES).astype(
+            np.int32
+        )
+        if bad:
+            self.ids[rng.random(self.ids.shape) < 0.05] = 1000
+        self.labels = rng.integers(0, 2, self.num_samples).astype(np.float32)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Samples [start, stop)."""
+        return self.dense[start:stop], self.ids[start:stop], self.labels[start:stop]
+
+
+class Silent:
+    """Hears no reports."""
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """Nothing."""
+
+    def evaluation(self, result: object) -> None:
+        """Nothing."""
+
+
+def steps_of(settings: dict[str, Any]) -> int:
+    """In 16 bits a ReLU soon takes the other side of zero and the ways part: one step only."""
+    return 1 if settings.get("amp") else STEPS
+
+
+def config_of(**settings: Any) -> Config:
+    """The small model of this test; a constant learning rate large enough to move weights."""
+    return Config.of(
+        use_synthetic_dataset=True,
+        global_batch_size=GLOBAL_BATCH,
+        embedding_dim=8,
+        bottom_mlp=(16, 8),
+        top_mlp=(16, 8, 1),
+        seed=SEED,
+        lr=0.5,
+        warmup_steps=0,
+        decay_start_step=1000,
+        **settings,
+    )
+
+
+def main(folder: str) -> None:
+    """Saves `settings index`-`rank`.npz: this rank's rows and the dense weights, begin and end."""
+    collective = connect()
+    for index, settings in enumerate(SETTINGS):
+        samples = Samples(bad=settings.get("bad_ids") == "zero")
+        samples.num_samples = steps_of(settings) * GLOBAL_BATCH
+        batches = Batches(
+            samples, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
+        )
+        data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
+        trainer = build_trainer(config_of(**settings), collective, data, build_model)
+        begin = [variable.numpy() for variable in trainer.dense.values()]
+        begin_rows = trainer.embedding.variable.numpy()
+        trainer.train([batches], batches, Silent())
+        np.savez(
+            f"{folder}/{index}-{collective.rank}.npz",
+            *begin,
+            *[variable.numpy() for variable in trainer.dense.values()],
+            begin_rows=begin_rows,
+            rows=trainer.embedding.variable.numpy(),
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,258 @@
+"""Real training runs that faults are done to, and what they leave behind.
+
+A small model on small data, started as a user would. Knows processes, flags and files, nothing of
+the faults; unlike the tests beside it, it must not load TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.manifest import read_manifest
+from dlrm.checkpoint.safetensors_file import TensorReader
+from tests.support.processes import Ended, run
+
+MARK = "TEST_JOB_MARK"
+TIME_LIMIT = 240.0  # a start on three ranks takes 10 to 60 s of two cores, by how busy they are
+POLL_SECONDS = 0.001
+NUM_DENSE, VOCAB_SIZES = 4, (40000, 300, 5)
+GLOBAL_BATCH, EPOCH_STEPS, TEST_SAMPLES = 48, 40, 48 * 50 - 5
+EPOCHS, EVAL_INTERVAL, CHECKPOINT_INTERVAL = 2, 30, 10
+STEPS = EPOCHS * EPOCH_STEPS
+SETTINGS: dict[str, Any] = {
+    "global_batch_size": GLOBAL_BATCH,
+    "embedding_dim": 16,
+    "bottom_mlp": "32,16",
+    "top_mlp": "32,1",
+    "lr": 0.1,
+    "warmup_steps": 20,
+    "decay_start_step": 60,
+    "decay_steps": 500,
+    "epochs": EPOCHS,
+    "eval_interval": EVAL_INTERVAL,
+    "auc_target": 1.0,
+    "checkpoint_interval": CHECKPOINT_INTERVAL,
+    "log_interval": 1,
+}
+Weights = dict[str, NDArray[Any]]
+
+
+def write_data(folder: Path) -> None:
+    """Writes training and test data as split_bin.py does."""
+    for part, samples in (("train", EPOCH_STEPS * GLOBAL_BATCH + 10), ("test", TEST_SAMPLES)):
+        generator = np.random.default_rng(samples)
+        (folder / part).mkdir(parents=True)
+        columns = {
+            "label": generator.integers(0, 2, samples).astype("<i4"),
+            "dense": generator.random([samples, NUM_DENSE]).astype("<f4"),
+            "category": generator.integers(0, VOCAB_SIZES, [samples, 3]).astype("<i4"),
+        }
+        for name, values in columns.items():
+            values.tofile(folder / part / f"{name}.bin")
+        metadata = {
+            "vocab_sizes": list(VOCAB_SIZES),
+            "label_raw_type": "int32",
+            "dense_raw_type": "float32",
+            "category_raw_type": "int32",
+            "dense_log": False,
+            "num_dense": NUM_DENSE,
+        }
+        (folder / part / "metadata.json").write_text(json.dumps(metadata))
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings beside `SETTINGS` as arguments of main.py."""
+    return [f"--{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
+
+
+def on_ranks(ranks: int, *command: str | Path) -> list[str | Path]:
+    """The command line that starts a command on so many ranks."""
+    horovodrun = Path(sys.executable).with_name("horovodrun")
+    alone: list[str | Path] = ["./hvd_wrapper.sh", *command]
+    return alone if ranks == 1 else [horovodrun, "--gloo", "-np", str(ranks), *alone]
+
+
+class Job:
+    """A command that is under way, whose ranks can be found and whose output can be read.
+
+    Args:
+        output: where its output goes.
+        command: as for `processes.run`.
+        program: the script that its ranks run, or `-m` and the module.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        command: Sequence[str | Path],
+        program: Sequence[str | Path] = ("main.py",),
+    ) -> None:
+        self._mark = uuid.uuid4().hex
+        self._output, self._program = output, program
+        output.touch()
+        pool = ThreadPoolExecutor(1)
+        self._ended = pool.submit(
+            run,
+            ["sh", "-c", 'exec "$@" >"$0" 2>&1', output, *command],
+            time_limit=TIME_LIMIT,
+            env={MARK: self._mark},
+        )
+        pool.shutdown(wait=False)
+
+    def __enter__(self) -> Job:
+        """Itself; leaving the context ends what still runs."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while not self._ended.done():
+            for pid in self.ranks().values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    @property
+    def output(self) -> str:
+        """What it wrote so far."""
+        return self._output.read_text(errors="replace")
+
+    def processes(self, *words: str | Path) -> Iterator[psutil.Process]:
+        """Its live processes of an interpreter and these first arguments."""
+        argv = [os.fspath(word) for word in words]
+        for process in psutil.process_iter(["cmdline", "environ", "status"]):
+            started = (process.info["cmdline"] or [])[1 : 1 + len(argv)] == argv
+            ours = (process.info["environ"] or {}).get(MARK) == self._mark
+            if started and ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+                yield process
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids of the ranks that run, the shells around them left out."""
+        return {
+            int(process.info["environ"].get("HOROVOD_RANK", 0)): process.pid
+            for process in self.processes(*self._program)
+        }
+
+    def send(self, rank: int, number: signal.Signals) -> None:
+        """Sends a signal to a rank, which must be there."""
+        os.kill(self.ranks()[rank], number)
+
+    def wait_for(self, what: str, condition: Callable[[], Any]) -> None:
+        """Waits until the condition holds, which must be before the end."""
+        end = time.monotonic() + TIME_LIMIT
+        while not condition():
+            assert not self._ended.done(), f"ended before {what}:\n{self.output}"
+            assert time.monotonic() < end, f"no {what}:\n{self.output}"
+            time.sleep(POLL_SECONDS)
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until rank 0 has said that it has done the step."""
+        self.wait_for(f"step {step}", lambda: f"Iteration:{step}\t" in self.output)
+
+    def wait_until_gone(self, ranks: Sequence[int], seconds: float) -> float:
+        """Waits until these ranks are gone; gives the seconds it took."""
+        begin = time.monotonic()
+        while left := self.ranks().keys() & set(ranks):
+            waited = time.monotonic() - begin
+            assert waited < seconds, f"ranks {left} still run after {waited:.0f} s:\n{self.output}"
+            time.sleep(0.05)
+        return time.monotonic() - begin
+
+    def end(self) -> Ended:
+        """Waits for its end."""
+        try:
+            ended = self._ended.result()
+        except AssertionError as error:  # out of time, or left a process behind
+            raise AssertionError(f"{error}\n{self.output}") from None
+        return Ended(ended.code, self.output + ended.output, ended.seconds)
+
+
+def code_of_ranks(ended: Ended) -> int:
+    """The code of the first rank that failed; of the command where no launcher names it."""
+    found = re.search(r"^Process \d+ exit with status code (\d+)", ended.output, re.MULTILINE)
+    return int(found[1]) if found else ended.code
+
+
+def errors(output: str) -> list[str]:
+    """Each distinct error line, without the launcher's prefix."""
+    return sorted(set(re.findall(r"^(?:\[\d+\]<stderr>:)?error: (.*)$", output, re.MULTILINE)))
+
+
+def weights(checkpoint: Path) -> Weights:
+    """All tensors of a checkpoint, every byte of it checked.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    manifest = read_manifest(checkpoint)
+    found = {}
+    for file, seal in manifest.files.items():
+        with TensorReader(checkpoint / file, seal) as reader:
+            reader.verify()
+            found.update({f"{file} {name}": reader.read(name) for name in reader.tensors})
+    return found
+
+
+def whole(directory: Path) -> list[int]:
+    """The steps of the checkpoints of a folder, each of which must be whole.
+
+    Raises:
+        ValueError: one is not.
+    """
+    found = names.finished(directory)
+    for path in found:
+        weights(path)
+    return [names.step_of(path) for path in found]
+
+
+def same(one: Weights, other: Weights) -> bool:
+    """Whether two checkpoints hold the same tensors, bit for bit."""
+    return one.keys() == other.keys() and all(
+        values.tobytes() == other[name].tobytes() for name, values in one.items()
+    )
+
+
+class Ground:
+    """What all trials share: the data, and an uninterrupted run of each number of ranks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        write_data(self.data)
+
+    def uninterrupted(self, ranks: int) -> Path:
+        """The checkpoints of a run that nothing happened to, all of them kept."""
+        directory = self.folder / f"uninterrupted-{ranks}"
+        if not directory.exists():
+            settings = {"checkpoint_dir": directory, "keep_checkpoints": STEPS}
+            command = self.training(ranks, settings)
+            ended = Job(self.folder / f"uninterrupted-{ranks}.txt", command).end()
+            assert ended.code == 0, ended.output
+        return directory
+
+    def training(
+        self, ranks: int, settings: dict[str, Any], *program: str | Path
+    ) -> list[str | Path]:
+        """The command that trains, by main.py unless another program is named."""
+        words = flags({"data_dir": self.data, **settings})
+        return on_ranks(ranks, "python3", *(program or ["main.py"]), *words)
+
+    def copy(self, ranks: int, step: int, directory: Path) -> Path:
+        """Puts the uninterrupted run's checkpoint of a step into a folder."""
+        name = names.checkpoint_name(step)
+        return Path(shutil.copytree(self.uninterrupted(ranks) / name, directory / name))

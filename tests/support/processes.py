@@ -1,0 +1,177 @@
+"""Starts the real programs as a user would, under a time limit, and finds what they leave behind.
+
+Knows processes only, nothing of training. Every process started here carries a mark in its
+environment, so that it is found wherever launchers put it: horovodrun gives each rank a session of
+its own, out of reach of the process group that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "TEST_PROCESS_MARK"
+GRACE_SECONDS = 5.0  # for the last process to be gone after the one that was started has ended
+# TF2_BEHAVIOR is what TensorFlow has set in this process; users' processes begin without it.
+LAUNCHER = re.compile(
+    r"HOROVOD_|OMPI_|PMIX?_|MPI_|MV2_|SLURM_|CUDA_VISIBLE|OMP_NUM|TF_NUM|TF2_BEHAVIOR"
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended by itself.
+
+    Attributes:
+        code: exit code.
+        output: what it and its children wrote to standard output and standard error.
+        seconds: from start to end.
+    """
+
+    code: int
+    output: str
+    seconds: float
+
+    def count(self, text: str) -> int:
+        """How often `text` stands in the output."""
+        return self.output.count(text)
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    time_limit: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+) -> Ended:
+    """Runs a command in a session of its own and checks that nothing of it outlives it.
+
+    Args:
+        command: program and arguments; programs beside `sys.executable` are found first.
+        time_limit: seconds.
+        env: variables beside those of this process, without launchers' and TensorFlow's.
+        cwd: where it runs.
+
+    Raises:
+        AssertionError: it ran out of time, or left a process behind; all are killed then.
+    """
+    mark = uuid.uuid4().hex
+    variables = {name: value for name, value in os.environ.items() if not LAUNCHER.match(name)}
+    variables["PATH"] = os.path.dirname(sys.executable) + os.pathsep + variables.get("PATH", "")
+    variables.update(env or {})
+    variables[MARK] = mark
+    start = time.monotonic()
+    # A file and not a pipe: a process left behind must not keep us reading.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [os.fspath(part) for part in command],
+            cwd=cwd,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            try:
+                code = process.wait(time_limit)
+            except subprocess.TimeoutExpired:
+                code = None
+            seconds = time.monotonic() - start
+            left = wait_until_gone(mark, process.pid) if code is not None else {}
+        finally:
+            kill(remaining(mark, process.pid))
+            process.wait()
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    assert code is not None, f"not done after {time_limit} s: {command}\n{text}"
+    assert not left, f"left behind by {command}: {left}\n{text}"
+    return Ended(code, text, seconds)
+
+
+def horovodrun(
+    ranks: int,
+    *command: str | Path,
+    time_limit: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> Ended:
+    """Runs a command on several ranks, each through the wrapper script."""
+    launcher = Path(sys.executable).with_name("horovodrun")
+    # --gloo is what it chooses here by itself, after one more trial import of TensorFlow.
+    return run(
+        [launcher, "--gloo", "-np", str(ranks), "./hvd_wrapper.sh", *command],
+        time_limit=time_limit,
+        env=env,
+    )
+
+
+def remaining(mark: str, session: int) -> dict[int, str]:
+    """Live processes of a session or with a mark in their environment: pid -> command line."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            # After the name, which may hold anything and ends with the last parenthesis.
+            state, _, _, its_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            environment = (folder / "environ").read_bytes()
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # ended meanwhile, or another user's
+        ours = int(its_session) == session or f"{MARK}={mark}".encode() in environment
+        if ours and state != "Z":
+            found[int(folder.name)] = words
+    return found
+
+
+def wait_until_gone(mark: str, session: int) -> dict[int, str]:
+    """What still remains after `GRACE_SECONDS`."""
+    end = time.monotonic() + GRACE_SECONDS
+    while (left := remaining(mark, session)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return left
+
+
+def kill(pids: Mapping[int, str]) -> None:
+    """Ends processes at once."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def without_modules(folder: Path, *names: str) -> dict[str, str]:
+    """Makes Python programs unable to import some top-level modules.
+
+    Args:
+        folder: an empty folder, where the hook is kept.
+        names: the modules.
+
+    Returns:
+        The variables to run the program with.
+    """
+    (folder / "sitecustomize.py").write_text(
+        f"""
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+        return None
+
+sys.meta_path.insert(0, Blocked())
+"""
+    )
+    return {"PYTHONPATH": os.fspath(folder)}

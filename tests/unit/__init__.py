@@ -1,0 +1,1 @@
+"""Tests of one module each, within one process; they take seconds."""

@@ -1,0 +1,313 @@
+"""The flags that users know, what is refused, and flagfiles, through the real command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrm.config import SETTINGS, Config
+from tests.support.processes import ROOT, Ended, run, without_modules
+
+# The flags of the SOK DLRM benchmark. A name or a default changes here only on purpose.
+BENCHMARK_FLAGS: dict[str, Any] = {
+    "data_dir": None,
+    "global_batch_size": 65536,
+    "amp": False,
+    "xla": False,
+    "compress": False,
+    "custom_interact": False,
+    "eval_in_last": False,
+    "use_synthetic_dataset": False,
+    "use_splited_dataset": False,
+    "early_stop": -1,
+    "epochs": 1,
+    "lr": 24.0,
+}
+OUR_FLAGS: dict[str, Any] = {
+    "eval_interval": 3793,
+    "auc_target": 0.8025,
+    "auc_thresholds": 8000,
+    "warmup_steps": None,
+    "decay_start_step": None,
+    "decay_steps": None,
+    "embedding": "auto",
+    "sok_gpu_gb": 16,
+    "embedding_grad": "mean",
+    "embedding_dim": 128,
+    "bottom_mlp": (512, 256, 128),
+    "top_mlp": (1024, 1024, 512, 256, 1),
+    "amp_dtype": "float16",
+    "verify_data": "size",
+    "bad_ids": "error",
+    "seed": 0,
+    "run_dir": None,
+    "log_interval": 1000,
+    "mode": "train",
+    "checkpoint_dir": None,
+    "checkpoint_interval": 10000,
+    "keep_checkpoints": 2,
+    "resume": "auto",
+    "ignore_data_change": False,
+    "stall_timeout": 300.0,
+}
+CHOICES = {
+    "embedding": ["auto", "alltoall", "sok", "sok_dynamic"],
+    "embedding_grad": ["mean", "sum"],
+    "amp_dtype": ["float16", "bfloat16"],
+    "verify_data": ["off", "size", "full"],
+    "bad_ids": ["error", "clip", "zero"],
+    "mode": ["train", "test"],
+}
+PRESETS = sorted((ROOT / "presets").iterdir())
+
+# What main.py makes of its arguments, without a run.
+PARSE = """
+import json, sys
+from absl import flags
+import main
+from dlrm.config import SECTIONS
+main.define_flags()
+flags.FLAGS(sys.argv)
+groups = flags.FLAGS.flags_by_module_dict()
+defined = [flag for section in SECTIONS for flag in groups[section]]
+print(json.dumps({
+    "config": main.config_from_flags().flat(),
+    "defaults": {flag.name: flag.default for flag in defined},
+    "choices": {f.name: f.parser.enum_values for f in defined if hasattr(f.parser, "enum_values")},
+    "help": {flag.name: flag.help for flag in defined},
+}))
+"""
+
+
+def parsed(*arguments: str) -> dict[str, Any]:
+    done = run([sys.executable, "-c", PARSE, *arguments], time_limit=60)
+    assert done.code == 0, done.output
+    result: dict[str, Any] = json.loads(done.output)
+    return result
+
+
+HEAVY = ("tensorflow", "keras", "horovod", "numpy")
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> dict[str, str]:
+    """Where nothing heavy can be imported: flags must be judged before that."""
+    return without_modules(tmp_path, *HEAVY)
+
+
+def main(env: dict[str, str], *arguments: str) -> Ended:
+    return run(["python3", "main.py", *arguments], time_limit=60, env=env)
+
+
+def assert_one_line(ended: Ended, *parts: str) -> None:
+    assert ended.code == 1
+    lines = ended.output.strip().splitlines()
+    assert len(lines) == 1, ended.output
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_defaults_are_frozen() -> None:
+    frozen = {**BENCHMARK_FLAGS, **OUR_FLAGS}
+    config = Config.of(use_synthetic_dataset=True)
+    found = {setting.name: setting.default for setting in SETTINGS}
+    assert len(found) == len(SETTINGS), "two fields of one name"
+    assert found == frozen
+    # 1 == True, so types are compared too.
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in frozen.items()
+    }
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.optimizer.lr = 1.0  # type: ignore[misc]
+
+
+def test_flags_are_the_fields() -> None:
+    result = parsed("--use_synthetic_dataset")
+    frozen = {**BENCHMARK_FLAGS, **OUR_FLAGS}
+    for name in ("bottom_mlp", "top_mlp"):
+        frozen[name] = [str(units) for units in frozen[name]]
+    assert result["defaults"] == frozen
+    assert result["choices"] == CHOICES
+    assert all(len(text) > 10 for text in result["help"].values())
+    assert result["config"] == json.loads(json.dumps(Config.of(use_synthetic_dataset=True).flat()))
+
+
+def test_every_flag_arrives() -> None:
+    """A value other than the default for each, in each way of writing a boolean."""
+    given = {
+        "data_dir": "some/folder",
+        "global_batch_size": 2048,
+        "eval_interval": 7,
+        "auc_target": 0.5,
+        "auc_thresholds": 100,
+        "warmup_steps": 3,
+        "decay_start_step": 5,
+        "decay_steps": 9,
+        "embedding": "alltoall",
+        "sok_gpu_gb": 3,
+        "embedding_grad": "sum",
+        "embedding_dim": 8,
+        "amp_dtype": "bfloat16",
+        "verify_data": "full",
+        "bad_ids": "clip",
+        "seed": 11,
+        "run_dir": "other/folder",
+        "log_interval": 13,
+        "early_stop": 17,
+        "epochs": 2,
+        "lr": 0.25,
+        "mode": "test",
+        "checkpoint_dir": "third/folder",
+        "checkpoint_interval": 19,
+        "keep_checkpoints": 4,
+        "resume": "a/checkpoint",
+        "stall_timeout": 30.5,
+    }
+    written = [f"--{name}={value}" for name, value in given.items()]
+    written += ["--bottom_mlp=16,8", "--top_mlp=32,1"]
+    written += ["--amp", "--xla=true", "--compress=True", "--eval_in_last=1", "--nocustom_interact"]
+    written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
+    config = parsed(*written)["config"]
+    true = ("amp", "xla", "compress", "eval_in_last", "use_splited_dataset", "ignore_data_change")
+    assert config == {
+        **given,
+        **dict.fromkeys(true, True),
+        "custom_interact": False,
+        "use_synthetic_dataset": False,
+        "bottom_mlp": [16, 8],
+        "top_mlp": [32, 1],
+    }
+
+
+def test_schedule_is_scaled_where_it_is_not_given() -> None:
+    schedule = Config.of(use_synthetic_dataset=True).optimizer.schedule(65536)
+    found = (schedule.warmup_steps, schedule.decay_start_step, schedule.decay_steps)
+    assert found == (2320, 41609, 23432)
+    schedule = Config.of(use_synthetic_dataset=True, warmup_steps=0, lr=1.5).optimizer.schedule(
+        110592
+    )
+    assert (schedule.base, schedule.warmup_steps) == (1.5, 0)
+    assert (schedule.decay_start_step, schedule.decay_steps) == (24657, 13886)
+
+
+@pytest.mark.parametrize(
+    ("amp", "dtype", "compute", "scale"),
+    [
+        (False, "float16", "float32", 1.0),
+        (True, "float16", "float16", 1024.0),
+        (True, "bfloat16", "bfloat16", 1.0),
+        (False, "bfloat16", "float32", 1.0),
+    ],
+)
+def test_loss_scale(amp: bool, dtype: str, compute: str, scale: float) -> None:
+    config = Config.of(use_synthetic_dataset=True, amp=amp, amp_dtype=dtype)
+    assert (config.model.compute_dtype, config.model.loss_scale) == (compute, scale)
+
+
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"use_synthetic_dataset": False}, ["--data_dir", "--use_synthetic_dataset"]),
+    ({"use_synthetic_dataset": False, "data_dir": ""}, ["--data_dir"]),
+    ({"global_batch_size": 0}, ["--global_batch_size", "1 or more", "found 0"]),
+    ({"embedding_dim": 0, "bottom_mlp": (0,)}, ["--embedding_dim", "1 or more", "found 0"]),
+    ({"epochs": 0}, ["--epochs", "1 or more", "found 0"]),
+    ({"eval_interval": -5}, ["--eval_interval", "1 or more", "found -5"]),
+    ({"log_interval": 0}, ["--log_interval", "1 or more", "found 0"]),
+    ({"auc_thresholds": 1}, ["--auc_thresholds", "2 or more", "found 1"]),
+    ({"embedding_dim": 16}, ["--bottom_mlp", "--embedding_dim", "16", "(512, 256, 128)"]),
+    ({"bottom_mlp": ()}, ["--bottom_mlp", "--embedding_dim"]),
+    ({"bottom_mlp": (-4, 128)}, ["--bottom_mlp", "positive"]),
+    ({"top_mlp": (512, 2)}, ["--top_mlp", "1 unit", "(512, 2)"]),
+    ({"top_mlp": ()}, ["--top_mlp", "1 unit"]),
+    ({"top_mlp": (0, 1)}, ["--top_mlp", "positive"]),
+    ({"warmup_steps": -1}, ["--warmup_steps", "-1"]),
+    ({"warmup_steps": 10, "decay_start_step": 9}, ["--warmup_steps", "--decay_start_step"]),
+    ({"decay_steps": -1}, ["--decay_steps", "-1"]),
+]
+
+
+@pytest.mark.parametrize(("settings", "parts"), REFUSED, ids=lambda value: str(value)[:50])
+def test_refused_with_one_line(settings: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ValueError, match="--") as caught:
+        Config.of(**{"use_synthetic_dataset": True, **settings})
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_heavy_modules_are_really_blocked(light: dict[str, str]) -> None:
+    for name in HEAVY:
+        ended = run(["python3", "-c", f"import {name}"], time_limit=60, env=light)
+        assert f"No module named '{name}' (blocked)" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--data_dir=FOLDER", "--use_synthetic_dataset"]),
+        (["--data_dir=x", "--embedding_dim=64"], ["--embedding_dim", "expected 64"]),
+        (["--data_dir=x", "--bottom_mlp=512,a,128"], ["--bottom_mlp", "512,a,128", "integers"]),
+        (["--data_dir=x", "--top_mlp="], ["--top_mlp"]),
+        (["--data_dir", "x", "y"], ["'y'", "--name=value"]),
+    ],
+    ids=str,
+)
+def test_refused_on_the_command_line(
+    light: dict[str, str], arguments: list[str], parts: list[str]
+) -> None:
+    assert_one_line(main(light, *arguments), *parts)
+
+
+@pytest.mark.parametrize(
+    "argument", ["--lr=fast", "--bad_ids=ignore", "--embedding=hugectr", "--epoch_count=3"]
+)
+def test_unknown_values_and_flags(light: dict[str, str], argument: str) -> None:
+    ended = main(light, "--use_synthetic_dataset", argument)
+    assert ended.code == 1
+    assert "Traceback" not in ended.output
+    assert argument.strip("-").partition("=")[0] in ended.output
+
+
+def test_flagfile(light: dict[str, str], tmp_path: Path) -> None:
+    flagfile = tmp_path / "some.flags"
+    flagfile.write_text("# a comment\n--use_synthetic_dataset\n\n--epochs=3\n--compress\n")
+    config = parsed(f"--flagfile={flagfile}", "--epochs=2")["config"]
+    assert config["epochs"] == 2, "the command line comes after the file, and wins"
+    assert config["compress"]
+    assert config["use_synthetic_dataset"]
+
+    flagfile.write_text("--use_synthetic_dataset\n--eval_interval=0\n")
+    assert_one_line(main(light, f"--flagfile={flagfile}"), "--eval_interval", "found 0")
+
+    ended = main(light, f"--flagfile={tmp_path / 'missing.flags'}")
+    assert ended.code == 1
+    assert "missing.flags" in ended.output
+
+
+def test_help_names_every_flag(light: dict[str, str]) -> None:
+    ended = main(light, "--help")
+    for name in {**BENCHMARK_FLAGS, **OUR_FLAGS}:
+        assert f"{name}:" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_presets_are_there() -> None:
+    names = {path.name for path in PRESETS}
+    assert names >= {"demo.flags", "logs.flags", "kaggle.flags", "terabyte.flags"}
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_preset_is_a_config(preset: Path) -> None:
+    config = parsed(f"--flagfile={preset}", "--data_dir=data")["config"]
+    assert config["data_dir"] == "data"
+    assert config["bottom_mlp"][-1] == config["embedding_dim"]
+    lines = preset.read_text().splitlines()
+    written = [line for line in lines if line.startswith("--")]
+    assert len({line.partition("=")[0] for line in written}) == len(written), "a flag twice"
+    assert lines[0].startswith("#"), "a preset says what it is for"

@@ -1,0 +1,162 @@
+"""What a run does around its training: go on from a checkpoint, evaluate one, end in good order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dataset import open_data
+from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint.manifest import DENSE_FILE, read_manifest
+from dlrm.checkpoint.safetensors_file import TensorReader
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.config import Config
+from dlrm.train import run as program
+from model import build_model
+from tests.multi_rank.test_failures import TINY, write_split
+
+STEPS = 12  # of an epoch: 96 samples in batches of 8
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_split(tmp_path / "data" / "train", 8 * STEPS + 5)
+    write_split(tmp_path / "data" / "test", 30)
+    return tmp_path / "data"
+
+
+def config(data: Path, **settings: Any) -> Config:
+    given = {**TINY, "data_dir": os.fspath(data), "eval_in_last": False, "auc_target": 2.0}
+    return Config.of(**{**given, "epochs": 2, "eval_interval": 5, "log_interval": 1, **settings})
+
+
+def weights(directory: Path) -> list[np.ndarray]:
+    """All weights of the newest checkpoint."""
+    path = folder.finished(directory)[-1]
+    manifest = read_manifest(path)
+    with TableReader(path, manifest) as reader:
+        table = reader.read_keys(0, reader.keys)
+    with TensorReader(path / DENSE_FILE, manifest.files[DENSE_FILE]) as dense:
+        return [table, *(dense.read(name) for name in dense.tensors)]
+
+
+def evaluations(output: str) -> list[str]:
+    """Where and with which figures each evaluation took place, without its duration."""
+    return re.findall(r"Evaluate in (.*?), test time.*?(AUC.*)", output)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11, 12, 13, 20])
+def test_each_sample_is_seen_once_an_epoch(
+    data: Path, tmp_path: Path, stop: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after any step, also at the end of an epoch or before an evaluation."""
+    assert program.run(config(data, checkpoint_dir=str(tmp_path / "whole")), open_data, build_model)
+    whole = evaluations(capsys.readouterr().out)
+    parts = str(tmp_path / "parts")
+    assert program.run(config(data, checkpoint_dir=parts, early_stop=stop), open_data, build_model)
+    before = capsys.readouterr().out
+    assert folder.finished(Path(parts))[-1].name.endswith(str(stop))
+    position = read_manifest(folder.finished(Path(parts))[-1]).position
+    assert (position.epoch, position.next_sample) == (stop // STEPS, stop % STEPS * 8)
+    assert program.run(config(data, checkpoint_dir=parts), open_data, build_model)
+    after = capsys.readouterr().out
+    assert f"{stop} steps done" in after
+    steps = re.findall(r"^Iteration:(\d+)", before + after, re.MULTILINE)
+    assert [int(step) for step in steps] == list(range(1, 2 * STEPS + 1))
+    # An evaluation that is due where the run stopped is made again.
+    once = evaluations(before)[:-1] if stop % 5 == 0 else evaluations(before)
+    assert once + evaluations(after) == whole
+    for value, expected in zip(weights(Path(parts)), weights(tmp_path / "whole")):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_a_finished_run_stays_finished(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(data, checkpoint_dir=str(tmp_path / "a"), auc_target=-1.0)
+    assert program.run(settings, open_data, build_model)
+    assert "finished: AUC > -1.0" in capsys.readouterr().out
+    before = [path.name for path in folder.finished(tmp_path / "a")]
+    assert program.run(settings, open_data, build_model)
+    output = capsys.readouterr().out
+    assert "finished: AUC > -1.0" in output
+    assert "Iteration" not in output
+    assert [path.name for path in folder.finished(tmp_path / "a")] == before == ["step-0000000005"]
+
+
+@pytest.mark.parametrize("only_test", [False, True])
+def test_a_checkpoint_is_evaluated(
+    data: Path, tmp_path: Path, only_test: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = str(tmp_path / "a")
+    assert program.run(
+        config(data, checkpoint_dir=directory, eval_in_last=True), open_data, build_model
+    )
+    (trained,) = evaluations(capsys.readouterr().out)
+    if only_test:
+        shutil.rmtree(data / "train")
+    # Another batch, as none of it is training.
+    settings = config(data, mode="test", checkpoint_dir=directory, global_batch_size=6)
+    assert program.run(settings.replace(run_dir=str(tmp_path / "run")), open_data, build_model)
+    (tested,) = evaluations(capsys.readouterr().out)
+    assert tested[1] == trained[1]
+    for figure in ("AUC", "log loss", "NE"):
+        assert figure in tested[1]
+    events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in events] == ["start", "evaluation"]
+
+
+def test_nothing_to_evaluate(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--mode=test: no checkpoint in .*; set --resume=PATH"):
+        program.run(
+            config(data, mode="test", checkpoint_dir=str(tmp_path / "a")), open_data, build_model
+        )
+    with pytest.raises(ValueError, match="--mode=test: no checkpoint named"):
+        config(data, mode="test")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_a_step(
+    data: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent by the third log line; the step after it is the last one."""
+    from dlrm.reporting import Reporter
+
+    log = Reporter.step
+
+    def step(self: Reporter, done: int, *arguments: float) -> None:
+        log(self, done, *arguments)
+        if done == 3:
+            os.kill(os.getpid(), number)
+            # The watch's thread hears it.
+            for _ in range(1000):
+                if program_watch and program_watch[0].signal:
+                    return
+                signal.sigtimedwait([], 0.01)
+
+    program_watch: list[Any] = []
+
+    class Kept(program.Watch):  # type: ignore[name-defined]
+        def __enter__(self) -> Any:
+            program_watch.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(Reporter, "step", step)
+    monkeypatch.setattr(program, "Watch", Kept)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert not program.run(config(data, checkpoint_dir=str(tmp_path / "a")), open_data, build_model)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [path.name for path in folder.finished(tmp_path / "a")] == ["step-0000000004"]
+    monkeypatch.undo()
+    assert program.run(config(data, checkpoint_dir=str(tmp_path / "a")), open_data, build_model)
+    assert program.run(config(data, checkpoint_dir=str(tmp_path / "whole")), open_data, build_model)
+    for value, expected in zip(weights(tmp_path / "a"), weights(tmp_path / "whole")):
+        np.testing.assert_array_equal(value, expected)
