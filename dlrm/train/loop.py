@@ -18,6 +18,7 @@ import tensorflow as tf
 from dlrm.config import Config
 from dlrm.data import Batch
 from dlrm.distributed.collective import Collective
+from dlrm.distributed.watchdog import NullWatchdog, Watchdog
 from dlrm.embedding import AllToAllEmbedding
 from dlrm.train.evaluation import Evaluation, Evaluator
 from dlrm.train.step import BAD_IDS, NOT_FINITE, Routes, TrainingStep
@@ -35,26 +36,6 @@ class Reports(Protocol):
 
     def evaluation(self, result: Evaluation) -> None:
         """An evaluation ended."""
-
-
-class Watch(Protocol):
-    """Sees whether this rank still moves, and hears whether it is to stop."""
-
-    @property
-    def signal(self) -> str:
-        """The signal that asks this rank to stop, empty if none does."""
-
-    def moved(self, place: str) -> None:
-        """The main thread has got to `place`, and may now wait for other ranks."""
-
-
-class Unwatched:
-    """A `Watch` that asks for nothing."""
-
-    signal = ""
-
-    def moved(self, place: str) -> None:
-        """Nobody looks."""
 
 
 class TrainingError(ValueError):
@@ -127,7 +108,7 @@ class Trainer:
         *,
         first_step: int = 0,
         save: Callable[[int], None] = lambda step: None,
-        watch: Watch = Unwatched(),  # noqa: B008 - it holds nothing
+        watchdog: Watchdog | NullWatchdog = NullWatchdog(),  # noqa: B008 - it holds nothing
     ) -> Outcome:
         """Runs until the AUC target, `early_stop`, the end of the data, or a signal.
 
@@ -139,7 +120,7 @@ class Trainer:
             reports: hears of losses and evaluations.
             first_step: steps done before.
             save: called with the steps done every `checkpoint_interval` steps and at the end.
-            watch: a signal on any rank ends the training of all after the same step.
+            watchdog: a signal on any rank ends the training of all after the same step.
 
         Raises:
             TrainingError: on every rank, before the update, for a loss or gradient that is not
@@ -156,7 +137,7 @@ class Trainer:
 
         def evaluated() -> Evaluation | None:
             nonlocal evaluation_seconds
-            result = self.evaluate(test, step, watch)
+            result = self.evaluate(test, step, watchdog)
             if result is not None:
                 evaluation_seconds += result.seconds
                 reports.evaluation(result)
@@ -179,11 +160,11 @@ class Trainer:
             # Every rank knows of it by the step before, so that none waits for this step's end.
             if float(asked):
                 return outcome("a signal", interrupted=True)
-            watch.moved(f"step {step}")
+            watchdog.report_progress(f"step {step}")
             if routes is None:
                 routes = self._step.route(batch.ids)
             learning_rate = self._schedule.learning_rate(step)
-            signal = 1.0 if watch.signal else 0.0
+            signal = 1.0 if watchdog.signal else 0.0
             loss, asked, routes = self._checked_step(
                 step, batch, routes, following, learning_rate, signal
             )
@@ -203,7 +184,7 @@ class Trainer:
         self,
         test: Iterable[Batch],
         step: int,
-        watch: Watch = Unwatched(),  # noqa: B008
+        watchdog: Watchdog | NullWatchdog = NullWatchdog(),  # noqa: B008
     ) -> Evaluation | None:
         """Scores every test sample once; None if a signal ended it before.
 
@@ -215,9 +196,9 @@ class Trainer:
         self._evaluator.reset()
         bad, where = 0, ""
         for number, batch in enumerate(test):
-            watch.moved(f"evaluation after step {step}, batch {number}")
+            watchdog.report_progress(f"evaluation after step {step}, batch {number}")
             if number % ASK_INTERVAL == 0:
-                signal = tf.constant(1 if watch.signal else 0)
+                signal = tf.constant(1 if watchdog.signal else 0)
                 if int(self._collective.sum(signal, name="evaluation.signal")):
                     return None
             found = int(self._step.score(batch.dense, batch.ids, batch.labels, batch.valid))

@@ -18,14 +18,14 @@ from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective, connect
-from dlrm.distributed.watchdog import Watch
+from dlrm.distributed.watchdog import Watchdog
 from dlrm.reporting import Reporter
 from dlrm.train import memory as memory_plan
 from dlrm.train.loop import Trainer
 from dlrm.train.session import Session
 
 NO_LIMIT = 1e6  # seconds
-VERDICT_SECONDS = 5.0  # for the watch to learn which rank an exchange failed for
+FAILURE_SECONDS = 5.0  # for the watchdog to learn which rank broke an exchange
 
 
 OpenData = Callable[[Config, int, int], Data]
@@ -64,20 +64,20 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
         )
     trainer = build_trainer(config, collective, data, build_model)
     reporter = collective.together(lambda: make_reporter(config, collective, data))
-    watch = Watch(
+    watchdog = Watchdog(
         collective,
         config.run.stall_timeout,
-        last_words=reporter.fail,
+        exit_hook=reporter.fail,
         catch_signals=config.checkpoint.checkpoint_dir is not None and config.run.mode == "train",
     )
     try:
-        with watch:
-            session = Session(config, collective, data, trainer, reporter, watch)
+        with watchdog:
+            session = Session(config, collective, data, trainer, reporter, watchdog)
             try:
                 return session.evaluate() if config.run.mode == "test" else session.train(begin)
             except tf.errors.OpError as error:
                 raise ValueError(
-                    watch.verdict(VERDICT_SECONDS)
+                    watchdog.wait_for_failure(FAILURE_SECONDS)
                     or f"rank {collective.rank}: an exchange failed or an operation could not run, "
                     "most likely because another rank stopped, whose own message says why; "
                     f"TensorFlow's words: {' '.join(error.message.split())[-300:]}"

@@ -16,7 +16,7 @@ from dlrm.checkpoint.state import Run, State
 from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.distributed.collective import Collective
-from dlrm.distributed.watchdog import Watch
+from dlrm.distributed.watchdog import Watchdog
 from dlrm.reporting import Reporter
 from dlrm.train.loop import Trainer
 
@@ -30,7 +30,7 @@ class Session:
         data: opened.
         trainer: holds model and tables.
         reporter: not yet started.
-        watch: entered.
+        watchdog: entered.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Session:
         data: Data,
         trainer: Trainer,
         reporter: Reporter,
-        watch: Watch,
+        watchdog: Watchdog,
     ) -> None:
         self._config = config
         self._collective = collective
         self._data = data
         self._trainer = trainer
         self._reporter = reporter
-        self._watch = watch
+        self._watchdog = watchdog
         self._state = State(trainer.dense, trainer.embedding)
         self._run = Run(
             ModelShape(
@@ -80,7 +80,7 @@ class Session:
             self._reporter,
             first_step=position.step,
             save=partial(self._save, checkpoints) if checkpoints else lambda step: None,
-            watch=self._watch,
+            watchdog=self._watchdog,
         )
         end = time.perf_counter()
         if outcome.interrupted:
@@ -108,7 +108,7 @@ class Session:
             )
         step = resumed.position.step
         self._collective.together(partial(self._reporter.start, step))
-        result = self._trainer.evaluate(self._data.test, step, self._watch)
+        result = self._trainer.evaluate(self._data.test, step, self._watchdog)
         assert result is not None, "no signal is caught where one only evaluates"
         self._reporter.evaluation(result)
         self._reporter.close()
@@ -122,7 +122,7 @@ class Session:
             self._collective,
             self._run,
             keep=self._config.checkpoint.keep_checkpoints,
-            moved=self._watch.moved,
+            moved=self._watchdog.report_progress,
         )
 
     def _resume(self) -> Resumed | None:
@@ -137,7 +137,7 @@ class Session:
             # Schedule and position count in steps.
             pinned=("global_batch_size",) if config.run.mode == "train" else (),
             say=self._reporter.say,
-            moved=self._watch.moved,
+            moved=self._watchdog.report_progress,
         )
 
     def _save(self, checkpoints: Checkpoints, step: int) -> None:

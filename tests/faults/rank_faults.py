@@ -140,7 +140,7 @@ def stopped_rank(trial: Trial) -> str:
         kill([pid])
         ended = job.end()
     assert ended.code != 0, ended.output
-    expect_error(ended.output, f"rank {rank} has been silent for {STALL_TIMEOUT:g} s")
+    expect_error(ended.output, f"rank {rank} has sent no heartbeat for {STALL_TIMEOUT:g} s")
     return f"SIGSTOP of rank {rank} after step {step}: named, others gone in {seconds:.1f} s"
 
 
@@ -154,7 +154,7 @@ def looping_rank(trial: Trial) -> str:
         ended = job.end()
     assert ended.code != 0, ended.output
     line = expect_error(
-        ended.output, f"no rank has moved for {STALL_TIMEOUT:g} s", "endless_loop.py"
+        ended.output, f"no rank has made progress for {STALL_TIMEOUT:g} s", "endless_loop.py"
     )
     named = re.search(r'ranks? ([\d, ]+) (?:is|are) at "[^"]*" \(endless_loop\.py', line)
     assert named, line

@@ -16,8 +16,7 @@ from typing import Any, Optional
 
 import pytest
 
-from dlrm.distributed.watchdog.heartbeats import Report, Roll
-from dlrm.distributed.watchdog.signals import AwakeClock
+from dlrm.distributed.watchdog.heartbeats import Heartbeat, HeartbeatTable, SuspendAwareClock
 from tests.support.processes import ROOT
 
 SOON = 5.0  # seconds; a start of Python on two busy cores is the longest part
@@ -44,7 +43,7 @@ class Ranks:
             "step_seconds": 0.02,
             "stall_timeout": NEVER,
             "catch_signals": True,
-            "last_words": "",
+            "exit_hook": "",
             "walled": [],
         }
         assert plan.keys() <= defaults.keys()
@@ -92,7 +91,7 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
 
 
 def assert_each_says(ranks: Ranks, those: Sequence[int], pattern: str, within: float) -> None:
-    """Each of those ranks ends with code 1, one line, and last words that say the same."""
+    """Each of those ranks ends with code 1, one line, and an exit hook that is told the same."""
     start = time.monotonic()
     for rank in those:
         code = ranks.code(rank, within)
@@ -118,7 +117,7 @@ def test_stopped(stopped: int, ranks: Ranks) -> None:
     others = [rank for rank in range(3) if rank != stopped]
     ranks.start(3, {stopped: "stop"}, stall_timeout=STALL)
     ranks.reach(AT)
-    pattern = f'rank {stopped} has been silent for 2 s \\(last place heard of: ".*"\\); .*'
+    pattern = f'rank {stopped} has sent no heartbeat for 2 s \\(last reported activity: ".*"\\); .*'
     assert_each_says(ranks, others, pattern, STALL + SOON)
 
 
@@ -127,7 +126,7 @@ def test_endless_loop(looping: int, ranks: Ranks) -> None:
     ranks.start(2, {looping: "spin"}, stall_timeout=STALL)
     ranks.reach(AT)
     pattern = (
-        f"no rank has moved for 2 s; rank {looping} is behind: "
+        f"no rank has made progress for 2 s; rank {looping} is behind: "
         f'rank {looping} is at "step 2" \\(watched_rank.py:\\d+ in spin\\), '
         f'rank {1 - looping} is at "step 3" \\(watched_rank.py:\\d+ in gather_text\\); .*'
     )
@@ -140,7 +139,9 @@ def test_all_hang(size: int, ranks: Ranks) -> None:
     ranks.start(size, dict.fromkeys(those, "wait_in_c"), stall_timeout=STALL)
     ranks.reach(AT)
     who = "rank 0 is" if size == 1 else "ranks 0, 1 are"
-    pattern = f'no rank has moved for 2 s; none is behind: {who} at "step 2" .* in wait_in_c.*'
+    pattern = (
+        f'no rank has made progress for 2 s; none is behind: {who} at "step 2" .* in wait_in_c.*'
+    )
     assert_each_says(ranks, those, pattern, STALL + SOON)
 
 
@@ -148,7 +149,7 @@ def test_all_hang(size: int, ranks: Ranks) -> None:
 def test_hangs_when_the_other_is_done(late: int, ranks: Ranks) -> None:
     """The hub stays to see it; whom it has let go is gone."""
     ranks.start(2, {late: "wait_in_c"}, at=2, steps=2, stall_timeout=STALL)
-    pattern = f'no rank has moved for 2 s; none is behind: rank {late} is at "step 1" .*'
+    pattern = f'no rank has made progress for 2 s; none is behind: rank {late} is at "step 1" .*'
     assert_each_says(ranks, [0, late] if late else [0], pattern, 30)
     assert ranks.code(1) == late
 
@@ -169,7 +170,7 @@ def test_failed_in_good_order(failing: int, ranks: Ranks) -> None:
 
 
 def test_all_fail_together(ranks: Ranks) -> None:
-    """Each in its own words, the watch adds none."""
+    """Each in its own words, the watchdog adds none."""
     ranks.start(3, dict.fromkeys(range(3), "fail"))
     for rank in range(3):
         assert ranks.code(rank) == 1
@@ -177,8 +178,8 @@ def test_all_fail_together(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_verdict_of_a_failure(failing: int, ranks: Ranks) -> None:
-    """The main thread raises what the watch knows, and is the only one to say it."""
+def test_the_main_thread_raises_a_failure(failing: int, ranks: Ranks) -> None:
+    """The main thread raises what the watchdog knows, and is the only one to say it."""
     ranks.start(2, {failing: "fail", 1 - failing: "ask"})
     assert ranks.code(1 - failing) == 1
     expected = f"error: rank {failing} stopped: a label of 2 in the file"
@@ -186,13 +187,13 @@ def test_verdict_of_a_failure(failing: int, ranks: Ranks) -> None:
     assert not (ranks.folder / f"words.{1 - failing}").exists()
 
 
-def test_verdict_of_a_loss(ranks: Ranks) -> None:
-    """The watch says it, and the main thread not again."""
+def test_the_watchdog_reports_a_loss(ranks: Ranks) -> None:
+    """The watchdog says it, and the main thread not again."""
     ranks.start(2, {0: "die", 1: "ask"})
     assert_each_says(ranks, [1], "rank 0 is lost: .*", 30)
 
 
-def test_no_verdict(ranks: Ranks) -> None:
+def test_no_failure_is_known(ranks: Ranks) -> None:
     ranks.start(1, {0: "ask"})
     assert ranks.code(0) == 1
     assert ranks.lines(0) == ["error: nothing is known"]
@@ -270,8 +271,8 @@ def test_signals_are_left_alone(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["hang", "fail"])
-def test_last_words_do_not_keep_it(trouble: str, ranks: Ranks) -> None:
-    ranks.start(2, {0: "wait_in_c", 1: "die"}, last_words=trouble)
+def test_an_exit_hook_does_not_keep_it(trouble: str, ranks: Ranks) -> None:
+    ranks.start(2, {0: "wait_in_c", 1: "die"}, exit_hook=trouble)
     ranks.code(1)
     assert ranks.code(0, SOON) == 1
     assert ranks.lines(0)[0].startswith("error: rank 1 is lost: ")
@@ -290,7 +291,7 @@ def test_strangers_are_kept_out(ranks: Ranks) -> None:
     ranks.start(2, steps=20, step_seconds=0.1)
     ranks.reach(1)
     address = "127.0.0.1", json.loads((ranks.folder / "1.0").read_text())["port"]
-    orders = b'{"verdict": ["an order", true]}\n'
+    orders = b'{"failure": ["an order", true]}\n'
     for hello in (
         b'{"token": "guess", "rank": 1}\n',
         b"[1]\n",
@@ -307,30 +308,32 @@ def test_strangers_are_kept_out(ranks: Ranks) -> None:
 
 
 def test_many_ranks_are_counted() -> None:
-    roll = Roll(range(1000), 0.0, 300.0)
+    table = HeartbeatTable(range(1000), 0.0, 300.0)
     for rank in range(1000):
-        roll.hear(rank, Report(7 if rank in (5, 900) else 8, "step 8", "a.py:1 in f"), 1.0)
-    assert roll.stalled(300.9) is None
-    verdict = roll.stalled(301.0)
-    assert verdict is not None
-    assert "ranks 5, 900 are behind" in verdict.text
-    assert "ranks 0, 1, 2, 3 and 994 more are at" in verdict.text
+        table.record(rank, Heartbeat(7 if rank in (5, 900) else 8, "step 8", "a.py:1 in f"), 1.0)
+    assert table.find_stall(300.9) is None
+    failure = table.find_stall(301.0)
+    assert failure is not None
+    assert "ranks 5, 900 are behind" in failure.text
+    assert "ranks 0, 1, 2, 3 and 994 more are at" in failure.text
 
 
 def test_silence_is_measured_from_the_last_word() -> None:
-    roll = Roll(range(2), 0.0, 10.0)
-    roll.hear(0, Report(), 5.0)
-    assert roll.silent(9.9) is None
-    verdict = roll.silent(10.0)
-    assert verdict is not None
-    assert verdict.text.startswith('rank 1 has been silent for 10 s (last place heard of: "the st')
-    roll.leave(1, 11.0)
-    assert roll.silent(14.0) is None
-    assert Roll(range(2), 0.0, 0.0).silent(1e9) is None
-    assert Roll(range(2), 0.0, 0.0).stalled(1e9) is None
+    table = HeartbeatTable(range(2), 0.0, 10.0)
+    table.record(0, Heartbeat(), 5.0)
+    assert table.find_silent(9.9) is None
+    failure = table.find_silent(10.0)
+    assert failure is not None
+    assert failure.text.startswith(
+        'rank 1 has sent no heartbeat for 10 s (last reported activity: "the st'
+    )
+    table.remove(1, 11.0)
+    assert table.find_silent(14.0) is None
+    assert HeartbeatTable(range(2), 0.0, 0.0).find_silent(1e9) is None
+    assert HeartbeatTable(range(2), 0.0, 0.0).find_stall(1e9) is None
 
 
 def test_the_clock_stands_still_with_the_process() -> None:
-    clock = AwakeClock(0.01)
+    clock = SuspendAwareClock(0.01)
     time.sleep(0.1)
     assert clock.tick() == 0.01

@@ -1,111 +1,144 @@
-"""Who is lost, who is silent, who holds up the others: what is known of each rank, in words.
+"""Stall detection: the last heartbeat of each rank, and which rank is lost, silent or behind.
 
-Knows neither sockets nor threads, and is told the time.
+Knows neither sockets nor threads; the caller passes the time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
-AGAIN = "start the same command again to go on from the last checkpoint"
-NAMED = 4  # ranks, and groups of them, named in a line; the rest are counted
+REMEDY = "start the same command again to continue from the last checkpoint"
+MAX_NAMED = 4  # ranks, and groups of ranks, named in one line; the others are only counted
 
 
-class Report(NamedTuple):
-    """Where the main thread of a rank is.
+class Heartbeat(NamedTuple):
+    """What the main thread of a rank is doing.
 
     Attributes:
-        moves: how often it has said that it moved.
-        place: what it said last.
-        code: the Python line it is in, which tells a rank that waits from one that loops.
+        progress: How often the main thread has reported progress.
+        activity: What the main thread reported last.
+        line: The Python line the main thread is in; it distinguishes a rank that waits for others
+            from one that loops.
     """
 
-    moves: int = 0
-    place: str = "the start"
-    code: str = ""
+    progress: int = 0
+    activity: str = "the start"
+    line: str = ""
 
 
-class Verdict(NamedTuple):
+class Failure(NamedTuple):
     """Why the job must end.
 
     Attributes:
-        text: one line for the user.
-        at_once: False leaves main threads a moment, since they may be failing for the same reason.
+        text: One line for the user.
+        immediate: Whether to end the process at once. If false, the main thread gets a moment
+            first, because it may be about to fail for the same reason.
     """
 
     text: str
-    at_once: bool = True
+    immediate: bool = True
 
 
-class Roll:
-    """The ranks still at work, their last reports and when these came.
+class SuspendAwareClock:
+    """A clock in seconds that stands still while the process is suspended.
+
+    After a suspension the messages of the other ranks are still unread, so the suspended time must
+    not count as their silence.
 
     Args:
-        ranks: all at the beginning.
-        now: seconds of a clock that stands still while this process does.
-        stall_timeout: seconds of silence, or without any rank's move, to allow; 0 for any.
+        longest: The most that counts between two ticks, in seconds; the rest was a suspension.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self.now = 0.0
+        self._longest = longest
+        self._last = time.monotonic()
+
+    def tick(self) -> float:
+        """Advances the clock to the present and returns it."""
+        monotonic = time.monotonic()
+        self.now += min(monotonic - self._last, self._longest)
+        self._last = monotonic
+        return self.now
+
+
+class HeartbeatTable:
+    """The ranks still at work, with the last heartbeat of each and its time.
+
+    Args:
+        ranks: The ranks at work in the beginning.
+        now: The time, in seconds of a `SuspendAwareClock`; also in the methods.
+        stall_timeout: Seconds that a rank may be silent, or all ranks without progress; 0 for any.
+
+    Attributes:
+        heartbeats: The last heartbeat of each rank still at work.
     """
 
     def __init__(self, ranks: Iterable[int], now: float, stall_timeout: float) -> None:
-        self.reports = {rank: Report() for rank in ranks}
-        self._heard = dict.fromkeys(self.reports, now)
-        self._moved = now
+        self.heartbeats = {rank: Heartbeat() for rank in ranks}
+        self._heard_at = dict.fromkeys(self.heartbeats, now)
+        self._progress_at = now
         self._stall_timeout = stall_timeout
 
-    def hear(self, rank: int, report: Report, now: float) -> None:
-        """A rank has said where it is."""
-        if rank in self.reports:
-            if report.moves != self.reports[rank].moves:
-                self._moved = now
-            self.reports[rank], self._heard[rank] = report, now
+    def record(self, rank: int, heartbeat: Heartbeat, now: float) -> None:
+        """Records a heartbeat; that of a rank which has finished is ignored."""
+        if rank in self.heartbeats:
+            if heartbeat.progress != self.heartbeats[rank].progress:
+                self._progress_at = now
+            self.heartbeats[rank], self._heard_at[rank] = heartbeat, now
 
-    def leave(self, rank: int, now: float) -> None:
-        """A rank has done its work."""
-        if self.reports.pop(rank, None):
-            self._moved = now
+    def remove(self, rank: int, now: float) -> None:
+        """Removes a rank that has finished its work."""
+        if self.heartbeats.pop(rank, None):
+            self._progress_at = now
 
-    def lost(self, rank: int, how: str) -> Verdict:
-        """A rank went without a word."""
-        return Verdict(
-            f"rank {rank} is lost: {how} (last place heard of: "
-            f'"{self.reports[rank].place}"); the other ranks stop; {AGAIN}'
+    def lost(self, rank: int, how: str) -> Failure:
+        """Returns the failure of a rank whose connection ended before its work did."""
+        return Failure(
+            f"rank {rank} is lost: {how} ({self._last_activity(rank)}); the other ranks stop; "
+            f"{REMEDY}"
         )
 
-    def silent(self, now: float) -> Optional[Verdict]:
-        """Whether a rank, though connected, has said nothing for too long."""
-        rank = min(self.reports, key=self._heard.__getitem__, default=None)
-        if rank is None or not 0 < self._stall_timeout <= now - self._heard[rank]:
+    def find_silent(self, now: float) -> Failure | None:
+        """Returns the failure of a connected rank that has sent no heartbeat for too long."""
+        rank = min(self.heartbeats, key=self._heard_at.__getitem__, default=None)
+        if rank is None or not 0 < self._stall_timeout <= now - self._heard_at[rank]:
             return None
-        return Verdict(
-            f"rank {rank} has been silent for {self._stall_timeout:g} s (last place heard of: "
-            f'"{self.reports[rank].place}"); the other ranks stop; {AGAIN}'
+        return Failure(
+            f"rank {rank} has sent no heartbeat for {self._stall_timeout:g} s "
+            f"({self._last_activity(rank)}); the other ranks stop; {REMEDY}"
         )
 
-    def stalled(self, now: float) -> Optional[Verdict]:
-        """Whether all ranks speak, but none has moved for too long."""
-        if not self.reports or not 0 < self._stall_timeout <= now - self._moved:
+    def find_stall(self, now: float) -> Failure | None:
+        """Returns a failure if all ranks send heartbeats, but none progressed for too long."""
+        if not self.heartbeats or not 0 < self._stall_timeout <= now - self._progress_at:
             return None
-        groups: dict[Report, list[int]] = {}
-        for rank, report in sorted(self.reports.items(), key=lambda item: (item[1].moves, item[0])):
-            groups.setdefault(report, []).append(rank)
-        least = min(groups).moves
-        behind = [rank for rank, report in self.reports.items() if report.moves == least]
-        some = len(behind) < len(self.reports)
-        opinion = f"{named(behind)} behind" if some else "none is behind"
-        places = [
-            f'{named(ranks)} at "{report.place}" ({report.code})'
-            for report, ranks in list(groups.items())[:NAMED]
+        groups: dict[Heartbeat, list[int]] = {}
+        by_progress = sorted(self.heartbeats.items(), key=lambda item: (item[1].progress, item[0]))
+        for rank, heartbeat in by_progress:
+            groups.setdefault(heartbeat, []).append(rank)
+        least = min(groups).progress
+        behind = [rank for rank, beat in self.heartbeats.items() if beat.progress == least]
+        some_behind = len(behind) < len(self.heartbeats)
+        summary = f"{_ranks_are(behind)} behind" if some_behind else "none is behind"
+        activities = [
+            f'{_ranks_are(ranks)} at "{heartbeat.activity}" ({heartbeat.line})'
+            for heartbeat, ranks in list(groups.items())[:MAX_NAMED]
         ]
-        return Verdict(
-            f"no rank has moved for {self._stall_timeout:g} s; {opinion}: {', '.join(places)}; "
-            f"all ranks stop; {AGAIN}"
+        return Failure(
+            f"no rank has made progress for {self._stall_timeout:g} s; {summary}: "
+            f"{', '.join(activities)}; all ranks stop; {REMEDY}"
         )
 
+    def _last_activity(self, rank: int) -> str:
+        return f'last reported activity: "{self.heartbeats[rank].activity}"'
 
-def named(ranks: Sequence[int]) -> str:
-    """Ranks as the subject of a sentence, the verb included."""
+
+def _ranks_are(ranks: Sequence[int]) -> str:
+    """Returns ranks as the subject of a sentence, including the verb."""
     if len(ranks) == 1:
         return f"rank {ranks[0]} is"
-    more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
-    return f"ranks {', '.join(map(str, ranks[:NAMED]))}{more} are"
+    more = f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
+    return f"ranks {', '.join(map(str, ranks[:MAX_NAMED]))}{more} are"

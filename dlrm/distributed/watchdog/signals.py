@@ -1,94 +1,58 @@
-"""What the watch uses of its own process: a bell, a clock, a look at a thread, a voice."""
+"""Signals as events of the watchdog's thread, delivered whatever the main thread is doing.
+
+Knows neither ranks nor what a signal asks for.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import sys
-import time
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-RING = b"\0"  # no signal has this number
+_WAKE_UP = b"\0"  # no signal has this number
 
 
-class Bell:
-    """Wakes a thread from its select, for another thread or for a signal.
+class WakeupPipe:
+    """Wakes a thread that waits in `select`, on behalf of another thread or of a signal.
 
-    Python runs signal handlers in the main thread, which may be busy in C++ for ever; the number
-    of a signal it writes to a file at once.
+    Python runs signal handlers in the main thread, which may be in C++ code forever. It writes the
+    number of the signal to this pipe at once, however (`signal.set_wakeup_fd`).
     """
 
     def __init__(self) -> None:
-        self._ear, self._button = socket.socketpair()
-        self._ear.setblocking(False)
-        self._button.setblocking(False)
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
         self._old_handlers: list[Any] = []
 
     def fileno(self) -> int:
-        """What to select on."""
-        return self._ear.fileno()
+        """Returns the file descriptor to select on."""
+        return self._reader.fileno()
 
-    def ring(self) -> None:
-        """Wakes the thread."""
-        self._button.send(RING)
+    def wake(self) -> None:
+        """Wakes the waiting thread."""
+        self._writer.send(_WAKE_UP)
 
-    def heard(self) -> list[signal.Signals]:
-        """The signals that came since the last look."""
-        return [signal.Signals(byte) for byte in self._ear.recv(64) if byte in SIGNALS]
+    def signals(self) -> list[signal.Signals]:
+        """Returns the signals received since the last call. Requires a pipe that is readable."""
+        return [signal.Signals(byte) for byte in self._reader.recv(64) if byte in SIGNALS]
 
     def catch_signals(self) -> None:
-        """Has `SIGNALS` do nothing but ring. For the main thread."""
-        button = self._button.fileno()
-        self._old_button = signal.set_wakeup_fd(button, warn_on_full_buffer=False)
-        self._old_handlers = [signal.signal(number, ignore) for number in SIGNALS]
+        """Makes `SIGNALS` write to this pipe and do nothing else. Call it from the main thread."""
+        writer = self._writer.fileno()
+        self._old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._old_handlers = [signal.signal(number, _ignore) for number in SIGNALS]
 
     def close(self) -> None:
-        """Gives the signals back to whom they had."""
+        """Closes the pipe and restores the previous signal handlers."""
         if self._old_handlers:
             for number, handler in zip(SIGNALS, self._old_handlers):
                 signal.signal(number, handler)
-            signal.set_wakeup_fd(self._old_button)
-        self._ear.close()
-        self._button.close()
+            signal.set_wakeup_fd(self._old_writer)
+        self._reader.close()
+        self._writer.close()
 
 
-class AwakeClock:
-    """Seconds that this process could have noticed: it stands still while the process is stopped.
-
-    After a stop the others' messages are waiting to be read; nobody was silent.
-
-    Args:
-        longest: more than this between two ticks does not count.
-    """
-
-    def __init__(self, longest: float) -> None:
-        self.now = 0.0
-        self._longest = longest
-        self._last = time.monotonic()
-
-    def tick(self) -> float:
-        """Moves on to now."""
-        time_now = time.monotonic()
-        self.now += min(time_now - self._last, self._longest)
-        self._last = time_now
-        return self.now
-
-
-def code_of(thread: int) -> str:
-    """The line of Python a thread is in."""
-    frame = sys._current_frames().get(thread)
-    if frame is None:
-        return "ended"
-    code = frame.f_code
-    return f"{os.path.basename(code.co_filename)}:{frame.f_lineno} in {code.co_name}"
-
-
-def write_line(line: str) -> None:
-    """Writes to standard error, past Python's buffer and its lock."""
-    os.write(2, f"{line}\n".encode())
-
-
-def ignore(number: int, frame: object) -> None:
-    """A handler that leaves the signal to the bell."""
+def _ignore(number: int, frame: object) -> None:
+    """Does nothing: the pipe has received the signal's number already."""

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dlrm.distributed.watchdog import Watch
+from dlrm.distributed.watchdog import Watchdog
 from tests.multi_rank.workers.watched_rank import FolderCollective, die, wait_in_c
 
 STEPS = 400  # of 50 ms
@@ -28,14 +28,14 @@ act = json.loads((folder / "plan.json").read_text())[start - 1]
 meeting = folder / f"start{start}"
 meeting.mkdir(exist_ok=True)
 collective: Any = FolderCollective({"folder": meeting, "size": size, "walled": []}, rank)
-with Watch(collective, 60.0, catch_signals=True) as watch:
+with Watchdog(collective, 60.0, catch_signals=True) as watchdog:
     for step in range(STEPS):
-        watch.moved(f"step {step}")
-        told = collective.gather_text(watch.signal)
+        watchdog.report_progress(f"step {step}")
+        told = collective.gather_text(watchdog.signal)
         if any(told):
-            (folder / f"told.{rank}").write_text(watch.signal)
+            (folder / f"told.{rank}").write_text(watchdog.signal)
             sys.exit(os.EX_TEMPFAIL)
         (folder / f"running.{start}.{rank}").touch()
         if act == "die" and step:
-            (die if rank == 1 else wait_in_c)(watch)
+            (die if rank == 1 else wait_in_c)(watchdog)
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""One rank under watch, without TensorFlow: python3 watched_rank.py PLAN.json RANK.
+"""One rank under a watchdog, without TensorFlow: python3 watched_rank.py PLAN.json RANK.
 
 It takes steps, each of which ends in an exchange with the others, until its step `at`, in which
 the ranks that `faults` names do something else. The ranks meet in the plan's folder.
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from dlrm.distributed.watchdog import Watch
+from dlrm.distributed.watchdog import Watchdog
 
 
 class FolderCollective:
@@ -52,32 +52,32 @@ class FolderCollective:
             raise ValueError(problems[0])
 
 
-def spin(watch: Watch) -> None:
+def spin(watchdog: Watchdog) -> None:
     while True:
         pass
 
 
-def wait_in_c(watch: Watch) -> None:
+def wait_in_c(watchdog: Watchdog) -> None:
     """Locks a mutex twice: this thread is never again in Python, whatever signal comes."""
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
     library.pthread_mutex_lock(mutex)
     library.pthread_mutex_lock(mutex)
 
 
-def fail(watch: Watch) -> None:
+def fail(watchdog: Watchdog) -> None:
     raise ValueError("a label of 2\nin the file")
 
 
-def ask(watch: Watch) -> None:
+def ask(watchdog: Watchdog) -> None:
     """What a main thread does whose exchange broke."""
-    raise ValueError(watch.verdict(5) or "nothing is known")
+    raise ValueError(watchdog.wait_for_failure(5) or "nothing is known")
 
 
-def stop(watch: Watch) -> None:
+def stop(watchdog: Watchdog) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def die(watch: Watch) -> None:
+def die(watchdog: Watchdog) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -85,7 +85,7 @@ FAULTS = {function.__name__: function for function in (spin, wait_in_c, fail, as
 
 
 def surroundings() -> tuple[Any, ...]:
-    """What a watch must leave as it was."""
+    """What a watchdog must leave as it was."""
     files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     return len(files), handlers, threading.active_count()
@@ -98,27 +98,29 @@ def run(plan: dict[str, Any], rank: int) -> int:
 
     def speak(line: str) -> None:
         (folder / f"words.{rank}").write_text(line)
-        if plan["last_words"] == "hang":
-            wait_in_c(watch)
-        if plan["last_words"] == "fail":
+        if plan["exit_hook"] == "hang":
+            wait_in_c(watchdog)
+        if plan["exit_hook"] == "fail":
             raise OSError("no space left")
 
     before = surroundings()
-    watch = Watch(collective, plan["stall_timeout"], speak, catch_signals=plan["catch_signals"])
+    watchdog = Watchdog(
+        collective, plan["stall_timeout"], speak, catch_signals=plan["catch_signals"]
+    )
     asked = False
     try:
-        with watch:
+        with watchdog:
             for step in range(plan["steps"]):
                 (folder / f"step.{rank}").write_text(str(step))
                 if fault and step == plan["at"]:
-                    FAULTS[fault](watch)
-                watch.moved(f"step {step}")
+                    FAULTS[fault](watchdog)
+                watchdog.report_progress(f"step {step}")
                 time.sleep(plan["step_seconds"])
-                asked = any(collective.gather_text(watch.signal))
+                asked = any(collective.gather_text(watchdog.signal))
                 if asked:
                     break
             if fault and plan["at"] == plan["steps"]:
-                FAULTS[fault](watch)
+                FAULTS[fault](watchdog)
     finally:
         assert surroundings() == before
     return 75 if asked else 0

@@ -136,7 +136,7 @@ def test_a_signal_stops_after_a_step(
         log(self, done, *arguments)
         if done == 3:
             os.kill(os.getpid(), number)
-            # The watch's thread hears it.
+            # The watchdog's thread hears it.
             for _ in range(1000):
                 if program_watch and program_watch[0].signal:
                     return
@@ -144,13 +144,13 @@ def test_a_signal_stops_after_a_step(
 
     program_watch: list[Any] = []
 
-    class Kept(program.Watch):  # type: ignore[name-defined]
+    class Kept(program.Watchdog):  # type: ignore[name-defined]
         def __enter__(self) -> Any:
             program_watch.append(self)
             return super().__enter__()
 
     monkeypatch.setattr(Reporter, "step", step)
-    monkeypatch.setattr(program, "Watch", Kept)
+    monkeypatch.setattr(program, "Watchdog", Kept)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert not program.run(config(data, checkpoint_dir=str(tmp_path / "a")), open_data, build_model)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
