@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from dlrm.distributed.sharding import BAD_ID_POLICIES
 from dlrm.optim.schedule import Schedule, scaled_steps
 
 
@@ -160,7 +161,7 @@ class EmbeddingConfig:
         "error",
         "what to do with an id outside its table: stop, take the nearest valid id, or use a zero "
         "vector",
-        ("error", "clip", "zero"),
+        BAD_ID_POLICIES,
     )
 
     def __post_init__(self) -> None:

@@ -156,7 +156,7 @@ def on_tables(backend: str) -> Check:
         errors = {}
         for case in id_cases(bench.collective.size):
             settings: dict[str, Any] = {"compress": case.compress, "bad_ids": case.bad_ids}
-            tables = embedding.create(backend, table, bench.collective, gpu_gigabytes=1, **settings)
+            tables = embedding.create(backend, table, bench.collective, gpu_gib=1, **settings)
             error = table_error(tables, bench.collective, case)
             errors[f"{case.name}{', compressed' * case.compress}"] = error
         data = {"errors": errors, "bound": TABLE_BOUND}
@@ -243,7 +243,7 @@ def carry_over(bench: Bench, config: Config, old: Trainer, new: Trainer) -> None
 
 def on_speed(bench: Bench) -> Found:
     """Samples/s of the whole step with each switch, as rows of the benchmark's table."""
-    backend, _ = embedding.choose("auto")
+    backend = embedding.choose("auto").name
     every = {"compress": True, "xla": True, "amp": True}
     switches = [{}, {"compress": True}, {"xla": True}, {"amp": True}, every]
     with contextlib.suppress(OSError):

@@ -43,7 +43,7 @@ def id_cases(size: int) -> Iterator[IdCase]:
         yield IdCase("ids out of range, zero", compress, "zero", beyond)
 
 
-def table_error(tables: embedding.AllToAllEmbedding, collective: Collective, case: IdCase) -> float:
+def table_error(tables: embedding.Embedding, collective: Collective, case: IdCase) -> float:
     """One lookup and update; the largest relative error of vectors and of this rank's rows."""
     ids, rank, size, table = case.ids, collective.rank, collective.size, tables.table
     rows = table.initial(tf.range(table.rows, dtype=tf.int64)).numpy().astype(np.float64)

@@ -20,6 +20,7 @@ from dlrm.checkpoint.manifest import DENSE_FILE, Manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.checkpoint.state import State, Tables, Told, pieces, unheard
 from dlrm.checkpoint.table_reader import TableReader
+from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 
 
@@ -59,7 +60,7 @@ def restore(
             moved(place)
             keys, values = collective.together(partial(_read_piece, reader, piece))
             keys, values = _to_owners(keys, values, collective)
-            state.tables.write_rows(keys // collective.size, values)
+            state.tables.write_rows(sharding.local_row_of(keys, collective.size), values)
 
 
 def _read_dense(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
@@ -95,7 +96,8 @@ def _read_piece(
     """Keys int64 [n] and their rows float32 [n, width]."""
     if piece is None:
         return np.empty(0, np.int64), np.empty((0, reader.width), np.float32)
-    keys = np.arange(piece.first, piece.last, dtype=np.int64) * reader.ranks + piece.rank
+    rows = np.arange(piece.first, piece.last, dtype=np.int64)
+    keys = sharding.key_of(rows, piece.rank, reader.ranks)
     return keys, reader.read_rows(*piece)
 
 
@@ -103,7 +105,7 @@ def _to_owners(
     keys: NDArray[np.int64], values: NDArray[np.float32], collective: Collective
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Sends each row to the rank that owns its key; gives those that this rank owns."""
-    owner = keys % collective.size
+    owner = sharding.owner_of(keys, collective.size)
     order = np.argsort(owner, kind="stable")
     splits = tf.constant(np.bincount(owner, minlength=collective.size), tf.int32)
     keys_here, _ = collective.alltoall(tf.constant(keys[order]), splits, name="restore.keys")

@@ -17,8 +17,9 @@ import numpy as np
 from dlrm.checkpoint import directory as folder
 from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, Position, tables_file
 from dlrm.checkpoint.safetensors_file import Seal, TensorWriter, write_tensors
-from dlrm.checkpoint.state import Run, State, Told, local_rows, pieces, unheard
+from dlrm.checkpoint.state import Run, State, Told, pieces, unheard
 from dlrm.distributed.collective import Collective
+from dlrm.distributed.sharding import local_rows
 
 # The moments of a save, in order; tests end the process at each of them.
 SAVE_POINTS = ("begun", "half of the rows", "rows", "manifest", "renamed", "older removed")

@@ -58,11 +58,6 @@ class Run:
     data: Mapping[str, str]
 
 
-def local_rows(keys: int, rank: int, size: int) -> int:
-    """How many of the keys 0 .. keys - 1 the rank owns."""
-    return (keys - rank + size - 1) // size
-
-
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Cuts rows of `width` float32 values into pieces [first, last) of `PIECE_BYTES`, at least one.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import ROWS, Manifest, tables_file
 from dlrm.checkpoint.safetensors_file import TensorReader
+from dlrm.distributed import sharding
 
 
 class TableReader:
@@ -43,7 +44,7 @@ class TableReader:
 
     def rows_of(self, rank: int) -> int:
         """Rows in the file of a rank of those that wrote."""
-        return (self.keys - rank + self.ranks - 1) // self.ranks
+        return sharding.local_rows(self.keys, rank, self.ranks)
 
     def read_rows(self, rank: int, first: int, last: int) -> NDArray[np.float32]:
         """Rows [first, last) of one file: the keys row * ranks + rank.
@@ -66,10 +67,8 @@ class TableReader:
         values = np.empty((last - first, self.width), np.float32)
         for rank in range(self.ranks):
             # The keys of this rank are a run of its rows and every ranks-th of the values.
-            start = (first - rank + self.ranks - 1) // self.ranks
-            stop = (last - rank + self.ranks - 1) // self.ranks
+            start, stop = (sharding.local_rows(keys, rank, self.ranks) for keys in (first, last))
             if start < stop:
-                values[start * self.ranks + rank - first :: self.ranks] = self.read_rows(
-                    rank, start, stop
-                )
+                position = sharding.key_of(start, rank, self.ranks) - first
+                values[position :: self.ranks] = self.read_rows(rank, start, stop)
         return values

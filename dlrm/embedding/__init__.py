@@ -1,61 +1,79 @@
-"""The distributed embedding tables: one fused table, its rows dealt out over the ranks.
+"""The embedding tables: one fused table whose rows are sharded over the ranks.
 
-Key k (a table's id plus the rows of the tables before it) lives on rank k % size at local row
-k // size. A backend offers three calls for training:
+Key k (a table's id plus the rows of the tables before it) is owned by rank k % size. Training makes
+three calls:
 
-    routes = embedding.route(ids)        # who holds what; needs no weights, so it can run early
+    routes = embedding.route(ids)        # needs no weights, so it can run early
     lookup = embedding.lookup(routes)    # lookup.vectors: [local batch, tables, width], in groups
-    embedding.update(lookup, gradients, learning_rate)
+    embedding.update(lookup, gradients, learning_rate, gradient_scale)
 
-and `read_rows` and `write_rows`, for checkpoints.
+`interface` states them exactly. `ShardedEmbedding` implements them over a storage of rows and an
+optimizer, which `create` puts together.
 
-Backends know tensors and the collective; they know nothing of the model or of the loop.
+The package knows tensors and the collective; it knows nothing of the model or of the loop.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
-from dlrm.embedding.fused_table import BAD_IDS, FusedTable, capacity
-from dlrm.embedding.sharded import AllToAllEmbedding, Lookup, Route
+from dlrm.embedding import sok_storage
+from dlrm.embedding.fused_table import FusedTable
+from dlrm.embedding.interface import Embedding, Lookup, Route
+from dlrm.embedding.partition import PartitionKeys, by_owner
+from dlrm.embedding.row_storage import RowLayout, RowStorage
+from dlrm.embedding.sharded import ShardedEmbedding
+from dlrm.embedding.sok_storage import dynamic_capacity
+from dlrm.embedding.variable_storage import VariableStorage
+from dlrm.optim.row_optimizers import RowOptimizer, RowSGD
 
 __all__ = [
-    "BAD_IDS",
-    "AllToAllEmbedding",
+    "Backend",
+    "Embedding",
     "FusedTable",
     "Lookup",
     "Route",
-    "capacity",
+    "RowLayout",
+    "RowStorage",
+    "ShardedEmbedding",
     "choose",
     "create",
+    "dynamic_capacity",
 ]
 
 
-def choose(backend: str) -> tuple[str, str]:
-    """What `auto` stands for on this machine, and why; any other backend is itself.
+class Backend(NamedTuple):
+    """The storage that a run uses.
 
-    Returns:
-        The backend, and the reason in words, empty for one that the user named.
+    Attributes:
+        name: `alltoall`, `sok` or `sok_dynamic`.
+        reason: Why `auto` stands for it; empty if the user named it.
+    """
+
+    name: str
+    reason: str
+
+
+def choose(backend: str) -> Backend:
+    """Resolves `auto` for this machine, and checks that a backend which the user named can run.
 
     Raises:
-        ValueError: the backend that the user named cannot run here.
+        ValueError: The backend that the user named cannot run here.
     """
-    from dlrm.embedding import sok_storage as sok
-
     if backend in ("sok", "sok_dynamic"):
-        sok.load()
+        sok_storage.load()
     if backend != "auto":
-        return backend, ""
+        return Backend(backend, "")
     if not tf.config.list_logical_devices("GPU"):
-        return "alltoall", "no GPU is visible"
+        return Backend("alltoall", "no GPU is visible")
     try:
-        sok.load()
+        sok_storage.load()
     except ValueError as error:
-        return "alltoall", str(error)
-    return "sok", "SparseOperationKit and a GPU are here"
+        return Backend("alltoall", str(error))
+    return Backend("sok", "SparseOperationKit and a GPU are available")
 
 
 def create(
@@ -63,25 +81,51 @@ def create(
     table: FusedTable,
     collective: Collective,
     *,
-    gpu_gigabytes: int = 0,
-    **settings: Any,
-) -> AllToAllEmbedding:
-    """Builds the tables of this rank.
+    optimizer: RowOptimizer | None = None,
+    compress: bool = False,
+    bad_ids: str = "error",
+    exchange_dtype: str = "float32",
+    table_groups: int = 1,
+    gpu_gib: int = 0,
+) -> Embedding:
+    """Creates this rank's share of the tables, with their initial values.
 
     Args:
-        backend: `alltoall`, `sok` or `sok_dynamic`.
-        table: vocabulary, width and seed.
-        collective: the ranks that share the tables.
-        gpu_gigabytes: of rows that `sok_dynamic` keeps on the GPU.
-        settings: as `AllToAllEmbedding` takes them.
+        backend: `alltoall` (rows in a TensorFlow variable), `sok` (in a SOK variable) or
+            `sok_dynamic` (in a SOK hash table that grows).
+        table: Vocabulary, width and seed.
+        collective: The ranks that share the tables.
+        optimizer: How rows are updated; `RowSGD` by default.
+        compress: See `ShardedEmbedding`.
+        bad_ids: See `ShardedEmbedding`.
+        exchange_dtype: See `ShardedEmbedding`.
+        table_groups: See `ShardedEmbedding`.
+        gpu_gib: GiB of rows that `sok_dynamic` keeps on the GPU.
 
     Raises:
-        ValueError: the backend cannot run here.
+        ValueError: The backend cannot run here.
     """
+    optimizer = RowSGD() if optimizer is None else optimizer
+    layout = RowLayout(table, optimizer.state_columns(table.width))
+    rank, size = collective.rank, collective.size
+    storage: RowStorage
+    partition: PartitionKeys
     if backend == "alltoall":
-        return AllToAllEmbedding(table, collective, **settings)
-    from dlrm.embedding import sok_storage as sok
-
-    if backend == "sok":
-        return sok.SokEmbedding(table, collective, **settings)
-    return sok.SokDynamicEmbedding(table, collective, gpu_gigabytes=gpu_gigabytes, **settings)
+        storage, partition = VariableStorage(layout, rank, size), by_owner
+    elif backend == "sok":
+        storage = sok_storage.static_storage(layout, rank, size)
+        partition = sok_storage.select_by_owner
+    else:
+        assert backend == "sok_dynamic", backend
+        storage = sok_storage.SokDynamicStorage(layout, rank, size, gpu_gib=gpu_gib)
+        partition = sok_storage.select_by_owner
+    return ShardedEmbedding(
+        storage,
+        optimizer,
+        collective,
+        partition=partition,
+        compress=compress,
+        bad_ids=bad_ids,
+        exchange_dtype=exchange_dtype,
+        table_groups=table_groups,
+    )

@@ -1,6 +1,6 @@
-"""The fused table: which key an id has, which rank owns it, and the value it starts with.
+"""The fused table: its size, and the value that each row starts with.
 
-Knows arithmetic on keys only: no exchange, no training.
+Knows arithmetic on keys alone: no exchange, no storage, no training.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-BAD_IDS = ("error", "clip", "zero")
-INITIAL_CHUNK = 1 << 22  # values initialised at a time: 16 MiB of float32
+from dlrm.distributed import sharding
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,9 @@ class FusedTable:
     """Several tables laid one behind the other.
 
     Attributes:
-        vocab_sizes: rows of each table.
-        width: values in a row.
-        seed: with the key alone it decides a row's first value, so that any number of ranks
+        vocab_sizes: Number of rows of each table.
+        width: Number of values in a row.
+        seed: Together with the key it determines a row's first value, so that any number of ranks
             starts from the same weights.
     """
 
@@ -32,20 +31,16 @@ class FusedTable:
 
     @property
     def rows(self) -> int:
-        """Rows of all tables."""
+        """Number of rows of all tables together."""
         return sum(self.vocab_sizes)
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """int64 [tables]: the key of each table's id 0."""
-        return np.concatenate([[0], np.cumsum(self.vocab_sizes[:-1], dtype=np.int64)])
-
-    def local_rows(self, rank: int, size: int) -> int:
-        """Rows that the rank owns: the keys k with k % size == rank."""
-        return (self.rows - rank + size - 1) // size
+        """The key of each table's id 0, int64 [tables]."""
+        return sharding.key_offsets(self.vocab_sizes)
 
     def initial(self, keys: tf.Tensor) -> tf.Tensor:
-        """First values of rows: U(-1/sqrt(n), 1/sqrt(n)), n the rows of the key's own table.
+        """First values of rows: U(-1/sqrt(n), 1/sqrt(n)), where the key's own table has n rows.
 
         Args:
             keys: int64 [n].
@@ -62,14 +57,14 @@ class FusedTable:
 
 
 def uniform(counters: tf.Tensor, seed: int) -> tf.Tensor:
-    """Independent values in [-1, 1), each decided by its counter and the seed alone.
+    """Independent values in [-1, 1), each determined by its counter and the seed alone.
 
     The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
-    Generators, 2014), whose n-th output can be had without the ones before it.
+    Generators, 2014), which gives its n-th output without computing the ones before.
 
     Args:
         counters: uint64, any shape.
-        seed: any integer.
+        seed: Any integer.
 
     Returns:
         float32, the shape of `counters`.
@@ -87,48 +82,3 @@ def uniform(counters: tf.Tensor, seed: int) -> tf.Tensor:
     # The upper 24 bits fill a float32's significand exactly.
     top = tf.cast(tf.bitwise.right_shift(state, tf.constant(40, tf.uint64)), tf.float32)
     return top * 2.0**-23 - 1.0
-
-
-def local_table(table: FusedTable, rank: int, size: int) -> tf.Variable:
-    """This rank's rows, initialised.
-
-    Returns:
-        float32 variable [local rows, width]; local row r is key r * size + rank.
-    """
-    # At least one row, so that a rank without any still has a table to look up in.
-    rows = max(table.local_rows(rank, size), 1)
-    variable = tf.Variable(tf.zeros([rows, table.width]), trainable=False, name="table")
-    fill(variable, table, rank, size)
-    return variable
-
-
-def fill(variable: tf.Variable, table: FusedTable, rank: int, size: int) -> None:
-    """Initialises a rank's rows chunk by chunk, so that nothing beside them is ever held.
-
-    Args:
-        variable: float32 [local rows, width] or longer.
-        table: what it is a share of.
-        rank: whose share it is.
-        size: number of ranks.
-    """
-    rows = table.local_rows(rank, size)
-    chunk = max(1, INITIAL_CHUNK // table.width)
-
-    @tf.function
-    def fill_chunk(first: tf.Tensor, last: tf.Tensor) -> None:
-        local = tf.range(first, last)
-        tf.raw_ops.ResourceScatterUpdate(
-            resource=variable.handle, indices=local, updates=table.initial(local * size + rank)
-        )
-
-    for first in range(0, rows, chunk):
-        fill_chunk(tf.constant(first, tf.int64), tf.constant(min(first + chunk, rows), tf.int64))
-
-
-def capacity(rows: int) -> int:
-    """The most rows that a dynamic table is given room for: a power of two, as SOK wants.
-
-    Twice the rows: keys are hashed to buckets of 128, and one that overflows loses a row. With 64
-    keys expected in each, none does.
-    """
-    return 1 << max(10, (2 * rows - 1).bit_length())

@@ -1,9 +1,9 @@
-"""Tables kept by NVIDIA's SparseOperationKit 2.x. The only module that may import it.
+"""Rows kept by NVIDIA's SparseOperationKit 2.x (SOK). The only module that may import it.
 
-Both backends are the all-to-all of `embedding.alltoall` with SOK's tables and kernels in it, rather
-than SOK's own `all2all_dense_embedding` and optimisers: these find the routes again on every call,
-read every key instead of every distinct row, and update rows through `IndexedSlices`. So routes,
-bad ids, types, checkpoints and results are those of the other backends.
+SOK provides its tables and its kernel that partitions keys; routing, exchange and update are those
+of `ShardedEmbedding`. SOK's own `all2all_dense_embedding` and optimizers find the routes again on
+every call, read every key instead of every distinct row, and update rows through `IndexedSlices`.
+So routes, bad ids, types, checkpoints and results are the same with every storage.
 
 SOK has kernels for GPUs only.
 """
@@ -16,21 +16,23 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from dlrm.embedding.fused_table import capacity, fill
-from dlrm.embedding.sharded import AllToAllEmbedding
+from dlrm.distributed import sharding
+from dlrm.embedding.partition import Partition, by_owner, position_dtype
+from dlrm.embedding.row_storage import RowLayout
+from dlrm.embedding.variable_storage import VariableStorage
 
 # `dist_select` keeps 12 bytes for each key of 32 threads, 8 warps and all ranks in shared memory;
-# with more ranks it would write beyond what the smallest of SOK's GPUs has, 92 KiB free.
+# with more ranks it would write beyond the 92 KiB that the smallest of SOK's GPUs has free.
 SELECT_RANKS = 24
-MOST_DYNAMIC_WIDTH = 1024  # SOK starts one thread a value
+MOST_DYNAMIC_WIDTH = 1024  # SOK starts one thread per value
 FIRST_ROWS = 1 << 20  # a dynamic table grows from here
 
 
 def load() -> Any:
-    """SOK.
+    """Imports SOK.
 
     Raises:
-        ValueError: this process has no GPU for it, or it cannot be imported.
+        ValueError: This process has no GPU for it, or it cannot be imported.
     """
     if not tf.config.list_logical_devices("GPU"):
         raise ValueError(
@@ -39,7 +41,7 @@ def load() -> Any:
         )
     try:
         import sparse_operation_kit as sok
-    except Exception as error:  # a missing library is an OpError of TensorFlow's, or worse
+    except Exception as error:  # a missing library is TensorFlow's OpError, or worse
         raise ValueError(
             f"--embedding=sok: SparseOperationKit cannot be imported ({_first_line(error)}); "
             "run `make sok` and use the python3 of its environment, or set --embedding=alltoall"
@@ -51,7 +53,7 @@ def operations() -> list[str]:
     """The names of SOK's operations, with or without a GPU.
 
     Raises:
-        Exception: whatever keeps SOK from being imported.
+        Exception: Whatever keeps SOK from being imported.
     """
     from sparse_operation_kit import raw_ops
     from tensorflow.python.framework import op_def_registry
@@ -63,137 +65,146 @@ def _first_line(error: Exception) -> str:
     return (str(error) or repr(error)).splitlines()[0]
 
 
-class SokEmbedding(AllToAllEmbedding):
-    """A `sok.Variable`, whose row r is key r * size + rank, and SOK's partition of the keys.
+def select_by_owner(keys: tf.Tensor, size: int) -> Partition:
+    """Partitions keys with SOK's kernel.
 
-    The order in which `dist_select` leaves the keys of one owner differs between runs, so sums of
-    float32 do too, in their last bits.
+    The order in which it leaves the keys of one owner differs between runs, so sums of float32 do
+    too, in their last bits.
+    """
+    if size > SELECT_RANKS:
+        return by_owner(keys, size)
+    keys, order, sent = load().raw_ops.dist_select(keys, num_splits=size)
+    return Partition(keys, tf.cast(order, position_dtype()), sent)
 
-    Args:
-        arguments: those of `AllToAllEmbedding`.
-        settings: likewise.
+
+def static_storage(layout: RowLayout, rank: int, size: int) -> VariableStorage:
+    """A storage in a `sok.Variable`, whose row r on this rank is local row r.
 
     Raises:
-        ValueError: as `load`.
+        ValueError: SOK cannot be used; see `load`.
     """
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        self._sok = load()
-        super().__init__(*arguments, **settings)
-
-    def _new_table(self) -> tf.Variable:
-        table, rank, size = self.table, self._collective.rank, self._collective.size
-        variable = self._sok.DistributedVariable(
-            # At least one row a rank, as in `local_table`.
-            shape=[max(table.rows, size), table.width],
-            initializer=tf.zeros,
-            dtype=tf.float32,
-            trainable=False,
-            name="table",
-            global_gpu_id=rank,
-            num_gpus=size,
-        )
-        fill(variable, table, rank, size)
-        return variable
-
-    def _by_owner(self, keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        size = self._collective.size
-        if size > SELECT_RANKS:
-            return super()._by_owner(keys)
-        keys, order, sent = self._sok.raw_ops.dist_select(keys, num_splits=size)
-        return keys, tf.cast(order, self._place_dtype), sent
+    variable = load().DistributedVariable(
+        # At least one row per rank, as in `VariableStorage`.
+        shape=[max(layout.table.rows, size), layout.width],
+        initializer=tf.zeros,
+        dtype=tf.float32,
+        trainable=False,
+        name="table",
+        global_gpu_id=rank,
+        num_gpus=size,
+    )
+    return VariableStorage(layout, rank, size, variable)
 
 
-class SokDynamicEmbedding(SokEmbedding):
-    """A `sok.DynamicVariable`: a hash table of keys that grows, on the GPU and, beyond, the host.
+def dynamic_capacity(rows: int) -> int:
+    """The most rows that a dynamic table is given room for: a power of two, as SOK requires.
 
-    A key's row is made when it is first read. SOK fills it with NaN, which stands for the row's
-    first value until an update writes it, so that key and seed alone decide the weights.
+    This is at least twice the rows. Keys are hashed to buckets of 128, and a bucket that overflows
+    loses a row. With at most 64 keys expected in each, none does.
+    """
+    return 1 << max(10, (2 * rows - 1).bit_length())
+
+
+class SokDynamicStorage:
+    """A `RowStorage` in a `sok.DynamicVariable`: a hash table that grows, addressed by key.
+
+    The table lies on the GPU and, beyond `gpu_gib`, in the host's memory. A key's row is created
+    when it is first read. SOK fills it with NaN, which stands for the initial value until an update
+    writes the row, so that key and seed alone determine the weights.
 
     Args:
-        arguments: those of `AllToAllEmbedding`.
-        gpu_gigabytes: of rows that the GPU keeps; the others lie in the host's memory.
-        settings: as arguments.
+        layout: The columns of a stored row.
+        rank: The rank that owns the rows.
+        size: Number of ranks.
+        gpu_gib: GiB of rows that are kept on the GPU.
+
+    Attributes:
+        layout: The layout that was given.
+        key_dtype: int64, the only type that SOK's table on host and GPU takes.
 
     Raises:
-        ValueError: as `load`, or rows too wide.
+        ValueError: SOK cannot be used (see `load`), or the rows are too wide for it.
     """
 
-    def __init__(self, *arguments: Any, gpu_gigabytes: int, **settings: Any) -> None:
-        self._gpu_gigabytes = gpu_gigabytes
-        self._exported: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
-        super().__init__(*arguments, **settings)
-        self._key_dtype = tf.int64  # the only one that SOK's table on host and GPU takes
+    key_dtype = tf.int64
 
-    def _new_table(self) -> tf.Variable:
-        table = self.table
-        if table.width > MOST_DYNAMIC_WIDTH:
+    def __init__(self, layout: RowLayout, rank: int, size: int, *, gpu_gib: int) -> None:
+        if layout.width > MOST_DYNAMIC_WIDTH:
+            state = layout.width - layout.table.width
             raise ValueError(
-                f"--embedding=sok_dynamic: expected --embedding_dim of {MOST_DYNAMIC_WIDTH} or "
-                f"less, found {table.width}; set --embedding=sok"
+                "--embedding=sok_dynamic: expected --embedding_dim of "
+                f"{MOST_DYNAMIC_WIDTH - state} or less, found {layout.table.width}; set "
+                "--embedding=sok"
             )
-        rows = table.local_rows(self._collective.rank, self._collective.size)
-        most = capacity(rows)
-        return self._sok.DynamicVariable(
-            dimension=table.width,
+        self.layout = layout
+        self._rank, self._size = rank, size
+        self._local_rows = sharding.local_rows(layout.table.rows, rank, size)
+        self._exported: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._sok = load()
+        most = dynamic_capacity(self._local_rows)
+        self._table = self._sok.DynamicVariable(
+            dimension=layout.width,
             initializer="nan",
             var_type="hybrid",
             trainable=False,
             name="table",
             init_capacity=min(FIRST_ROWS, most),
             max_capacity=most,
-            max_hbm_for_vectors=self._gpu_gigabytes,
+            max_hbm_for_vectors=gpu_gib,
         )
 
-    def _row(self, keys: tf.Tensor) -> tf.Tensor:
+    def addresses(self, keys: tf.Tensor) -> tf.Tensor:
+        """The keys themselves."""
         return keys
 
-    def _read(self, rows: tf.Tensor) -> tf.Tensor:
+    def read(self, addresses: tf.Tensor) -> tf.Tensor:
+        """See `RowStorage.read`."""
         # SOK starts as many blocks of threads as there are keys, and none is an error to CUDA.
         return tf.cond(
-            tf.size(rows) > 0,
-            lambda: self._begun(self.variable.sparse_read(rows), rows),
-            lambda: tf.zeros([0, self.table.width]),
+            tf.size(addresses) > 0,
+            lambda: self._initialized(self._table.sparse_read(addresses), addresses),
+            lambda: tf.zeros([0, self.layout.width]),
         )
 
-    def _begun(self, values: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        return tf.where(tf.math.is_nan(values), self.table.initial(keys), values)
+    def _initialized(self, stored: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """Rows [n, S] with the initial values wherever SOK has NaN."""
+        return tf.where(tf.math.is_nan(stored), self.layout.initial(keys), stored)
 
-    def _write(self, rows: tf.Tensor, values: tf.Tensor) -> None:
+    def write(self, addresses: tf.Tensor, stored: tf.Tensor) -> None:
+        """See `RowStorage.write`."""
         tf.cond(
-            tf.size(rows) > 0,
+            tf.size(addresses) > 0,
             lambda: tf.group(
-                self.variable.scatter_update(tf.IndexedSlices(values, rows)),
+                self._table.scatter_update(tf.IndexedSlices(stored, addresses)),
             ),
             tf.no_op,
         )
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
-        """As in `AllToAllEmbedding`; ranges are read in order, from 0 to the last row.
+        """See `RowStorage.read_rows`; ranges are read in order, from the first row to the last.
 
-        SOK exports its table all at once. So the first range takes a copy of the keys held and
-        their rows into the host's memory, and the last one lets it go.
+        SOK can only export the table as a whole. So the first range copies all keys and rows to the
+        host's memory, and the last range releases them.
         """
-        rank, size = self._collective.rank, self._collective.size
         if first == 0 or self._exported is None:
-            keys, values = (tensor.numpy() for tensor in self._sok.export(self.variable))
+            keys, stored = (tensor.numpy() for tensor in self._sok.export(self._table))
             order = np.argsort(keys)
-            self._exported = keys[order], values[order]
-        keys, values = self._exported
-        wanted = np.arange(first, last, dtype=np.int64) * size + rank
-        rows = self.table.initial(tf.constant(wanted)).numpy()
-        begin, end = np.searchsorted(keys, [first * size + rank, last * size + rank])
-        trained = ~np.isnan(values[begin:end]).any(axis=1)
-        rows[keys[begin:end][trained] // size - first] = values[begin:end][trained]
-        if last == self.table.local_rows(rank, size):
+            self._exported = keys[order], stored[order]
+        keys, stored = self._exported
+        wanted = sharding.key_of(np.arange(first, last, dtype=np.int64), self._rank, self._size)
+        rows = self.layout.initial(tf.constant(wanted)).numpy()
+        ends = [sharding.key_of(row, self._rank, self._size) for row in (first, last)]
+        begin, end = np.searchsorted(keys, ends)
+        updated = ~np.isnan(stored[begin:end]).any(axis=1)
+        local = sharding.local_row_of(keys[begin:end][updated], self._size)
+        rows[local - first] = stored[begin:end][updated]
+        if last == self._local_rows:
             self._exported = None
         return rows
 
-    def write_rows(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """As in `AllToAllEmbedding`; rows that hold their first value take no room."""
-        keys = rows * self._collective.size + self._collective.rank
-        changed = (values != self.table.initial(tf.constant(keys)).numpy()).any(axis=1)
+    def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
+        """See `RowStorage.write_rows`; rows that hold their initial value take no room."""
+        keys = sharding.key_of(rows, self._rank, self._size)
+        changed = (stored != self.layout.initial(tf.constant(keys)).numpy()).any(axis=1)
         if changed.any():
-            self._sok.assign(
-                self.variable, tf.constant(keys[changed]), tf.constant(values[changed])
-            )
+            self._sok.assign(self._table, tf.constant(keys[changed]), tf.constant(stored[changed]))

@@ -19,7 +19,7 @@ from dlrm.config import Config
 from dlrm.data import Batch
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.watchdog import NullWatchdog, Watchdog
-from dlrm.embedding import AllToAllEmbedding
+from dlrm.embedding import Embedding
 from dlrm.train.evaluation import Evaluation, Evaluator
 from dlrm.train.step import BAD_IDS, NOT_FINITE, Routes, TrainingStep
 
@@ -78,7 +78,7 @@ class Trainer:
         self,
         config: Config,
         model: keras.Model,
-        embedding: AllToAllEmbedding,
+        embedding: Embedding,
         collective: Collective,
         *,
         num_dense: int,

@@ -16,7 +16,7 @@ import tensorflow as tf
 from dlrm import embedding
 from dlrm.config import Config
 from dlrm.data import Data
-from dlrm.distributed import devices
+from dlrm.distributed import devices, sharding
 from dlrm.distributed.collective import Collective, connect
 from dlrm.distributed.watchdog import Watchdog
 from dlrm.reporting import Reporter
@@ -109,7 +109,7 @@ def check_memory(backend: str, config: Config, collective: Collective, data: Dat
     """
     rank, size = collective.rank, collective.size
     table = embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed)
-    rows = table.local_rows(rank, size)
+    rows = sharding.local_rows(table.rows, rank, size)
     need = memory_plan.step_need(
         rows=rows,
         tables=len(table.vocab_sizes),
@@ -120,9 +120,11 @@ def check_memory(backend: str, config: Config, collective: Collective, data: Dat
     )
     where = {"rows": rows, "ranks": size}
     if backend == "sok_dynamic":
-        slots, gpu_bytes = embedding.capacity(rows), config.embedding.sok_gpu_gb * memory_plan.GIB
         need, host = memory_plan.dynamic_needs(
-            need, slots=slots, width=table.width, gpu_bytes=gpu_bytes
+            need,
+            slots=embedding.dynamic_capacity(rows),
+            width=table.width,
+            gpu_bytes=config.embedding.sok_gpu_gb * memory_plan.GIB,
         )
         free = devices.free_host_memory()
         share = None if free is None else free // collective.local_size
@@ -143,14 +145,14 @@ def build_trainer(
     # XLA makes one program of the dense part, which uses all cores by itself.
     lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
     tables = embedding.create(
-        embedding.choose(config.embedding.embedding)[0],
+        embedding.choose(config.embedding.embedding).name,
         embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed),
         collective,
-        gpu_gigabytes=config.embedding.sok_gpu_gb,
+        gpu_gib=config.embedding.sok_gpu_gb,
         compress=config.embedding.compress,
         bad_ids=config.embedding.bad_ids,
         exchange_dtype=config.model.compute_dtype,
-        groups=lanes,
+        table_groups=lanes,
     )
     return Trainer(
         config, build_model(config), tables, collective, num_dense=data.num_dense, lanes=lanes

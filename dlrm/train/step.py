@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from dlrm.config import Config
 from dlrm.distributed.collective import Collective
-from dlrm.embedding import AllToAllEmbedding, Lookup, Route
+from dlrm.embedding import Embedding, Lookup, Route
 from dlrm.optim.dense_optimizers import DenseSGD
 from dlrm.train.evaluation import Evaluator
 
@@ -49,7 +49,7 @@ class TrainingStep:
         self,
         config: Config,
         model: keras.Model,
-        embedding: AllToAllEmbedding,
+        embedding: Embedding,
         collective: Collective,
         evaluator: Evaluator,
         *,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from dlrm.embedding import capacity, choose
+from dlrm.embedding import choose, dynamic_capacity
 from tests.support.processes import ROOT, run
 
 WORKER = "tests.multi_rank.workers.sok"
@@ -68,7 +68,7 @@ def test_auto_is_alltoall_without_a_gpu() -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 511, 512, 513, 5_000_000, 1 << 30])
 def test_room_of_a_dynamic_table(rows: int) -> None:
-    room = capacity(rows)
+    room = dynamic_capacity(rows)
     assert room >= max(2 * rows, 1024)
     assert room & (room - 1) == 0, "a power of two"
     assert room < max(4 * rows, 1025)

@@ -25,8 +25,9 @@ from dlrm.checkpoint import state as checkpoint_state
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
-from dlrm.checkpoint.state import Run, State, local_rows
+from dlrm.checkpoint.state import Run, State
 from dlrm.distributed.collective import Collective
+from dlrm.distributed.sharding import local_rows
 from tests.support.jobs import whole
 
 KEYS, WIDTH = 999, 8

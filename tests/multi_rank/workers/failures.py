@@ -57,7 +57,10 @@ def outcome(arguments: list[str]) -> tuple[int, str]:
 
 def weights(trainer: Trainer) -> list[np.ndarray[Any, Any]]:
     """Copies of all dense weights and of this rank's rows."""
-    return [variable.numpy() for variable in [*trainer.dense.values(), trainer.embedding.variable]]
+    return [
+        *(variable.numpy() for variable in trainer.dense.values()),
+        trainer.embedding.read_rows(0, trainer.embedding.local_rows),
+    ]
 
 
 def stopped(config: Config) -> dict[str, Any]:

@@ -92,14 +92,14 @@ def main(folder: str) -> None:
         data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
         trainer = build_trainer(config_of(**settings), collective, data, build_model)
         begin = [variable.numpy() for variable in trainer.dense.values()]
-        begin_rows = trainer.embedding.variable.numpy()
+        begin_rows = trainer.embedding.read_rows(0, trainer.embedding.local_rows)
         trainer.train([batches], batches, Silent())
         np.savez(
             f"{folder}/{index}-{collective.rank}.npz",
             *begin,
             *[variable.numpy() for variable in trainer.dense.values()],
             begin_rows=begin_rows,
-            rows=trainer.embedding.variable.numpy(),
+            rows=trainer.embedding.read_rows(0, trainer.embedding.local_rows),
         )
 
 

@@ -71,7 +71,7 @@ def leave(path: Path, trainer: Trainer, collective: Collective, **more: Any) -> 
     """Saves this rank's weights."""
     np.savez(
         f"{path}-{collective.rank}.npz",
-        rows=trainer.embedding.variable.numpy(),
+        rows=trainer.embedding.read_rows(0, trainer.embedding.local_rows),
         **{name: variable.numpy() for name, variable in trainer.dense.items()},
         **more,
     )

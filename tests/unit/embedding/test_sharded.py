@@ -6,17 +6,28 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlrm import embedding
 from dlrm.distributed.collective import Collective
-from dlrm.embedding import AllToAllEmbedding, FusedTable
-from dlrm.embedding.fused_table import local_table, uniform
+from dlrm.distributed.sharding import BAD_ID_POLICIES, local_rows
+from dlrm.embedding import FusedTable, RowLayout, create
+from dlrm.embedding.fused_table import uniform
+from dlrm.embedding.variable_storage import VariableStorage
 
 VOCAB_SIZES = (11, 1, 400)
 SEED = 20261121
 
 
-def create(**options):
-    return AllToAllEmbedding(FusedTable(VOCAB_SIZES, 6, SEED), Collective(), **options)
+def embedding(**options):
+    return create("alltoall", FusedTable(VOCAB_SIZES, 6, SEED), Collective(), **options)
+
+
+def rows_of(tables):
+    return tables.read_rows(0, tables.local_rows)
+
+
+def initial_rows(table, rank, size):
+    """What the rank's storage holds before any update."""
+    storage = VariableStorage(RowLayout(table), rank, size)
+    return storage.read_rows(0, local_rows(table.rows, rank, size))
 
 
 def splitmix64(counter, seed):
@@ -47,14 +58,14 @@ def test_uniform_is_uniform():
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_every_rank_holds_its_share_and_all_shares_make_the_table(size):
     table = FusedTable(VOCAB_SIZES, 6, SEED)
-    whole = local_table(table, 0, 1).numpy()
+    whole = initial_rows(table, 0, 1)
     for rank in range(size):
-        share = local_table(table, rank, size).numpy()
+        share = initial_rows(table, rank, size)
         np.testing.assert_array_equal(share, whole[rank::size])
 
 
 def test_first_values_are_bounded_by_their_own_table():
-    whole = local_table(FusedTable(VOCAB_SIZES, 64, SEED), 0, 1).numpy()
+    whole = initial_rows(FusedTable(VOCAB_SIZES, 64, SEED), 0, 1)
     for rows, part in zip(VOCAB_SIZES, np.split(whole, np.cumsum(VOCAB_SIZES)[:-1])):
         bound = rows**-0.5
         assert np.abs(part).max() <= bound
@@ -63,21 +74,22 @@ def test_first_values_are_bounded_by_their_own_table():
 
 def test_a_table_larger_than_a_chunk(monkeypatch):
     table = FusedTable(VOCAB_SIZES, 6, SEED)
-    whole = local_table(table, 0, 1).numpy()
-    monkeypatch.setattr("dlrm.embedding.fused_table.INITIAL_CHUNK", 6 * 10)
-    np.testing.assert_array_equal(local_table(table, 0, 1).numpy(), whole)
+    whole = initial_rows(table, 0, 1)
+    monkeypatch.setattr("dlrm.embedding.variable_storage.INITIAL_CHUNK", 6 * 10)
+    np.testing.assert_array_equal(initial_rows(table, 0, 1), whole)
 
 
 def test_more_ranks_than_rows():
-    share = local_table(FusedTable((2,), 4, SEED), 5, 8)
-    assert share.shape == (1, 4)
+    storage = VariableStorage(RowLayout(FusedTable((2,), 4, SEED)), 5, 8)
+    assert storage.read_rows(0, 0).shape == (0, 4)
+    assert storage.read(tf.zeros([0], storage.key_dtype)).shape == (0, 4)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 8])
 def test_lookup_and_update_against_numpy(groups):
     rng = np.random.default_rng(SEED)
-    tables = create(groups=groups)
-    before = tables.variable.numpy()
+    tables = embedding(table_groups=groups)
+    before = rows_of(tables)
     ids = (rng.random((32, 3)) * VOCAB_SIZES).astype(np.int32)
     keys = ids + tables.table.offsets
     lookup = tables.lookup(tables.route(tf.constant(ids)))
@@ -90,15 +102,15 @@ def test_lookup_and_update_against_numpy(groups):
     tables.update(lookup, tf.split(tf.constant(gradient), sizes, axis=1), tf.constant(0.1))
     expected = before.astype(np.float64)
     np.subtract.at(expected, keys.ravel(), 0.1 * gradient.reshape(-1, 6).astype(np.float64))
-    np.testing.assert_allclose(tables.variable.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(rows_of(tables), expected, atol=1e-6)
     untouched = np.setdiff1d(np.arange(len(before)), keys)
-    np.testing.assert_array_equal(tables.variable.numpy()[untouched], before[untouched])
+    np.testing.assert_array_equal(rows_of(tables)[untouched], before[untouched])
 
 
-@pytest.mark.parametrize("policy", embedding.BAD_IDS)
+@pytest.mark.parametrize("policy", BAD_ID_POLICIES)
 def test_bad_ids(policy):
-    tables = create(bad_ids=policy)
-    before = tables.variable.numpy()
+    tables = embedding(bad_ids=policy)
+    before = rows_of(tables)
     ids = np.array([[0, 0, 399], [-1, 0, 400], [10, 7, 0]], np.int32)  # three bad ones
     routes = tables.route(tf.constant(ids))
     assert routes[0].bad.numpy() == (3 if policy == "error" else 0)
@@ -110,15 +122,15 @@ def test_bad_ids(policy):
     np.testing.assert_array_equal(vectors[1], expected)
     if policy == "zero":
         tables.update(lookup, [tf.ones([3, 3, 6])], tf.constant(1.0))
-        after = tables.variable.numpy()
+        after = rows_of(tables)
         np.testing.assert_allclose(after[0], before[0] - 1, atol=1e-6)  # by sample 0, not sample 1
         np.testing.assert_allclose(after[11], before[11] - 2, atol=1e-6)  # sample 2's id 7 is bad
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_vectors_travel_in_16_bits_and_rows_stay_in_32(dtype):
-    tables = create(exchange_dtype=dtype)
-    before = tables.variable.numpy()
+    tables = embedding(exchange_dtype=dtype)
+    before = rows_of(tables)
     lookup = tables.lookup(tables.route(tf.constant([[1, 0, 5]], tf.int32)))
     (vectors,) = lookup.vectors
     assert vectors.dtype == dtype
@@ -127,14 +139,14 @@ def test_vectors_travel_in_16_bits_and_rows_stay_in_32(dtype):
     )
     # The row itself never takes the way through 16 bits.
     tables.update(lookup, [tf.zeros([1, 3, 6], dtype)], tf.constant(1.0))
-    np.testing.assert_array_equal(tables.variable.numpy(), before)
+    np.testing.assert_array_equal(rows_of(tables), before)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_gradients_of_one_row_are_summed_in_float32(dtype):
-    tables = create(exchange_dtype=dtype)
-    before = tables.variable.numpy()
+    tables = embedding(exchange_dtype=dtype)
+    before = rows_of(tables)
     lookup = tables.lookup(tables.route(tf.zeros([5000, 3], tf.int32)))
     tables.update(lookup, [tf.ones([5000, 3, 6], dtype)], tf.constant(1.0))
     # 16-bit sums of ones stay at 2048 or 256.
-    np.testing.assert_allclose(tables.variable.numpy()[0], before[0] - 5000, rtol=1e-6)
+    np.testing.assert_allclose(rows_of(tables)[0], before[0] - 5000, rtol=1e-6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlrm.distributed import devices
-from dlrm.embedding import capacity
+from dlrm.embedding import dynamic_capacity
 from dlrm.train.memory import GIB, Need, check, dynamic_needs, step_need
 
 
@@ -40,7 +40,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
 
 def test_a_dynamic_table_lies_in_both_memories() -> None:
     static = Need(table=1, exchange=3 * GIB, dense=GIB)
-    slots = capacity(40_000_000)
+    slots = dynamic_capacity(40_000_000)
     assert slots == 1 << 27  # the power of two from 80 million on
     gpu, host = dynamic_needs(static, slots=slots, width=16, gpu_bytes=2 * GIB)
     assert gpu.table - 2 * GIB == 20 * slots

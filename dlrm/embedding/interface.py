@@ -1,0 +1,122 @@
+"""What the rest of the system may rely on of the embedding tables.
+
+The training step, checkpoints and tools are typed against `Embedding`; which class stands behind
+it, and where the rows are kept, is decided by `dlrm.embedding.create` alone.
+
+Shapes: B local batch, T tables of the group, W width of a row, S width of a stored row (the row
+and the optimizer's state), U distinct rows that this rank reads, K keys that it sends, R keys that
+it receives, N ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from dlrm.embedding.fused_table import FusedTable
+from dlrm.optim.row_optimizers import StateColumns
+
+
+class Route(NamedTuple):
+    """How the keys of a group of tables travel to their owners, and vectors and gradients back.
+
+    Attributes:
+        rows: int32 or int64 [U], the distinct rows that this rank must read for all ranks, as its
+            storage addresses them.
+        row_of: int32 [R], for each key received, the position of its row in `rows`.
+        sent: int32 [N], the number of keys sent to each rank; K in all.
+        received: int32 [N], the number of keys received from each rank; R in all.
+        position_of: int32 or int64 [B * T], for each vector, the position of its key among those
+            sent.
+        order: int32 or int64 [K], for each key sent, the position of its vector; empty with
+            `compress`, where one key serves several vectors.
+        present: bool [B, T, 1], False for ids outside their table; empty unless `bad_ids` is
+            `zero`.
+        bad: int32 [], the number of ids outside their table if `bad_ids` is `error`, else 0.
+    """
+
+    rows: tf.Tensor
+    row_of: tf.Tensor
+    sent: tf.Tensor
+    received: tf.Tensor
+    position_of: tf.Tensor
+    order: tf.Tensor
+    present: tf.Tensor
+    bad: tf.Tensor
+
+
+class Lookup(NamedTuple):
+    """The vectors of a batch and what the update of their rows needs, for each group of tables.
+
+    Attributes:
+        vectors: [B, T, W] in the exchange type.
+        stored: float32 [U, S], the distinct rows and their state as they were read.
+        routes: The routes that the vectors came by.
+    """
+
+    vectors: tuple[tf.Tensor, ...]
+    stored: tuple[tf.Tensor, ...]
+    routes: tuple[Route, ...]
+
+
+class Embedding(Protocol):
+    """This rank's share of the tables. All ranks make the same calls in the same order."""
+
+    @property
+    def table(self) -> FusedTable:
+        """Vocabulary, width and seed."""
+
+    @property
+    def state(self) -> tuple[StateColumns, ...]:
+        """What the optimizer keeps behind each row, in order; empty if it keeps nothing."""
+
+    @property
+    def local_rows(self) -> int:
+        """Number of rows that this rank owns."""
+
+    def route(self, ids: tf.Tensor) -> tuple[Route, ...]:
+        """Sends the keys of a batch to their owners. Reads no weights, so it can run early.
+
+        Args:
+            ids: int32 or int64 [B, all tables].
+
+        Returns:
+            A route for each group of tables.
+        """
+
+    def lookup(self, routes: Sequence[Route]) -> Lookup:
+        """Fetches the vectors of a routed batch."""
+
+    def update(
+        self,
+        lookup: Lookup,
+        gradients: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        """Sums the gradients of each row's vectors over all ranks and takes an optimizer step.
+
+        The exchange does not wait for `learning_rate`, but every write does. So a check that the
+        step may be taken at all can be made a control dependency of it.
+
+        Args:
+            lookup: The lookup of this batch; the tables must not have been updated since.
+            gradients: The gradients of `lookup.vectors`, of their shapes.
+            learning_rate: float32 [].
+            gradient_scale: The gradient of the loss is `gradient_scale` times such a sum.
+        """
+
+    def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """A copy of local rows [first, last) and their state, float32 [last - first, S]."""
+
+    def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
+        """Overwrites local rows and their state.
+
+        Args:
+            rows: int64 [n].
+            stored: float32 [n, S].
+        """

@@ -1,0 +1,88 @@
+"""What a storage of rows must offer, and how a row and its optimizer's state lie in it.
+
+A storage knows rows and state as one array of float32 columns; only `RowLayout` knows which columns
+are which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from dlrm.embedding.fused_table import FusedTable
+from dlrm.optim.row_optimizers import StateColumns
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """The columns of a stored row: first the row itself, then the optimizer's state.
+
+    Attributes:
+        table: Vocabulary, width and seed.
+        state: What the optimizer keeps behind each row, in order.
+    """
+
+    table: FusedTable
+    state: tuple[StateColumns, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """S, the number of values in a stored row."""
+        return self.table.width + sum(columns.width for columns in self.state)
+
+    def initial(self, keys: tf.Tensor) -> tf.Tensor:
+        """What is stored for rows that were never updated; int64 [n] -> float32 [n, S]."""
+        count = tf.size(keys)
+        state = [tf.fill([count, columns.width], columns.initial) for columns in self.state]
+        return self.join(self.table.initial(keys), state)
+
+    def rows_of(self, stored: tf.Tensor) -> tf.Tensor:
+        """The rows among the columns; [n, S] -> [n, W]."""
+        return stored[:, : self.table.width] if self.state else stored
+
+    def state_of(self, stored: tf.Tensor) -> list[tf.Tensor]:
+        """Each entry of `state` among the columns; [n, S] -> [n, columns.width] each."""
+        if not self.state:
+            return []
+        return tf.split(stored, [self.table.width, *(c.width for c in self.state)], axis=1)[1:]
+
+    def join(self, rows: tf.Tensor, state: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Puts rows [n, W] and their state side by side: [n, S]."""
+        assert len(state) == len(self.state), "one tensor for each entry of the state"
+        return tf.concat([rows, *state], axis=1) if self.state else rows
+
+
+class RowStorage(Protocol):
+    """The rows that one rank owns.
+
+    The compiled functions of a step call `addresses`, `read` and `write`; checkpoints call
+    `read_rows` and `write_rows`, which count local rows.
+    """
+
+    @property
+    def layout(self) -> RowLayout:
+        """The columns of a stored row."""
+
+    @property
+    def key_dtype(self) -> tf.DType:
+        """The integer type in which this storage takes keys."""
+
+    def addresses(self, keys: tf.Tensor) -> tf.Tensor:
+        """What `read` and `write` call the rows of keys that this rank owns; [n] -> [n]."""
+
+    def read(self, addresses: tf.Tensor) -> tf.Tensor:
+        """Stored rows; [n] -> float32 [n, S]."""
+
+    def write(self, addresses: tf.Tensor, stored: tf.Tensor) -> None:
+        """Overwrites stored rows; the addresses [n] are distinct, `stored` is float32 [n, S]."""
+
+    def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """A copy of local rows [first, last), float32 [last - first, S]."""
+
+    def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
+        """Overwrites local rows, int64 [n], with float32 [n, S]."""
