@@ -9,7 +9,7 @@ Recommendation Systems, 2019.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 import keras
 import tensorflow as tf
@@ -18,6 +18,8 @@ import interact_op
 from dlrm.config import Config
 from dlrm.layers.dot_interaction import dot_interaction
 from dlrm.layers.mlp import MLP
+
+Interaction = Callable[..., tf.Tensor]  # bottom [batch, width], *vectors -> [batch, any width]
 
 
 class DLRM(keras.Model):
@@ -28,11 +30,8 @@ class DLRM(keras.Model):
         top_units: layers of the top MLP; the last one gives the logit.
         seed: decides the initial weights.
         dtype: Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`.
-        custom_interact: take the fused interaction of `interact_op`.
+        interact: Combines the bottom MLP's output and the vectors for the top MLP.
         compile_mlps: have XLA compile each MLP by itself, for where it cannot compile all.
-
-    Raises:
-        OSError: the fused interaction is not built.
     """
 
     def __init__(
@@ -42,11 +41,11 @@ class DLRM(keras.Model):
         *,
         seed: int,
         dtype: str,
-        custom_interact: bool = False,
+        interact: Interaction = dot_interaction,
         compile_mlps: bool = False,
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
-        self._interact = interact_op.load() if custom_interact else dot_interaction
+        self._interact = interact
         seed *= 1000  # far enough apart that layers of two seeds share no initialiser
         both: dict[str, Any] = {"compiled": compile_mlps, "dtype": dtype}
         self.bottom = MLP(
@@ -83,7 +82,7 @@ def build_model(config: Config) -> DLRM:
         config.model.top_mlp,
         seed=config.run.seed,
         dtype=f"mixed_{config.model.amp_dtype}" if config.model.amp else "float32",
-        custom_interact=config.model.custom_interact,
+        interact=interact_op.load() if config.model.custom_interact else dot_interaction,
         # XLA has no fused interaction: the MLPs are then compiled around it.
         compile_mlps=config.model.xla and config.model.custom_interact,
     )

@@ -483,7 +483,9 @@ def test_training_follows_the_losses_of_the_stock_interaction(ranks: int, tmp_pa
 
 def test_mlps_are_compiled_around_the_operation() -> None:
     """Forward and backward pass of each MLP are clusters that XLA must compile."""
-    model = DLRM((8, 4), (8, 1), seed=0, dtype="float32", custom_interact=True, compile_mlps=True)
+    model = DLRM(
+        (8, 4), (8, 1), seed=0, dtype="float32", interact=interact_op.load(), compile_mlps=True
+    )
     dense, vectors = tf.ones([2, 3]), tf.ones([2, 5, 4])
     model(dense, vectors)
     weights = [as_tf_variable(weight) for weight in model.trainable_variables]
