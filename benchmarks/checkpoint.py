@@ -57,7 +57,7 @@ def work(folder: Path, rows: int, rounds: int) -> None:
     from dlrm.embedding import FusedTable, create
 
     collective = connect()
-    devices.claim(collective.local_rank, whole_operations=True)
+    devices.claim(collective.local_rank, core_per_operation=True)
     tables = create(
         "alltoall",
         FusedTable((rows,), WIDTH, seed=1),

@@ -170,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     from dlrm.distributed import devices
 
-    devices.claim(0, whole_operations=True)
+    devices.claim(0, core_per_operation=True)
     for dtype in options.types.split(","):
         for width in () if options.steponly else WIDTHS:
             print(f"{TABLES + 1} vectors of {width} values, {dtype}")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from dlrm.distributed.gpu_query import query_gpus
 from dlrm.reporting.machine import versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,14 +112,7 @@ def ask(probe: str) -> Any:
 
 def driver_version() -> Optional[str]:
     """The version of NVIDIA's driver; None without one, or without a GPU that it knows."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.split()[0] if answer.stdout.split() else None
+    return next(iter(query_gpus("driver_version")), None)
 
 
 def examine() -> Environment:

@@ -1,1 +1,1 @@
-"""The ranks: what they exchange, what each computes on, and how one that is lost ends all."""
+"""The ranks: what they exchange, what each computes on, and how all end when one fails."""

@@ -1,8 +1,8 @@
-"""Everything that ranks say to each other: one process alone, or Horovod.
+"""The exchanges between ranks: through Horovod, or none in a single process.
 
-The only module that imports Horovod. It knows tensors and text, nothing of models, tables or data.
-A rank is one process, `size` of them run the same program; every method must be called by all
-ranks in the same order.
+The only module that imports Horovod. It knows tensors and text, but no models, tables or data. A
+rank is one process; `size` of them run the same program. All ranks must call every method, and in
+the same order.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import tensorflow as tf
 
 T = TypeVar("T")
 
-# What each launcher sets to the number of processes it started. Slurm's SLURM_NTASKS is not used:
-# it is also set in a plain shell inside an allocation.
+# The variables in which launchers state how many processes they started. SLURM_NTASKS is not among
+# them: Slurm also sets it in a plain shell inside an allocation.
 SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 class Collective:
-    """One process alone: every exchange is the identity.
+    """A single process, in which every exchange is the identity.
 
     Attributes:
-        rank: this process, 0 <= rank < size.
-        size: number of processes.
-        local_rank: this process among those of its machine.
-        local_size: number of processes on its machine.
+        rank: This process, 0 <= rank < size.
+        size: Number of processes.
+        local_rank: This process among those of its machine, 0 <= local_rank < local_size.
+        local_size: Number of processes on its machine.
     """
 
     rank = 0
@@ -36,45 +36,70 @@ class Collective:
     local_size = 1
 
     def mean(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """Element-wise mean over ranks of several float tensors, exchanged as one message."""
+        """Averages float tensors over the ranks, in one message.
+
+        Args:
+            tensors: Of any shapes and float types; the same shapes and types on every rank.
+            name: The same on every rank, unique among exchanges under way.
+
+        Returns:
+            The element-wise mean over the ranks of each tensor, of its shape and type.
+        """
         return list(tensors)
 
     def sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        """Element-wise sum over ranks; integers stay exact."""
+        """Adds up a tensor over the ranks; integers stay exact.
+
+        Args:
+            tensor: Of any shape and numeric type; the same shape and type on every rank.
+            name: The same on every rank, unique among exchanges under way.
+
+        Returns:
+            The element-wise sum over the ranks, of the tensor's shape and type.
+        """
         return tensor
 
     def alltoall(
         self, tensor: tf.Tensor, splits: tf.Tensor, name: str
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Sends a run of rows to each rank and receives one from each.
+        """Sends consecutive rows to each rank and receives rows from each.
 
         Args:
-            tensor: [sum(splits), ...], rows in order of their destination.
-            splits: int32 [size], how many rows go to each rank.
-            name: the same on every rank, unique among exchanges under way.
+            tensor: [sum(splits), ...], the rows in order of their destination.
+            splits: int32 [size], the number of rows for each rank.
+            name: The same on every rank, unique among exchanges under way.
 
         Returns:
-            The received rows in order of their source, and int32 [size], how many came from each.
+            [sum(received), ...], the received rows in order of their source; and int32 [size], the
+            number of rows received from each rank.
         """
         return tensor, splits
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
-        """Overwrites the variables with those of rank 0."""
+        """Overwrites the variables with their values on rank 0.
+
+        Args:
+            variables: Of any shapes and types; the same shapes and types on every rank.
+        """
 
     def gather_text(self, text: str) -> list[str]:
-        """Every rank's text, in rank order, on every rank."""
+        """Returns every rank's text, in rank order, on every rank."""
         return [text]
 
     def together(self, action: Callable[[], T]) -> T:
-        """Runs `action` on every rank and fails on all of them if it failed on one.
+        """Runs `action` on every rank, and fails on all of them if it fails on one.
 
-        Without this, a rank that stops on a bad file leaves the others waiting for it.
+        Without this, a rank that stops at a bad file leaves the others waiting for it.
 
         Args:
-            action: must not use the collective.
+            action: What to run; it must not use the collective.
+
+        Returns:
+            This rank's result of `action`.
 
         Raises:
-            ValueError: on every rank, with the message of the first rank that failed.
+            ValueError: The action raised ValueError or OSError on a rank; raised on every rank with
+                the message of the first such rank.
         """
         result, problem = None, ""
         try:
@@ -89,8 +114,12 @@ class Collective:
     def agree(self, what: str, value: object) -> None:
         """Checks that all ranks hold the same value.
 
+        Args:
+            what: The name of the value for the message.
+            value: This rank's value; compared by its `repr`.
+
         Raises:
-            ValueError: on every rank, naming the first two that differ.
+            ValueError: The values differ; raised on every rank, naming the first two.
         """
         values = self.gather_text(repr(value))
         for rank, other in enumerate(values):
@@ -102,17 +131,21 @@ class Collective:
 
 
 class HorovodCollective(Collective):
-    """The ranks that `horovodrun` (or MPI) started, over Gloo, NCCL or MPI."""
+    """The ranks that `horovodrun` or MPI started; they exchange over Gloo, NCCL or MPI.
 
-    def __init__(self, patience: float) -> None:
+    Args:
+        timeout: Seconds that Gloo waits for a message of another rank.
+    """
+
+    def __init__(self, timeout: float) -> None:
         import horovod.tensorflow as hvd
 
-        # Gloo's own limit for one message; a rank that dies or hangs is found sooner, and by name,
-        # by the watch, and one that is merely late is let be.
-        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(patience)))
+        # The watchdog finds a rank that dies or hangs sooner, and names it; a rank that is merely
+        # late must not end the job.
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(timeout)))
 
-        # Milliseconds between looks for work. An exchange waits for several of them in turn, which
-        # at Horovod's own 1 ms is a tenth of a short step.
+        # Milliseconds between Horovod's looks for work. An exchange waits for several looks in
+        # turn; at Horovod's default of 1 ms that is a tenth of a short step.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.2")
         hvd.init()
         self._hvd = hvd
@@ -120,56 +153,60 @@ class HorovodCollective(Collective):
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
 
     def mean(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
-        """One grouped all-reduce."""
+        """Averages in one grouped all-reduce."""
         return self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Average, name=name)
 
     def sum(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        """One all-reduce."""
+        """Adds up in one all-reduce."""
         return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name)
 
     def alltoall(
         self, tensor: tf.Tensor, splits: tf.Tensor, name: str
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One all-to-all of given splits."""
-        # Horovod moves no bfloat16; the same bits travel as another type of their size.
+        """Exchanges rows in one all-to-all."""
+        # Horovod cannot exchange bfloat16, but it can exchange the same bits as uint16.
         wire = tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
         received, received_splits = self._hvd.alltoall(wire, splits=splits, name=name)
         return tf.bitcast(received, tensor.dtype), received_splits
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
-        """One broadcast a variable."""
+        """Broadcasts one variable after the other."""
         for index, variable in enumerate(variables):
             variable.assign(self._hvd.broadcast(variable, root_rank=0, name=f"broadcast.{index}"))
 
     def gather_text(self, text: str) -> list[str]:
-        """Two all-gathers: lengths, then bytes."""
-        data = tf.io.decode_raw(tf.constant(text.encode()), tf.uint8)
-        sizes = self._hvd.allgather(tf.constant([len(data)], tf.int32), name="text.sizes").numpy()
-        joined = self._hvd.allgather(data, name="text").numpy().tobytes()
+        """Gathers the lengths of the texts, then their bytes."""
+        data = tf.io.decode_raw(tf.constant(text.encode()), tf.uint8)  # uint8 [bytes]
+        length = tf.constant([len(data)], tf.int32)
+        sizes = self._hvd.allgather(length, name="text.sizes").numpy()  # int32 [size]
+        joined = self._hvd.allgather(data, name="text").numpy().tobytes()  # sum(sizes) bytes
         ends = sizes.cumsum()
         return [joined[end - size : end].decode() for size, end in zip(sizes, ends)]
 
 
 def launched_size(environment: Mapping[str, str]) -> int:
-    """How many processes a launcher says it started; 1 where none speaks."""
+    """Returns how many processes a launcher says that it started; 1 without a launcher."""
     return max([int(environment[name]) for name in SIZE_VARIABLES if name in environment] or [1])
 
 
-def connect(patience: float = 600.0) -> Collective:
+def connect(timeout: float = 600.0) -> Collective:
     """Joins the other ranks, if there are any.
 
     Args:
-        patience: seconds that a rank may wait for another one's message.
+        timeout: Seconds that a rank may wait for a message of another rank.
+
+    Returns:
+        The ranks; a `Collective` of one process if no launcher started several.
 
     Raises:
-        ValueError: several processes were started, but Horovod is missing or cannot see them.
+        ValueError: Several processes were started, but Horovod is missing or cannot see them.
     """
     launched = launched_size(os.environ)
     if launched == 1:
         collective = Collective()
     else:
         try:
-            collective = HorovodCollective(patience)
+            collective = HorovodCollective(timeout)
         except ImportError as error:
             raise ValueError(
                 f"{launched} processes were started, but Horovod cannot be imported ({error}); "
@@ -184,12 +221,12 @@ def connect(patience: float = 600.0) -> Collective:
 
 
 def exchanges() -> list[str]:
-    """What Horovod was built with to exchange tensors: of NCCL, Gloo and MPI.
+    """Returns which of NCCL, Gloo and MPI Horovod was built with.
 
     Raises:
-        ImportError: there is no Horovod.
+        ImportError: Horovod is not installed.
     """
     import horovod.tensorflow as hvd
 
     built = {"NCCL": hvd.nccl_built(), "Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built()}
-    return [name for name, there in built.items() if there]
+    return [name for name, available in built.items() if available]

@@ -1,31 +1,34 @@
-"""What this process computes on: its GPU, or its share of the cores.
+"""What this process computes on: its GPU, or its share of the cores, and the memory of either.
 
-Knows nothing of models or of other ranks.
+Knows neither models nor other ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from pathlib import Path
 
 import tensorflow as tf
 
+from dlrm.distributed.gpu_query import query_gpus
+
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
-MOST_LANES = 8  # the graph grows with the lanes; beyond, each lane gets several cores
+MAX_LANES = 8  # the graph grows with the lanes; with more cores, each lane gets several
 
 
-def claim(local_rank: int, *, whole_operations: bool) -> None:
-    """Takes the local rank's GPU or, without GPUs, sets how cores are used. Before any tensor.
+def claim(local_rank: int, *, core_per_operation: bool) -> None:
+    """Takes the local rank's GPU or, without GPUs, sets how operations use the cores.
+
+    Call it before any tensor is made. A process whose TensorFlow already runs keeps the device and
+    the threads that it has.
 
     Args:
-        local_rank: this process among those of its machine.
-        whole_operations: run each operation on one core and several at a time (`lanes`), rather
-            than each on all cores.
+        local_rank: This process among those of its machine.
+        core_per_operation: Whether each operation runs on one core, or on as few as `MAX_LANES`
+            allows, so that `lanes()` of them run in parallel; if false, each uses all cores.
     """
-    # A process whose TensorFlow already runs keeps the device and threads that it has.
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError):  # TensorFlow already runs
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             gpu = gpus[local_rank % len(gpus)]
@@ -33,34 +36,41 @@ def claim(local_rank: int, *, whole_operations: bool) -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
             return
         cores = len(os.sched_getaffinity(0))
-        at_a_time = min(cores, MOST_LANES)
+        parallel = min(cores, MAX_LANES)
         tf.config.threading.set_intra_op_parallelism_threads(
-            cores // at_a_time if whole_operations else cores
+            cores // parallel if core_per_operation else cores
         )
         # At least two, so that an exchange between ranks does not stop the computation.
-        tf.config.threading.set_inter_op_parallelism_threads(max(2, at_a_time))
+        tf.config.threading.set_inter_op_parallelism_threads(max(2, parallel))
 
 
 def has_gpu() -> bool:
-    """Whether this process computes on a GPU."""
+    """Returns whether this process computes on a GPU."""
     return bool(tf.config.list_logical_devices("GPU"))
 
 
 def lanes() -> int:
-    """How many independent pieces of work this process should be given at a time."""
+    """Returns the number of independent slices of the work to compute in parallel: the lanes.
+
+    On CPUs most operations of a training step use a single core; the slices, which do not depend on
+    each other in the graph, keep the other cores busy.
+
+    Returns:
+        1 on a GPU; else the number of cores of this process, at most `MAX_LANES`.
+    """
     if has_gpu():
         return 1
-    return min(len(os.sched_getaffinity(0)), MOST_LANES)
+    return min(len(os.sched_getaffinity(0)), MAX_LANES)
 
 
 def free_memory(local_size: int) -> int | None:
-    """Bytes that this process may still take: of its GPU or, without GPUs, its share of the host's.
+    """Returns the free memory of the GPU or, without GPUs, this process's share of the host's.
 
     Args:
-        local_size: processes on this machine, which share its memory.
+        local_size: Number of processes on this machine, which share its memory.
 
     Returns:
-        None if nobody tells.
+        Bytes; None if the free memory cannot be determined.
     """
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
@@ -70,7 +80,11 @@ def free_memory(local_size: int) -> int | None:
 
 
 def free_host_memory() -> int | None:
-    """Bytes free on this machine, and in this process's control group if it has a limit."""
+    """Returns the bytes free on this machine, and in this process's control group if it is limited.
+
+    Returns:
+        Bytes; None if the free memory cannot be determined.
+    """
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
@@ -82,16 +96,12 @@ def free_host_memory() -> int | None:
 
 
 def _free_gpu_memory(index: int) -> int | None:
-    """Of the visible GPU of that index; the driver's own tool names GPUs as the variable does."""
+    """Returns the bytes free on the GPU that TensorFlow sees at `index`; None if unknown.
+
+    The driver's tool names GPUs as CUDA_VISIBLE_DEVICES does, and not by TensorFlow's index.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    name = visible.split(",")[index] if visible else str(index)
-    query = [
-        "nvidia-smi",
-        f"--id={name}",
-        "--query-gpu=memory.free",
-        "--format=csv,noheader,nounits",
-    ]
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return int(found.stdout) << 20
+    answer = query_gpus("memory.free", visible.split(",")[index] if visible else str(index))
+    with contextlib.suppress(ValueError):  # such as "[N/A]"
+        return int(answer[0]) << 20 if answer else None
     return None

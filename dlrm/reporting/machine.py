@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
+
+from dlrm.distributed.gpu_query import query_gpus
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "merlin-sok", "numpy")
 
@@ -27,24 +28,14 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, object]:
     """This machine's name, system, processor, cores, memory and GPUs."""
-    found: dict[str, object] = {
+    return {
         "host": platform.node(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [],
+        "gpus": query_gpus("name"),
     }
-    if shutil.which("nvidia-smi"):
-        import subprocess
-
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        try:
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return found
-        found["gpus"] = answer.stdout.splitlines()
-    return found
 
 
 def _cpu_name() -> str:

@@ -94,7 +94,7 @@ def join(config: Config) -> Collective:
         ValueError: the ranks cannot be joined.
     """
     collective = connect(2 * config.run.stall_timeout or NO_LIMIT)
-    devices.claim(collective.local_rank, whole_operations=not config.model.xla)
+    devices.claim(collective.local_rank, core_per_operation=not config.model.xla)
     return collective
 
 
