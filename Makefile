@@ -1,21 +1,40 @@
 # make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
-# make train RAW=log.tsv  the same from your own logs (Criteo's format, plain or .gz; several: RAW="a b")
-# make interact_op        the fused interaction of --custom_interact
-# make test               the tests;  make lint  the linters
-# make bench              what is claimed about speed, measured here
+# make train RAW=log.tsv  the same from your own logs, in Criteo's format (RAW="a.gz b.gz": several)
+# make test               the tests
+# make lint               linters, type checks, formatting and spelling
+# make bench              the measurements of benchmarks/README.md
+# make coverage           the lines that the tests reach
+# make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
+# make setup              creates the environment .venv; every target that needs it does so too
+# make clean              removes build/
 #
-# make sok                the environment of the profile sok: TensorFlow 2.14, SparseOperationKit
-# make sok-check          what is there for it, and what is missing
-# make test PROFILE=sok   any of the above in that environment (the linters have theirs)
-# make bundle PROFILE=sok  all of it for hosts without internet; BUNDLE="--part_mb 500"
+# make sok                creates .venv-sok: TensorFlow 2.14 with SparseOperationKit, for GPUs
+# make sok-check          what the environment has for GPUs, and what is missing
+# make bundle             packs environment and project for hosts without internet
 #
 # Longer tests:
-# make faults             every fault on 1, 2 and 3 ranks at random moments; FAULTS="--repeat 5"
-# make test-ingest        ten kills of each engine of ingest, and both engines over every rule set
+# make faults             every fault on 1, 2 and 3 ranks at random moments
+# make test-ingest        ten kills of each ingest engine, then both engines on every rule set
 # make test-interact      the fused interaction at every shape, and its kernels under the sanitizers
+#
+# variable  default  used by      meaning
+# PROFILE   default  all          PROFILE=sok uses .venv-sok instead of .venv (not for lint)
+# PYTHON    python3  setup, sok   the interpreter that creates the environment
+# RAW       -        train        raw log files; none: synthetic logs
+# RULES     dlrm     train        how ids are made: dlrm, mlperf or spark
+# NP        2        train        number of ranks
+# FLAGS     -        train        more flags of main.py, such as FLAGS="--xla --epochs=1"
+# FAULTS    -        faults       options of the fault tests, such as FAULTS="--repeat 5"
+# ROWS      1000000  test-ingest  rows of the log that both engines read
+# BUNDLE    -        bundle       options of setup/bundle.py, such as BUNDLE="--part_mb 500"
+#
+# Other commands, run in the environment: main.py, split_bin.py; with -m: preprocess,
+# preprocess.synthetic, preprocess.verify, launch, dlrm.checkpoint, tools.doctor, tools.gpu_check,
+# benchmarks.NAME. Each explains itself with --help.
 
 VENV_default := .venv
 VENV_sok := .venv-sok
+BENCHMARKS := reader split preprocess step interact checkpoint
 
 PYTHON ?= python3
 NP ?= 2
@@ -38,10 +57,14 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: train test test-ingest test-interact faults lint bench setup sok sok-check interact_op bundle clean
+.PHONY: setup help train test coverage test-ingest test-interact faults lint bench sok sok-check \
+    interact_op bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 .venv/.ready: requirements.txt requirements/dev.txt requirements/horovod.txt \
     requirements/spark.txt setup/environment.sh setup/horovod.sh setup/wheels.sh
@@ -55,16 +78,17 @@ setup: $(VENV)/.ready
 
 sok: .venv-sok/.ready
 
-# In the environment that is there, be it none.
+# Runs in whichever environment exists, or in the system's Python.
 sok-check:
 	@export PATH="$(CURDIR)/.venv-sok/bin:$(CURDIR)/.venv/bin:$$PATH"; python3 -m tools.doctor
 
-train: setup $(RAW_FILES)
+train: setup interact_op $(RAW_FILES)
 	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA) --rules=$(RULES)
 	$(RUN) python3 split_bin.py $(DATA)/train_data.bin $(DATA)/train
 	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
-	$(RUN) horovodrun -np $(NP) ./hvd_wrapper.sh python3 main.py --flagfile=presets/$(PRESET).flags \
-	    --data_dir=$(DATA) --run_dir=$(DATA)/run $(FLAGS)
+	$(RUN) python3 -m launch -np $(NP) -- main.py --flagfile=presets/$(PRESET).flags \
+	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run $(FLAGS)
+	@echo "loss, AUC and throughput of this run: $(CURDIR)/$(DATA)/run/run.png"
 
 build/demo/raw.tsv: | setup
 	mkdir -p $(@D)
@@ -72,6 +96,10 @@ build/demo/raw.tsv: | setup
 
 test: setup
 	$(RUN) python3 -m pytest
+
+coverage: setup
+	$(RUN) python3 -m coverage run -m pytest; code=$$?; \
+	    python3 -m coverage combine --quiet && python3 -m coverage report && exit $$code
 
 faults: setup
 	$(RUN) python3 -m tests.faults.suite $(FAULTS)
@@ -81,10 +109,15 @@ test-ingest: setup
 	$(RUN) python3 -m benchmarks.engines --rows $(ROWS) --files 8
 
 lint: .venv/.ready
-	export PATH="$(CURDIR)/.venv/bin:$$PATH"; ruff check . && ruff format --check . && mypy .
+	export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
+	    ruff check . && ruff format --check . && mypy . && \
+	    shellcheck $$(git ls-files '*.sh') .ci/run && \
+	    clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.cu' '*.cuh') && \
+	    codespell $$(git ls-files ':!LICENSE')
 
+# Stops at the first benchmark that fails.
 bench: interact_op
-	$(RUN) for name in reader split preprocess step interact checkpoint; do echo "== $$name"; python3 -m benchmarks.$$name; done
+	$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; python3 -m benchmarks.$$name; done
 
 interact_op: setup
 	$(RUN) $(MAKE) --directory=interact_op
