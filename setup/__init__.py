@@ -1,0 +1,1 @@
+"""Creates the environments, builds Horovod and SparseOperationKit, and packs bundles."""
