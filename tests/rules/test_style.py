@@ -1,0 +1,127 @@
+"""How every file is written: docstring, size, names, forbidden constructs, the root's entries."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+from tests.support.source import MODULES, PRODUCT, files, imports, parse
+
+LONGEST_MODULE = 350  # lines
+# Too long today. This set may only shrink.
+LONGER = {"dlrm.config", "launch.supervisor", "split_bin"}
+# Classes that still share a name, a leading underscore aside. This set may only shrink.
+NAMED_TWICE = {"Batch", "Block", "Field", "Parser", "Part", "Report", "Run", "Watch"}
+
+MOST_ENTRIES = 26
+ROOT_MODULES = {"main.py", "model.py", "dataset.py", "split_bin.py"}
+ROOT_FILES = ROOT_MODULES | {
+    *("README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("Makefile", "pyproject.toml", "requirements.txt", "hvd_wrapper.sh"),
+}
+ROOT_FOLDERS = {
+    *("dlrm", "preprocess", "launch", "interact_op", "tools", "benchmarks", "presets", "setup"),
+    *("requirements", "docs", "tests"),
+}
+NOT_COMMITTED = {"build", "__pycache__"}
+
+TEXTS = files(
+    *("*.py", "*.sh", "*.flags", "*.md", "*.txt", "*.toml", "*.yaml", "Makefile", ".ci/*"),
+    *("*.h", "*.cc", "*.cu", "*.java"),
+)
+# Shebangs name the system's env, which is everywhere.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.$}{*~])/(home|root|work|tmp|mnt|opt|media|srv|Users)(/\w|\b(?=[\"' ]))"
+)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_begins_with_what_it_is_for(name: str) -> None:
+    tree = parse(MODULES[name])
+    documentation = ast.get_docstring(tree)
+    assert documentation, "no docstring"
+    assert documentation.splitlines()[0].endswith((".", ":", "?"))
+    if any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body):
+        assert "from __future__ import annotations" in MODULES[name].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(PRODUCT))
+def test_a_module_is_short(name: str) -> None:
+    lines = len(PRODUCT[name].read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_MODULE or name in LONGER, f"{lines} lines"
+
+
+def test_no_class_name_stands_twice() -> None:
+    modules = collections.defaultdict(set)
+    for name, path in PRODUCT.items():
+        for node in parse(path).body:
+            if isinstance(node, ast.ClassDef):
+                modules[node.name.lstrip("_")].add(name)
+    twice = {name: where for name, where in modules.items() if len(where) > 1}
+    assert twice.keys() <= NAMED_TWICE, twice
+
+
+def test_the_root_holds_what_users_call_and_edit() -> None:
+    visible = {
+        path.name
+        for path in ROOT.iterdir()
+        if not path.name.startswith(".") and path.name not in NOT_COMMITTED
+    }
+    assert visible <= ROOT_FILES | ROOT_FOLDERS
+    assert len(visible) <= MOST_ENTRIES
+    assert {path.name for path in ROOT.glob("*.py")} == ROOT_MODULES
+
+
+@pytest.mark.parametrize("name", sorted(PRODUCT))
+def test_no_evaluation_no_shell_no_bare_except(name: str) -> None:
+    assert not imports(name) & {"pickle", "cloudpickle", "marshal", "dill"}
+    for node in ast.walk(parse(PRODUCT[name])):
+        if isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else ""
+            assert called not in ("eval", "exec"), f"line {node.lineno}"
+            assert all(word.arg != "shell" for word in node.keywords), f"line {node.lineno}"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: bare except"
+
+
+def functions(tree: ast.Module) -> Iterator[ast.AST]:
+    """The functions of a module, methods too."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return (node for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in sorted(PRODUCT)
+        if name.partition(".")[0] not in ("preprocess", "benchmarks")
+    ],
+)
+def test_the_benchmark_shape_stands_in_no_function(name: str) -> None:
+    """13 dense, 26 tables and width 128 come from metadata and flags; only raw logs have 13."""
+    for function in functions(parse(PRODUCT[name])):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Constant) and type(node.value) is int:
+                assert node.value not in (13, 26, 128), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_path_of_one_machine(path: Path) -> None:
+    if path == Path(__file__).resolve():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        assert not MACHINE_PATH.search(line), f"line {number}: {line}"
+
+
+def test_the_search_for_machine_paths_finds_some() -> None:
+    for line in ("/home/me/data", 'open("/tmp/x")', "cd /work/project", "'/opt/y'", "TMPDIR=/tmp "):
+        assert MACHINE_PATH.search(line)
+    for line in ("#!/usr/bin/env bash", "a/home/b", "$ROOT/tmp/x", "/proc/self", "{root}/work/x"):
+        assert not MACHINE_PATH.search(line)
