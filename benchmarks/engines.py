@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.preprocess import make_log
-from preprocess.engine_spark.session import spark_session
+from preprocess.engine_spark.spark_session import spark_session
 from preprocess.ingest import preprocess
 from preprocess.options import Options
 from preprocess.rules import NAMED_RULES, rules_by_name

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import polars as pl
 
-from preprocess.click_model import PlantedOptions
+from preprocess.click_model import ClickModelOptions
 from preprocess.engine_polars.blocks import read_blocks
 from preprocess.ingest import preprocess
 from preprocess.options import Options
@@ -43,7 +43,7 @@ def make_log(
 ) -> list[Path]:
     """Makes a log of Kaggle's skew and returns its files."""
     sizes = tuple(min(size, cap) for size in KAGGLE_VOCAB_SIZES)
-    generate(path, rows, seed, PlantedOptions(sizes, zipf=zipf), files)
+    generate(path, rows, seed, ClickModelOptions(sizes, zipf=zipf), files)
     return output_paths(path, files)
 
 

@@ -24,7 +24,7 @@ Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PlantedOptions:
+class ClickModelOptions:
     """What the planted model is made of.
 
     Attributes:
@@ -81,7 +81,7 @@ class PlantedOptions:
 
 
 @dataclass(frozen=True)
-class Block:
+class SampleBlock:
     """Consecutive rows, one array a column.
 
     Attributes:
@@ -120,7 +120,7 @@ def power_law_ranks(uniform: Float32, size: int, exponent: float) -> NDArray[np.
     return np.clip(x.astype(np.int32) - 1, 0, size - 1)
 
 
-class PlantedModel:
+class ClickModel:
     """Draws blocks of rows and knows their true click probabilities.
 
     logit = bias + sum of dense weights * (ln(max(x, 0) + 1) - its mean) + sum of per-id effects
@@ -134,7 +134,7 @@ class PlantedModel:
         seed: the same seed gives the same rows.
     """
 
-    def __init__(self, options: PlantedOptions, seed: int) -> None:
+    def __init__(self, options: ClickModelOptions, seed: int) -> None:
         self.options = options
         self.seed = seed
         rng = self._generator(_MODEL_STREAM, 0)
@@ -172,7 +172,7 @@ class PlantedModel:
         missing = self._id_missing[table]
         return np.append(present * (1 - missing), missing)
 
-    def block(self, index: int) -> Block:
+    def block(self, index: int) -> SampleBlock:
         """Draws block `index`: BLOCK_ROWS rows, the same at every call."""
         return self._draw(self._generator(_BLOCK_STREAM, index))
 
@@ -212,7 +212,7 @@ class PlantedModel:
             else:
                 high = self.bias
 
-    def _draw(self, rng: np.random.Generator) -> Block:
+    def _draw(self, rng: np.random.Generator) -> SampleBlock:
         options = self.options
         rows = BLOCK_ROWS
         dense = np.empty((options.num_dense, rows), np.int32)
@@ -232,7 +232,7 @@ class PlantedModel:
                 ids[table][rng.random(rows, dtype=np.float32) < self._id_missing[table]] = size
         logits, without_pairs = self._logits(dense, dense_missing, ids)
         labels = rng.random(rows) < _sigmoid(logits)
-        return Block(dense, dense_missing, ids, labels, logits, without_pairs)
+        return SampleBlock(dense, dense_missing, ids, labels, logits, without_pairs)
 
     def _dense_part(
         self, dense: NDArray[np.int32], missing: NDArray[np.bool_]

@@ -44,9 +44,9 @@ def preprocess(
     names = [str(source) for source in sources]
     if engine == "spark":
         # Spark is not needed by others, and slow to import.
-        from preprocess.engine_spark.run import ingest as ingest_on_spark
+        from preprocess.engine_spark.ingest import ingest as ingest_on_spark
 
         return ingest_on_spark(names, str(output), options, progress, restart, master)
-    from preprocess.engine_polars.run import ingest
+    from preprocess.engine_polars.ingest import ingest
 
     return ingest(names, str(output), options, progress, restart)

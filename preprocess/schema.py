@@ -22,7 +22,7 @@ _LONGEST_NUMBER = 10  # digits of a 32-bit number, leading zeros apart
 
 
 @dataclass(frozen=True)
-class Field:
+class LogField:
     """One field of a row.
 
     Attributes:
@@ -49,7 +49,7 @@ class Schema:
         header: the first line of each file names the columns.
     """
 
-    fields: tuple[Field, ...]
+    fields: tuple[LogField, ...]
     dense: tuple[int, ...]
     categorical: tuple[int, ...]
     format: str = "tsv"
@@ -131,7 +131,7 @@ class Schema:
         return None
 
 
-def _pattern(field: Field, delimiter: str, log_format: str) -> str:
+def _pattern(field: LogField, delimiter: str, log_format: str) -> str:
     if field.role == LABEL:
         return "(?:-?0+|0*1)"
     if field.kind == HEX:
@@ -155,9 +155,9 @@ def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
             f" {num_dense} and {num_categorical}"
         )
     fields = (
-        Field("label", LABEL, INTEGER),
-        *(Field(f"integer_{i}", DENSE, INTEGER) for i in range(num_dense)),
-        *(Field(f"hash_{i}", CATEGORICAL, HEX) for i in range(num_categorical)),
+        LogField("label", LABEL, INTEGER),
+        *(LogField(f"integer_{i}", DENSE, INTEGER) for i in range(num_dense)),
+        *(LogField(f"hash_{i}", CATEGORICAL, HEX) for i in range(num_categorical)),
     )
     first = 1 + num_dense
     return Schema(fields, tuple(range(1, first)), tuple(range(first, len(fields))))

@@ -14,7 +14,7 @@ NAMES = (TRAIN, VALIDATION, TEST)
 
 
 @dataclass(frozen=True)
-class Part:
+class RowRange:
     """Consecutive rows [start, stop) of one split."""
 
     name: str
@@ -70,7 +70,7 @@ class SplitRule:
             **{text: NAMES.index(TEST) for text in self.test},
         }
 
-    def parts(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[Part]:
+    def parts(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[RowRange]:
         """The splits in the order of their rows; one may come in several parts. Not for "column".
 
         Raises:
@@ -84,7 +84,7 @@ class SplitRule:
         assert isinstance(self.test, float)
         return split_by_fraction(sum(rows_by_file), self.validation, self.test)
 
-    def _by_file(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[Part]:
+    def _by_file(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[RowRange]:
         tags = self.tags
         absent = set(tags) - set(files)
         if absent:
@@ -94,7 +94,7 @@ class SplitRule:
             )
         parts, start = [], 0
         for name, rows in zip_strict(files, rows_by_file):
-            parts.append(Part(NAMES[tags.get(name, 0)], start, start + rows))
+            parts.append(RowRange(NAMES[tags.get(name, 0)], start, start + rows))
             start += rows
         return parts
 
@@ -116,7 +116,9 @@ def tail_rows(rows: int, fraction: float) -> int:
     return int(Fraction(str(fraction)) * rows)
 
 
-def split_by_fraction(rows: int, validation_fraction: float, test_fraction: float) -> list[Part]:
+def split_by_fraction(
+    rows: int, validation_fraction: float, test_fraction: float
+) -> list[RowRange]:
     """Train first, then validation (if asked for), then test, all in the order of the rows.
 
     Raises:
@@ -133,13 +135,13 @@ def split_by_fraction(rows: int, validation_fraction: float, test_fraction: floa
             f"--split=fraction: expected rows left for training, found {rows} rows of which"
             f" {validation} validate and {test} test; lower the fractions"
         )
-    parts = [Part(TRAIN, 0, train)]
+    parts = [RowRange(TRAIN, 0, train)]
     if validation_fraction > 0:
-        parts.append(Part(VALIDATION, train, train + validation))
-    return [*parts, Part(TEST, train + validation, rows)]
+        parts.append(RowRange(VALIDATION, train, train + validation))
+    return [*parts, RowRange(TEST, train + validation, rows)]
 
 
-def split_terabyte(rows_by_file: Sequence[int]) -> list[Part]:
+def split_terabyte(rows_by_file: Sequence[int]) -> list[RowRange]:
     """All files but the last train; of the last one ceil(n/2) rows test, the rest validate.
 
     Raises:
@@ -154,4 +156,8 @@ def split_terabyte(rows_by_file: Sequence[int]) -> list[Part]:
             " --split=fraction"
         )
     test = train + (last + 1) // 2
-    return [Part(TRAIN, 0, train), Part(TEST, train, test), Part(VALIDATION, test, train + last)]
+    return [
+        RowRange(TRAIN, 0, train),
+        RowRange(TEST, train, test),
+        RowRange(VALIDATION, test, train + last),
+    ]

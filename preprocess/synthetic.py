@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.formats.zip_strict import zip_strict
-from preprocess.click_model import BLOCK_ROWS, Block, PlantedModel, PlantedOptions
+from preprocess.click_model import BLOCK_ROWS, ClickModel, ClickModelOptions, SampleBlock
 from preprocess.files import PendingFiles, write_all, write_json
 from preprocess.score_histogram import ScoreHistogram
 from preprocess.splits import tail_rows
@@ -63,7 +63,7 @@ _DECIMAL4 = _digit_table([(b"%d" % n).rjust(4, b"\0") for n in range(10000)])
 _DECIMAL4_PADDED = _digit_table([b"%04d" % n for n in range(10000)])
 
 
-def format_rows(block: Block, vocab_sizes: Sequence[int], rows: int) -> bytes:
+def format_rows(block: SampleBlock, vocab_sizes: Sequence[int], rows: int) -> bytes:
     """The first `rows` rows of a block as tab-separated text.
 
     Every field is laid out at its greatest width with NUL for what is absent, and the NULs are
@@ -122,7 +122,7 @@ def generate(
     output: Path,
     rows: int,
     seed: int,
-    options: PlantedOptions,
+    options: ClickModelOptions,
     files: int = 1,
     test_fraction: float = 0.1,
 ) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def generate(
         raise ValueError(f"test_fraction: expected a value in [0, 1], found {test_fraction}")
     paths = output_paths(output, files)
     description = output.with_name(_split_name(output)[0] + ".json")
-    model = PlantedModel(options, seed)
+    model = ClickModel(options, seed)
     whole, test, alone = ScoreHistogram(), ScoreHistogram(), ScoreHistogram()
     test_start = rows - tail_rows(rows, test_fraction)
     ends = [(k + 1) * rows // files for k in range(files)]
@@ -206,7 +206,7 @@ def _write_parts(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    defaults = PlantedOptions(DEFAULT_VOCAB_SIZES)
+    defaults = ClickModelOptions(DEFAULT_VOCAB_SIZES)
     parser = argparse.ArgumentParser(
         prog="python3 -m preprocess.synthetic", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--test_fraction", type=float, default=0.1)
     parser.add_argument("--vocab_sizes", type=json.loads, default=list(DEFAULT_VOCAB_SIZES),
                         help="JSON list, rows of each table")  # fmt: skip
-    for field in fields(PlantedOptions):
+    for field in fields(ClickModelOptions):
         if field.name != "vocab_sizes":
             value = getattr(defaults, field.name)
             parser.add_argument(f"--{field.name}", type=type(value), default=value)
@@ -226,8 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = flags["vocab_sizes"]
         if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
             raise ValueError(f"--vocab_sizes: expected a JSON list of integers, found {sizes!r}")
-        options = PlantedOptions(
-            **{f.name: flags[f.name] for f in fields(PlantedOptions) if f.name != "vocab_sizes"},
+        options = ClickModelOptions(
+            **{f.name: flags[f.name] for f in fields(ClickModelOptions) if f.name != "vocab_sizes"},
             vocab_sizes=tuple(sizes),
         )
         start = time.perf_counter()

@@ -23,7 +23,7 @@ from preprocess.schema import (
     LABEL,
     SPLIT,
     TEXT,
-    Field,
+    LogField,
     Schema,
 )
 from preprocess.splits import SplitRule
@@ -130,7 +130,7 @@ def _schema(
         raise ValueError("columns: expected all columns in the order of the file, found no list")
     if log_format == "parquet":
         columns = [name for name in columns if name in roles]
-    fields = tuple(Field(name, *roles.get(name, (IGNORED, TEXT))) for name in columns)
+    fields = tuple(LogField(name, *roles.get(name, (IGNORED, TEXT))) for name in columns)
     return Schema(
         fields,
         tuple(columns.index(entry["name"]) for entry in dense),

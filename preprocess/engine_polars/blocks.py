@@ -27,7 +27,7 @@ _PARQUET_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Place:
+class ResumePoint:
     """Where to begin: before the line `line` (from 1) of a file, which `offset` bytes precede.
 
     Offsets count text, after decompression; in a Parquet file they count rows.
@@ -39,7 +39,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Block:
+class TextBlock:
     """Whole lines of one file.
 
     Attributes:
@@ -49,7 +49,7 @@ class Block:
         position: bytes of the stored file read so far.
         lines: number of lines.
         delimiters: number of delimiters.
-        offset: as a `Place` has it, after this block.
+        offset: as a `ResumePoint` has it, after this block.
     """
 
     file: int
@@ -61,14 +61,14 @@ class Block:
     offset: int
 
     @property
-    def end(self) -> Place:
+    def end(self) -> ResumePoint:
         """Where the next block of this file begins."""
-        return Place(self.file, self.line + self.lines, self.offset)
+        return ResumePoint(self.file, self.line + self.lines, self.offset)
 
 
 def read_blocks(
-    paths: Sequence[Path], schema: Schema, block_bytes: int, start: Place | None = None
-) -> Generator[Block, None, None]:
+    paths: Sequence[Path], schema: Schema, block_bytes: int, start: ResumePoint | None = None
+) -> Generator[TextBlock, None, None]:
     """Blocks of all files in order, read and decompressed ahead in a thread.
 
     Args:
@@ -82,11 +82,11 @@ def read_blocks(
             damaged.
         OSError: if a file cannot be read.
     """
-    first = start or Place()
-    ready: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=2)
+    first = start or ResumePoint()
+    ready: queue.Queue[TextBlock | BaseException | None] = queue.Queue(maxsize=2)
     stopped = threading.Event()
 
-    def put(item: Block | BaseException | None) -> bool:
+    def put(item: TextBlock | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -98,9 +98,9 @@ def read_blocks(
     def produce() -> None:
         try:
             for index in range(first.file, len(paths)):
-                place = first if index == first.file else Place(index)
+                resume_point = first if index == first.file else ResumePoint(index)
                 blocks = _parquet_blocks if schema.format == "parquet" else _text_blocks
-                for block in blocks(paths[index], schema, block_bytes, place):
+                for block in blocks(paths[index], schema, block_bytes, resume_point):
                     if not put(block):
                         return
             put(None)
@@ -119,7 +119,9 @@ def read_blocks(
         thread.join()
 
 
-def _text_blocks(path: Path, schema: Schema, block_bytes: int, start: Place) -> Iterator[Block]:
+def _text_blocks(
+    path: Path, schema: Schema, block_bytes: int, start: ResumePoint
+) -> Iterator[TextBlock]:
     """Blocks of a text file; a header is checked and counted as a line, but is in no block."""
     delimiter = ord(schema.delimiter)
     line, offset = start.line, start.offset
@@ -150,7 +152,7 @@ def _text_blocks(path: Path, schema: Schema, block_bytes: int, start: Place) -> 
                 if text:
                     lines = _count(text, ord("\n")) + (not text.endswith(b"\n"))
                     offset += len(text)
-                    yield Block(
+                    yield TextBlock(
                         start.file, line, text, raw.tell(), lines, _count(text, delimiter), offset
                     )
                     line += lines
@@ -170,7 +172,7 @@ def _skip(source: gzip.GzipFile | FileIO, offset: int) -> None:
     while offset:
         data = source.read(min(offset, _SKIP_BYTES))
         if not data:
-            raise EOFError("the text ends before the place to continue from")
+            raise EOFError("the text ends before the resume_point to continue from")
         offset -= len(data)
 
 
@@ -184,7 +186,9 @@ def _check_header(path: Path, schema: Schema, line: bytes) -> None:
         )
 
 
-def _parquet_blocks(path: Path, schema: Schema, block_bytes: int, start: Place) -> Iterator[Block]:
+def _parquet_blocks(
+    path: Path, schema: Schema, block_bytes: int, start: ResumePoint
+) -> Iterator[TextBlock]:
     """Blocks of a Parquet file; its rows become lines, its nulls empty fields."""
     try:
         names = set(pl.read_parquet_schema(path))
@@ -211,7 +215,7 @@ def _parquet_blocks(path: Path, schema: Schema, block_bytes: int, start: Place) 
         ).encode()
         stop = first + frame.height
         delimiters = _count(text, ord("\t"))
-        yield Block(
+        yield TextBlock(
             start.file, first + 1, text, size * stop // total, frame.height, delimiters, stop
         )
 

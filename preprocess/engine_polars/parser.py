@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import NAMED, BadRows
-from preprocess.engine_polars.blocks import Block
+from preprocess.engine_polars.blocks import TextBlock
 from preprocess.schema import DENSE, HEX, TEXT, Schema, text_hash
 
 _HEX_DIGITS = 8
 
 
 @dataclass(frozen=True)
-class Batch:
+class ParsedRows:
     """Parsed rows, one array a column; missing values read 0.
 
     Attributes:
@@ -43,7 +43,7 @@ class Batch:
     tags: NDArray[np.int32] | None = None
 
 
-class Parser:
+class LogParser:
     """Turns blocks into batches.
 
     Args:
@@ -74,7 +74,7 @@ class Parser:
             for name in self._names
         ])  # fmt: skip
 
-    def parse(self, block: Block) -> Batch:
+    def parse(self, block: TextBlock) -> ParsedRows:
         """The good rows of a block.
 
         Raises:
@@ -87,7 +87,7 @@ class Parser:
                 return batch
         return self._read_lines(block)
 
-    def _read_numbers(self, block: Block) -> Batch | None:
+    def _read_numbers(self, block: TextBlock) -> ParsedRows | None:
         """A block of good rows, or None if one may be bad."""
         try:
             frame = pl.read_csv(
@@ -122,7 +122,7 @@ class Parser:
             for name in self._categories
         ]
         filled = numbers.select(pl.col(self._categories).fill_null(0))
-        return Batch(
+        return ParsedRows(
             block.file,
             labels.to_numpy(),
             [numbers[name].to_numpy() for name in self._dense],
@@ -130,7 +130,7 @@ class Parser:
             missing,
         )
 
-    def _read_lines(self, block: Block) -> Batch:
+    def _read_lines(self, block: TextBlock) -> ParsedRows:
         """The good rows of any block, found line by line."""
         raw = block.text.split(b"\n")[: block.lines]
         raw = [line.removesuffix(b"\r") for line in raw]
@@ -150,7 +150,7 @@ class Parser:
             tags = texts.replace_strict(self._tags, default=0, return_dtype=pl.Int32).to_numpy()
         categories = [frame[name] for name in self._categories]
         absent = [series.is_null() for series in categories]
-        return Batch(
+        return ParsedRows(
             block.file,
             frame[self._label].to_numpy(),
             [frame[name].fill_null(0).to_numpy() for name in self._dense],

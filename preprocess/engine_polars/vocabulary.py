@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import BadRows
-from preprocess.engine_polars.blocks import Block, Place, read_blocks
+from preprocess.engine_polars.blocks import ResumePoint, TextBlock, read_blocks
 from preprocess.engine_polars.dictionary import Dictionary
-from preprocess.engine_polars.parser import Batch, Parser
-from preprocess.facts import Facts
+from preprocess.engine_polars.parser import LogParser, ParsedRows
 from preprocess.files import write_all
+from preprocess.log_statistics import LogStatistics
 from preprocess.options import Options
 from preprocess.progress import PassProgress
 
@@ -37,19 +37,19 @@ Save = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass
-class Learnt:
+class FirstPass:
     """What pass one knows; all but the dictionaries is in the journal.
 
     Attributes:
-        facts: what was learnt of the logs.
-        place: where to go on.
+        statistics: what is known of the logs.
+        resume_point: where to go on.
         parts: rows of each finished part.
         new_values: for each finished part, how many values of each table were new.
         dictionaries: one a table.
     """
 
-    facts: Facts
-    place: Place = field(default_factory=Place)
+    statistics: LogStatistics
+    resume_point: ResumePoint = field(default_factory=ResumePoint)
     parts: list[int] = field(default_factory=list)
     new_values: list[list[int]] = field(default_factory=list)
     dictionaries: list[Dictionary] = field(default_factory=list)
@@ -57,9 +57,9 @@ class Learnt:
     def state(self) -> dict[str, Any]:
         """What the journal keeps."""
         return {
-            "phase": "learn",
-            "facts": asdict(self.facts),
-            "place": asdict(self.place),
+            "phase": "vocabulary",
+            "statistics": asdict(self.statistics),
+            "resume_point": asdict(self.resume_point),
             "parts": list(self.parts),
             "new_values": [list(sizes) for sizes in self.new_values],
         }
@@ -79,14 +79,14 @@ def record_columns(options: Options) -> int:
     return options.width + (options.schema.split is not None)
 
 
-def learn(
+def build_vocabulary(
     sources: Sequence[Path],
     work: Path,
     options: Options,
     state: Mapping[str, Any],
     save: Save,
     display: PassProgress,
-) -> Learnt:
+) -> FirstPass:
     """Parses all logs from where `state` says, or from the beginning.
 
     Args:
@@ -101,54 +101,56 @@ def learn(
         ValueError: naming file and line if there are too many bad rows.
         OSError: if a file cannot be read or written.
     """
-    learnt = _restored(work, options, state, len(sources))
-    bad = BadRows(options.max_bad_rows, learnt.facts.bad_rows, learnt.facts.first_bad_rows)
+    first_pass = _restored(work, options, state, len(sources))
+    bad = BadRows(
+        options.max_bad_rows, first_pass.statistics.bad_rows, first_pass.statistics.first_bad_rows
+    )
     bad.add(0, [])
     tags = options.split.tags if options.schema.split is not None else None
-    parser = Parser(sources, options.schema, bad, tags)
+    parser = LogParser(sources, options.schema, bad, tags)
     sizes = [path.stat().st_size for path in sources]
     with (
-        _Recorder(work, options, learnt, save) as recorder,
+        _Recorder(work, options, first_pass, save) as recorder,
         contextlib.closing(
-            read_blocks(sources, options.schema, options.block_bytes, learnt.place)
+            read_blocks(sources, options.schema, options.block_bytes, first_pass.resume_point)
         ) as blocks,
     ):
-        last: Block | None = None
+        last: TextBlock | None = None
         for block in blocks:
             if last and last.file != block.file:
-                recorder.finish(Place(block.file))
+                recorder.finish(ResumePoint(block.file))
             recorder.add(parser.parse(block))
-            learnt.facts.bad_rows = bad.count
+            first_pass.statistics.bad_rows = bad.count
             last = block
             if recorder.text_bytes(len(block.text)) >= options.part_bytes:
                 recorder.finish(block.end)
             done = sum(sizes[: block.file]) + block.position
-            display.advance(done, learnt.facts.rows)
-        recorder.finish(Place(len(sources)))
-    return learnt
+            display.advance(done, first_pass.statistics.rows)
+        recorder.finish(ResumePoint(len(sources)))
+    return first_pass
 
 
-def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int) -> Learnt:
-    """The dictionaries and facts that the finished parts hold."""
+def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int) -> FirstPass:
+    """The dictionaries and statistics that the finished parts hold."""
     tables = options.num_categorical
     if not state:
-        facts = Facts([0] * files, missing=[0] * tables)
-        return Learnt(facts, dictionaries=[Dictionary() for _ in range(tables)])
-    learnt = Learnt(
-        Facts(**state["facts"]),
-        Place(**state["place"]),
+        statistics = LogStatistics([0] * files, missing=[0] * tables)
+        return FirstPass(statistics, dictionaries=[Dictionary() for _ in range(tables)])
+    first_pass = FirstPass(
+        LogStatistics(**state["statistics"]),
+        ResumePoint(**state["resume_point"]),
         state["parts"],
         state["new_values"],
         [Dictionary() for _ in range(tables)],
     )
-    for part, sizes in enumerate(learnt.new_values):
+    for part, sizes in enumerate(first_pass.new_values):
         values = np.fromfile(_values_file(work, part), "<u4")
         pieces = np.split(values, np.cumsum(sizes)[:-1])
-        for dictionary, piece in zip_strict(learnt.dictionaries, pieces):
+        for dictionary, piece in zip_strict(first_pass.dictionaries, pieces):
             dictionary.extend(piece)
-    for part in range(len(learnt.parts)):
-        _recount(rows_file(work, part), options, learnt.dictionaries)
-    return learnt
+    for part in range(len(first_pass.parts)):
+        _recount(rows_file(work, part), options, first_pass.dictionaries)
+    return first_pass
 
 
 def _recount(path: Path, options: Options, dictionaries: Sequence[Dictionary]) -> None:
@@ -164,18 +166,18 @@ def _recount(path: Path, options: Options, dictionaries: Sequence[Dictionary]) -
 class _Recorder:
     """Encodes batches while the next is parsed, and makes finished parts durable meanwhile."""
 
-    def __init__(self, work: Path, options: Options, learnt: Learnt, save: Save) -> None:
+    def __init__(self, work: Path, options: Options, first_pass: FirstPass, save: Save) -> None:
         self._work = work
         self._options = options
-        self._learnt = learnt
+        self._first_pass = first_pass
         self._save = save
         self._encoder = ThreadPoolExecutor(1, "encoder")
         self._keeper = ThreadPoolExecutor(1, "keeper")
         self._encoding: Future[None] | None = None
         self._keeping: Future[None] | None = None
-        self._known = [len(dictionary) for dictionary in learnt.dictionaries]
+        self._known = [len(dictionary) for dictionary in first_pass.dictionaries]
         self._rows = self._text = 0
-        self._file = open(rows_file(work, len(learnt.parts)), "wb", buffering=0)  # noqa: SIM115
+        self._file = open(rows_file(work, len(first_pass.parts)), "wb", buffering=0)  # noqa: SIM115
 
     def __enter__(self) -> _Recorder:
         return self
@@ -187,13 +189,13 @@ class _Recorder:
         if not any(error) and self._keeping:
             self._keeping.result()
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ParsedRows) -> None:
         """Takes a batch; what the one before it went wrong with is raised here."""
         self._settle()
-        self._learnt.facts.rows_by_file[batch.file] += len(batch.labels)
+        self._first_pass.statistics.rows_by_file[batch.file] += len(batch.labels)
         self._rows += len(batch.labels)
         self._encoding = self._encoder.submit(
-            _encode, batch, self._options, self._learnt, self._file
+            _encode, batch, self._options, self._first_pass, self._file
         )
 
     def text_bytes(self, more: int) -> int:
@@ -201,22 +203,22 @@ class _Recorder:
         self._text += more
         return self._text
 
-    def finish(self, place: Place) -> None:
+    def finish(self, resume_point: ResumePoint) -> None:
         """Ends the part; it becomes durable in the background."""
         self._settle()
-        learnt, part = self._learnt, len(self._learnt.parts)
-        if place == learnt.place:
+        first_pass, part = self._first_pass, len(self._first_pass.parts)
+        if resume_point == first_pass.resume_point:
             return
         if self._keeping:
             self._keeping.result()
-        fresh = [d.values[known:] for d, known in zip_strict(learnt.dictionaries, self._known)]
-        learnt.place = place
-        learnt.parts.append(self._rows)
-        learnt.new_values.append([len(values) for values in fresh])
-        self._known = [len(dictionary) for dictionary in learnt.dictionaries]
+        fresh = [d.values[known:] for d, known in zip_strict(first_pass.dictionaries, self._known)]
+        first_pass.resume_point = resume_point
+        first_pass.parts.append(self._rows)
+        first_pass.new_values.append([len(values) for values in fresh])
+        self._known = [len(dictionary) for dictionary in first_pass.dictionaries]
         values = np.concatenate(fresh)
         self._keeping = self._keeper.submit(
-            self._keep, self._file, _values_file(self._work, part), values, learnt.state()
+            self._keep, self._file, _values_file(self._work, part), values, first_pass.state()
         )
         self._rows = self._text = 0
         self._file = open(rows_file(self._work, part + 1), "wb", buffering=0)  # noqa: SIM115
@@ -237,21 +239,21 @@ class _Recorder:
         self._save(state)
 
 
-def _encode(batch: Batch, options: Options, learnt: Learnt, output: Any) -> None:
+def _encode(batch: ParsedRows, options: Options, first_pass: FirstPass, output: Any) -> None:
     """Appends a batch as provisional records; -1 is a missing category that is no value."""
-    rules, facts = options.rules, learnt.facts
+    rules, statistics = options.rules, first_pass.statistics
     first_table = 1 + len(batch.dense)
     records = np.empty((len(batch.labels), record_columns(options)), RECORD_TYPE)
     records[:, 0] = batch.labels
-    facts.positives += int(np.count_nonzero(batch.labels))
+    statistics.positives += int(np.count_nonzero(batch.labels))
     for column, values in enumerate(batch.dense):
         lowest = rules.lowest(column)
-        facts.raised_dense += int(np.count_nonzero(values < lowest))
+        statistics.raised_dense += int(np.count_nonzero(values < lowest))
         np.maximum(values, lowest, out=records[:, 1 + column])
-    columns = zip_strict(batch.categories, batch.missing, learnt.dictionaries)
+    columns = zip_strict(batch.categories, batch.missing, first_pass.dictionaries)
     for table, (raw, missing, dictionary) in enumerate(columns):
         if missing is not None:
-            facts.missing[table] += int(np.count_nonzero(missing))
+            statistics.missing[table] += int(np.count_nonzero(missing))
         modulus = rules.modulus(table)
         numbers = raw if modulus is None else raw % np.uint32(modulus)
         if missing is None or rules.missing_is_value:

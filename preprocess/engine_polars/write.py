@@ -26,7 +26,7 @@ from preprocess.options import Options
 from preprocess.outputs import OutputFile, output_files
 from preprocess.progress import PassProgress
 from preprocess.rules import shuffle_key
-from preprocess.splits import NAMES, TRAIN, Part
+from preprocess.splits import NAMES, TRAIN, RowRange
 
 _COPY_ROWS = 32768
 _DEAL_ROWS = 1 << 18  # so that a bucket's share of them is worth a write
@@ -37,7 +37,7 @@ Pack = Callable[[Int32], Int32]
 
 
 @dataclass
-class Written:
+class WriteProgress:
     """How far pass two is; the journal keeps all of it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WritePlan:
     """What pass two is to do.
 
     Attributes:
@@ -74,7 +74,7 @@ class Plan:
     work: Path
     options: Options
     parts: Sequence[int]
-    splits: Sequence[Part] | None
+    splits: Sequence[RowRange] | None
     ids: Sequence[Int32 | None]
     pack: Pack | None
 
@@ -89,7 +89,7 @@ class Plan:
 class _Outputs:
     """The data files, cut back to what the journal knows of and appended to from there."""
 
-    def __init__(self, plan: Plan, written: Written) -> None:
+    def __init__(self, plan: WritePlan, written: WriteProgress) -> None:
         self._plan = plan
         self._written = written
         self._files: dict[str, list[tuple[OutputFile, FileIO]]] = {}
@@ -131,7 +131,9 @@ class _Outputs:
                 file.close()
 
 
-def write(plan: Plan, state: Mapping[str, Any], save: Save, display: PassProgress) -> Written:
+def write(
+    plan: WritePlan, state: Mapping[str, Any], save: Save, display: PassProgress
+) -> WriteProgress:
     """Writes the data files into the work folder.
 
     Args:
@@ -140,14 +142,14 @@ def write(plan: Plan, state: Mapping[str, Any], save: Save, display: PassProgres
         save: makes a state of pass two durable.
         display: shows the pass, in rows.
     """
-    written = Written(**state)
+    written = WriteProgress(**state)
     if not state and plan.options.shuffle is not None:
         width = plan.options.width * RECORD_TYPE.itemsize
         # At least one, so that no shift is by the whole width of a key.
         written.bits = max(1, (plan.train_rows * width // _BUCKET_BYTES).bit_length())
         written.sizes = [0] * (1 << written.bits)
     outputs = _Outputs(plan, written)
-    keeper = _Keeper(save)
+    saver = _BackgroundSaver(save)
     try:
         done = sum(plan.parts[: written.parts])
         for part in range(written.parts, len(plan.parts)):
@@ -156,35 +158,35 @@ def write(plan: Plan, state: Mapping[str, Any], save: Save, display: PassProgres
                 done += len(records)
                 display.advance(done, done)
             written.parts += 1
-            keeper.keep(
+            saver.save(
                 outputs.sync, _bucket_files(plan, written), written, [rows_file(plan.work, part)]
             )
         for bucket in range(written.buckets, len(written.sizes)):
             path = _bucket_file(plan, bucket)
             if written.sizes[bucket]:
-                keeper.wait()
+                saver.wait()
                 outputs.append(TRAIN, _sorted_bucket(plan, path))
             written.buckets += 1
-            keeper.keep(outputs.sync, [], written, [path])
+            saver.save(outputs.sync, [], written, [path])
     finally:
-        keeper.close()
+        saver.close()
         outputs.close()
     return written
 
 
-class _Keeper:
+class _BackgroundSaver:
     """Makes what was written durable, then the journal, then removes what is needed no more."""
 
     def __init__(self, save: Save) -> None:
         self._save = save
-        self._thread = ThreadPoolExecutor(1, "keeper")
+        self._thread = ThreadPoolExecutor(1, "saver")
         self._last: Future[None] | None = None
 
-    def keep(
+    def save(
         self,
         sync: Callable[[], None],
         others: Sequence[Path],
-        written: Written,
+        written: WriteProgress,
         needless: Sequence[Path],
     ) -> None:
         """Does so in the background, for the state as it is now."""
@@ -233,7 +235,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _final_records(plan: Plan, part: int) -> Iterator[Int32]:
+def _final_records(plan: WritePlan, part: int) -> Iterator[Int32]:
     """Records of a part with their final ids, and perhaps the tag at the end."""
     columns = record_columns(plan.options)
     rows = _COPY_ROWS if plan.options.shuffle is None else _DEAL_ROWS
@@ -250,7 +252,9 @@ def _final_records(plan: Plan, part: int) -> Iterator[Int32]:
             yield records
 
 
-def _deal(plan: Plan, written: Written, outputs: _Outputs, first: int, records: Int32) -> None:
+def _deal(
+    plan: WritePlan, written: WriteProgress, outputs: _Outputs, first: int, records: Int32
+) -> None:
     """Sends consecutive rows, the first of which has number `first`, to their splits."""
     for split, rows in _splits(plan, first, records):
         final = records[rows, : plan.options.width]
@@ -262,7 +266,7 @@ def _deal(plan: Plan, written: Written, outputs: _Outputs, first: int, records: 
 
 
 def _splits(
-    plan: Plan, first: int, records: Int32
+    plan: WritePlan, first: int, records: Int32
 ) -> Iterator[tuple[str, slice | NDArray[np.intp]]]:
     if plan.splits is None:
         for tag, name in enumerate(NAMES):
@@ -276,15 +280,17 @@ def _splits(
             yield part.name, slice(start, stop)
 
 
-def _bucket_file(plan: Plan, bucket: int) -> Path:
+def _bucket_file(plan: WritePlan, bucket: int) -> Path:
     return plan.work / f"bucket-{bucket:05}.bin"
 
 
-def _bucket_files(plan: Plan, written: Written) -> list[Path]:
+def _bucket_files(plan: WritePlan, written: WriteProgress) -> list[Path]:
     return [_bucket_file(plan, bucket) for bucket, size in enumerate(written.sizes) if size]
 
 
-def _scatter(plan: Plan, written: Written, keys: NDArray[np.uint64], records: Int32) -> None:
+def _scatter(
+    plan: WritePlan, written: WriteProgress, keys: NDArray[np.uint64], records: Int32
+) -> None:
     """Appends rows, each behind its key, to their buckets."""
     buckets = (keys >> np.uint64(64 - written.bits)).astype(np.intp)
     order = np.argsort(buckets, kind="stable")
@@ -304,7 +310,7 @@ def _scatter(plan: Plan, written: Written, keys: NDArray[np.uint64], records: In
         written.sizes[bucket] += len(data)
 
 
-def _sorted_bucket(plan: Plan, path: Path) -> Int32:
+def _sorted_bucket(plan: WritePlan, path: Path) -> Int32:
     keyed = np.fromfile(path, RECORD_TYPE).reshape(-1, 2 + plan.options.width)
     keys = np.ascontiguousarray(keyed[:, :2]).view("<u8")[:, 0]
     return keyed[np.argsort(keys), 2:]

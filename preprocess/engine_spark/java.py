@@ -18,7 +18,7 @@ _SOURCES = Path(__file__).with_name("java")
 _PACKAGE = "dlrm.ingest"
 
 
-class Java:
+class JavaClasses:
     """Our classes, sent to all workers and loaded here; see `java_classes`."""
 
     def __init__(self, session: SparkSession) -> None:
@@ -70,6 +70,6 @@ class Java:
 
 
 @functools.lru_cache(maxsize=1)
-def java_classes(session: SparkSession) -> Java:
+def java_classes(session: SparkSession) -> JavaClasses:
     """The classes of a session."""
-    return Java(session)
+    return JavaClasses(session)

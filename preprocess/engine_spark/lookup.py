@@ -21,7 +21,7 @@ _HOT_VALUES = 1 << 22  # in 16 to 32 bytes each, on every worker
 
 
 @dataclass(frozen=True)
-class _Hot:
+class _HotIds:
     """What every worker holds.
 
     Attributes:
@@ -36,7 +36,7 @@ class _Hot:
 
 
 def records(
-    session: SparkSession, chunks: DataFrame, places: list[str], dictionary: DataFrame,
+    session: SparkSession, chunks: DataFrame, assignment: list[str], dictionary: DataFrame,
     options: Options,
 ) -> DataFrame:  # fmt: skip
     """Records in slices, and ids to correct them by: (bucket, slice, key, feature, id).
@@ -44,7 +44,7 @@ def records(
     Args:
         session: Spark.
         chunks: staged rows.
-        places: what Java's `RowNumbers` and `Places` take.
+        assignment: what Java's `RowNumbers` and `BucketAssignment` take.
         dictionary: (feature, value, id, count).
         options: the columns there are.
 
@@ -54,7 +54,7 @@ def records(
     """
     java = java_classes(session)
     hot = _hot(session, dictionary, options)
-    shared = [options.num_dense, options.num_categorical, *places, hot.ids, hot.slots]
+    shared = [options.num_dense, options.num_categorical, *assignment, hot.ids, hot.slots]
     slices = java.rows(chunks, java.new("RecordMaker", *shared), "bucket int, slice binary")
     found = slices.selectExpr(
         "bucket", "slice", "cast(null as bigint) as key", "cast(null as int) as feature",
@@ -72,7 +72,7 @@ def records(
     return found.union(corrections)
 
 
-def _hot(session: SparkSession, dictionary: DataFrame, options: Options) -> _Hot:
+def _hot(session: SparkSession, dictionary: DataFrame, options: Options) -> _HotIds:
     java = java_classes(session)
     # Of a count the binary digits.
     magnitude = sf.length(sf.bin("count")).alias("magnitude")
@@ -94,4 +94,4 @@ def _hot(session: SparkSession, dictionary: DataFrame, options: Options) -> _Hot
     frequent = dictionary.filter(sf.col("count") >= least).select("feature", "value", "id")
     packs = java.rows(frequent, java.new("IdPacker"), "pack binary")
     slots = ids.slots(packs._jdf.collectAsList())
-    return _Hot(ids, session.sparkContext._jsc.broadcast(slots), least)
+    return _HotIds(ids, session.sparkContext._jsc.broadcast(slots), least)

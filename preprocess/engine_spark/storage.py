@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from preprocess.outputs import LocalStore
 
 
-class Files:
+class HadoopFiles:
     """Hadoop's file systems, as Spark has configured them."""
 
     def __init__(self, session: SparkSession) -> None:
@@ -104,7 +104,7 @@ class Files:
 class HadoopStore:
     """A folder on one of Hadoop's file systems; see `preprocess.outputs.Store`."""
 
-    def __init__(self, files: Files, folder: Any) -> None:
+    def __init__(self, files: HadoopFiles, folder: Any) -> None:
         self._files = files
         self._folder = folder
         self._system = files.system(folder)

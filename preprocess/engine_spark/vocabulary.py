@@ -17,7 +17,7 @@ _VALUES_AT_ONCE = 1_000_000  # a task counts so many, in 48 MiB, before it hands
 
 
 @dataclass
-class TableFacts:
+class TableStatistics:
     """What is known of one table's values.
 
     Attributes:
@@ -31,7 +31,7 @@ class TableFacts:
     kept: int = 0
 
 
-def stage_statistics(chunks: DataFrame, offsets: str, target: str, options: Options) -> None:
+def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Options) -> None:
     """Writes (feature, value, count, first) of all tables as Parquet to `target`.
 
     Args:
@@ -53,7 +53,7 @@ def stage_statistics(chunks: DataFrame, offsets: str, target: str, options: Opti
 
 
 def stage_new_ids(
-    session: SparkSession, statistics: str, ranked: str, options: Options
+    session: SparkSession, value_counts: str, ranked: str, options: Options
 ) -> list[int]:
     """Numbers the values that get an id, in the order that the rules define.
 
@@ -62,14 +62,14 @@ def stage_new_ids(
 
     Args:
         session: Spark.
-        statistics: what `stage_statistics` wrote.
+        value_counts: what `stage_value_counts` wrote.
         ranked: where to write (feature, value, count, partition, local).
         options: holds the rules.
 
     Returns:
         For each partition, the number of the sorted values before it.
     """
-    kept = session.read.parquet(statistics).filter(sf.col("count") >= _thresholds(options))
+    kept = session.read.parquet(value_counts).filter(sf.col("count") >= _thresholds(options))
     keys = (sf.desc("count"), sf.asc("value")) if options.rules.by_count else (sf.asc("first"),)
     number = sf.monotonically_increasing_id()
     (
@@ -96,13 +96,13 @@ def new_ids(
     session: SparkSession,
     ranked: str,
     offsets: Sequence[int],
-    facts: Sequence[TableFacts],
+    statistics: Sequence[TableStatistics],
     options: Options,
 ) -> DataFrame:
     """The dictionary (feature, value, id, count) of the values that `stage_new_ids` ranked."""
     frame = session.read.parquet(ranked)
     before, starts = 0, []
-    for table, known in enumerate(facts):
+    for table, known in enumerate(statistics):
         starts.append(options.rules.first_id(table) - before)
         before += known.kept
     place = sf.get(_longs(offsets or [0]), sf.col("partition")) + sf.col("local")
@@ -117,23 +117,23 @@ def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
     return frame.select("feature", sf.col("value").cast("bigint"), "id", "count")
 
 
-def table_facts(
-    session: SparkSession, statistics: str, old: DataFrame | None, options: Options
-) -> list[TableFacts]:
+def table_statistics(
+    session: SparkSession, value_counts: str, old: DataFrame | None, options: Options
+) -> list[TableStatistics]:
     """What is known of each table.
 
     Args:
         session: Spark.
-        statistics: what `stage_statistics` wrote.
+        value_counts: what `stage_value_counts` wrote.
         old: the dictionary of an earlier result, if its ids are used.
         options: holds the rules.
     """
-    frame = session.read.parquet(statistics)
+    frame = session.read.parquet(value_counts)
     known = sf.col("count") >= _thresholds(options)
     if old is not None:
         frame = frame.join(old.select("feature", "value", "id"), ["feature", "value"], "left")
         known = sf.col("id").isNotNull()
-    found = [TableFacts() for _ in range(options.num_categorical)]
+    found = [TableStatistics() for _ in range(options.num_categorical)]
     rows: list[Any] = (
         frame.groupBy("feature")
         .agg(
@@ -144,7 +144,7 @@ def table_facts(
         .collect()
     )
     for row in rows:
-        found[row["feature"]] = TableFacts(row["distinct"], row["unknown"], row["kept"])
+        found[row["feature"]] = TableStatistics(row["distinct"], row["unknown"], row["kept"])
     return found
 
 

@@ -17,11 +17,11 @@ from dlrm.formats import checksums
 from dlrm.formats.packed_ids import Packing
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.engine_spark.java import java_classes
-from preprocess.engine_spark.storage import Files
+from preprocess.engine_spark.storage import HadoopFiles
 from preprocess.options import Options
 from preprocess.outputs import OutputFile, output_files
 from preprocess.rules import MIX_ROUNDS, MIX_STEP, shuffle_seed
-from preprocess.splits import NAMES, Part
+from preprocess.splits import NAMES, RowRange
 
 _BUCKET_BYTES = 1 << 25
 _KEY_BITS = 64
@@ -62,8 +62,8 @@ class Buckets:
 
 
 @dataclass(frozen=True)
-class Places:
-    """What Java's `Places` takes of the rows' places, and how it says so.
+class BucketAssignment:
+    """What Java's `BucketAssignment` takes of the rows' assignment, and how it says so.
 
     Attributes:
         offsets: as `row_offsets` makes them.
@@ -73,7 +73,7 @@ class Places:
     """
 
     offsets: str
-    splits: Sequence[Part] | None
+    splits: Sequence[RowRange] | None
     rows: int
     options: Options
 
@@ -92,7 +92,7 @@ class Places:
         return 1 << self._bits
 
     def arguments(self, done: Iterable[int] = ()) -> list[str]:
-        """What Java's `RowNumbers` and `Places` take.
+        """What Java's `RowNumbers` and `BucketAssignment` take.
 
         Args:
             done: buckets whose rows are not needed.
@@ -120,17 +120,17 @@ def _signed(word: int) -> int:
     return word - (1 << _KEY_BITS) if word >> (_KEY_BITS - 1) else word
 
 
-def count_buckets(chunks: DataFrame, places: Places) -> Buckets:
+def count_buckets(chunks: DataFrame, assignment: BucketAssignment) -> Buckets:
     """How many rows each bucket has."""
     java = java_classes(chunks.sparkSession)
     # The rows' bytes are not read, as their numbers tell where they go.
     bare = chunks.selectExpr("file", "partition", "before", "rows", "tags", "null as data")
-    counter = java.new("BucketCounter", *places.arguments())
+    counter = java.new("BucketCounter", *assignment.arguments())
     counts = java.rows(bare, counter, "bucket int, rows bigint").groupBy("bucket").sum("rows")
-    return Buckets({row[0]: row[1] for row in counts.collect()}, places.split_buckets)
+    return Buckets({row[0]: row[1] for row in counts.collect()}, assignment.split_buckets)
 
 
-def read_markers(files: Files, work: Any) -> dict[int, Marker]:
+def read_markers(files: HadoopFiles, work: Any) -> dict[int, Marker]:
     """The buckets that are on disk."""
     folder = files.child(work, "done")
     system = files.system(folder)
@@ -156,7 +156,7 @@ def _parse_marker(text: str) -> tuple[int, Marker] | None:
 
 def write_buckets(
     session: SparkSession,
-    files: Files,
+    files: HadoopFiles,
     work: Any,
     records: DataFrame,
     buckets: Buckets,
@@ -196,15 +196,15 @@ def write_buckets(
 
 def _file_line(output: OutputFile, packing: Packing | None) -> str:
     numbers = [NAMES.index(output.split), output.start, output.stop]
-    words, places = 0, []
+    words, assignment = 0, []
     if output.packed and packing:
         words = packing.words
-        places = [number for field in packing.fields for number in (field.word, field.shift)]
-    return " ".join(map(str, [*numbers, words, output.name, *places]))
+        assignment = [number for field in packing.fields for number in (field.word, field.shift)]
+    return " ".join(map(str, [*numbers, words, output.name, *assignment]))
 
 
 def join_buckets(
-    files: Files, work: Any, buckets: Buckets, options: Options
+    files: HadoopFiles, work: Any, buckets: Buckets, options: Options
 ) -> dict[str, checksums.FileSum]:
     """Joins what was written as parts, and the checksums of all buckets.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.__main__ import main
-from preprocess.click_model import PlantedOptions
+from preprocess.click_model import ClickModelOptions
 from preprocess.synthetic import generate
 from tests.support.processes import ROOT
 from tests.support.spark_session import ENGINES, contents
@@ -34,7 +34,7 @@ ROWS = {"polars": 150_000, "spark": 20_000}
 
 
 def _logs(folder: Path, rows: int) -> list[str]:
-    options = PlantedOptions((30_000, 40, 900), num_dense=3)
+    options = ClickModelOptions((30_000, 40, 900), num_dense=3)
     generate(folder / "log.tsv", rows, SEED, options, files=2)
     generate(folder / "zipped.tsv.gz", rows // 4, SEED + 1, options)
     names = ["log.0.tsv", "zipped.tsv.gz", "log.1.tsv"]

@@ -26,7 +26,7 @@ def session() -> Iterator[None]:
     if not spark_is_there():
         yield
         return
-    from preprocess.engine_spark.session import spark_session
+    from preprocess.engine_spark.spark_session import spark_session
 
     with spark_session("local[2]") as active:
         # 200 partitions, the default, are for clusters.

@@ -11,19 +11,19 @@ public final class BucketCounter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
 
   private final RowNumbers numbers;
-  private final Places places;
+  private final BucketAssignment assignment;
 
-  /** Takes what `RowNumbers` and `Places` do. */
+  /** Takes what `RowNumbers` and `BucketAssignment` do. */
   public BucketCounter(
       String offsets, String parts, String sizes, String shuffle, String done) {
     this.numbers = new RowNumbers(offsets);
-    this.places = new Places(parts, sizes, shuffle, done);
+    this.assignment = new BucketAssignment(parts, sizes, shuffle, done);
   }
 
   /** Counts the rows of one partition. */
   public Iterator call(Iterator chunks) {
-    long[] counts = new long[places.buckets()];
-    PlacedRows rows = new PlacedRows(chunks, 0, numbers, places);
+    long[] counts = new long[assignment.buckets()];
+    AssignedRows rows = new AssignedRows(chunks, 0, numbers, assignment);
     while (rows.next()) {
       counts[rows.bucket]++;
     }

@@ -13,7 +13,7 @@ public final class ColdValues implements MapPartitionsFunction {
 
   private final Layout layout;
   private final RowNumbers numbers;
-  private final Places places;
+  private final BucketAssignment assignment;
   private final HotIds hot;
   private final Broadcast slots;
 
@@ -30,21 +30,21 @@ public final class ColdValues implements MapPartitionsFunction {
       Broadcast slots) {
     this.layout = new Layout(dense, tables);
     this.numbers = new RowNumbers(offsets);
-    this.places = new Places(parts, sizes, shuffle, done);
+    this.assignment = new BucketAssignment(parts, sizes, shuffle, done);
     this.hot = hot;
     this.slots = slots;
   }
 
   /** The values of one partition. */
   public Iterator call(Iterator chunks) {
-    return new Values(new PlacedRows(chunks, layout.rowBytes, numbers, places));
+    return new Values(new AssignedRows(chunks, layout.rowBytes, numbers, assignment));
   }
 
   private final class Values extends Batches {
-    final PlacedRows rows;
+    final AssignedRows rows;
     final long[] ids = (long[]) slots.value();
 
-    Values(PlacedRows rows) {
+    Values(AssignedRows rows) {
       this.rows = rows;
     }
 

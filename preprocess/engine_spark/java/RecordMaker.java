@@ -21,12 +21,12 @@ public final class RecordMaker implements MapPartitionsFunction {
 
   private final Layout layout;
   private final RowNumbers numbers;
-  private final Places places;
+  private final BucketAssignment assignment;
   private final HotIds hot;
   private final Broadcast slots;
   private final int recordBytes;
 
-  /** Takes the columns there are, what `RowNumbers` and `Places` take, and the ids. */
+  /** Takes the columns there are, what `RowNumbers` and `BucketAssignment` take, and the ids. */
   public RecordMaker(
       int dense,
       int tables,
@@ -39,7 +39,7 @@ public final class RecordMaker implements MapPartitionsFunction {
       Broadcast slots) {
     this.layout = new Layout(dense, tables);
     this.numbers = new RowNumbers(offsets);
-    this.places = new Places(parts, sizes, shuffle, done);
+    this.assignment = new BucketAssignment(parts, sizes, shuffle, done);
     this.hot = hot;
     this.slots = slots;
     this.recordBytes = 4 * (1 + dense + tables);
@@ -47,19 +47,19 @@ public final class RecordMaker implements MapPartitionsFunction {
 
   /** The slices of one partition. */
   public Iterator call(Iterator chunks) {
-    return new Slices(new PlacedRows(chunks, layout.rowBytes, numbers, places));
+    return new Slices(new AssignedRows(chunks, layout.rowBytes, numbers, assignment));
   }
 
   private final class Slices extends Batches {
-    final PlacedRows rows;
+    final AssignedRows rows;
     final int capacity = Math.max(1, BUFFER_BYTES / recordBytes);
     final long[] ids = (long[]) slots.value();
     final int[] buckets = new int[capacity];
     final long[] keys = new long[capacity];
     final ByteBuffer records = Layout.words(new byte[capacity * recordBytes]);
-    final int[] counts = new int[places.buckets()];
+    final int[] counts = new int[assignment.buckets()];
 
-    Slices(PlacedRows rows) {
+    Slices(AssignedRows rows) {
       this.rows = rows;
     }
 

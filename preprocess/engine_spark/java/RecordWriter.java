@@ -31,7 +31,7 @@ import org.apache.spark.sql.RowFactory;
  * output files of its split: at a known offset on a file system that all workers mount, or as a
  * file of its own elsewhere. When it is on disk, a marker with its sizes and checksums is written;
  * a bucket with a marker is never written again. A task that is tried twice writes the same bytes
- * to the same places.
+ * to the same assignment.
  */
 public final class RecordWriter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.__main__ import main
 from preprocess.bad_rows import BadRows
-from preprocess.click_model import PlantedOptions
-from preprocess.engine_polars.blocks import Block, read_blocks
+from preprocess.click_model import ClickModelOptions
+from preprocess.engine_polars.blocks import TextBlock, read_blocks
 from preprocess.engine_polars.dictionary import Dictionary
-from preprocess.engine_polars.parser import Parser
+from preprocess.engine_polars.parser import LogParser
 from preprocess.ingest import preprocess
 from preprocess.options import Options
 from preprocess.rules import NAMED_RULES, rules_by_name
@@ -165,7 +165,7 @@ def test_against_plain_python(
     else:
         print(f"seed {SEED}")
         sizes = (400, 3, 2000, 10, *[50] * 22)
-        generate(path, 3000, SEED, PlantedOptions(sizes, missing=0.2, negative=0.2))
+        generate(path, 3000, SEED, ClickModelOptions(sizes, missing=0.2, negative=0.2))
     lines = path.read_text().splitlines()
     chosen = rules_by_name(rules, threshold, modulus)
     if modulus is None and rules == "mlperf":
@@ -184,8 +184,10 @@ def test_against_plain_python(
 
 def test_same_bytes_however_the_rows_arrive(tmp_path: Path) -> None:
     print(f"seed {SEED}")
-    generate(tmp_path / "one.tsv", 700, SEED, PlantedOptions((300, 40, 5), num_dense=3))
-    generate(tmp_path / "many.tsv", 700, SEED, PlantedOptions((300, 40, 5), num_dense=3), files=3)
+    generate(tmp_path / "one.tsv", 700, SEED, ClickModelOptions((300, 40, 5), num_dense=3))
+    generate(
+        tmp_path / "many.tsv", 700, SEED, ClickModelOptions((300, 40, 5), num_dense=3), files=3
+    )
     many = [tmp_path / f"many.{index}.tsv" for index in range(3)]
     text = (tmp_path / "one.tsv").read_bytes()
     zipped = tmp_path / "zipped.tsv.gz"
@@ -352,12 +354,12 @@ def test_fields_are_accepted_exactly_when_well_formed(
     )
     text = f"0\t1\ta\n{label}\t{integer}\t{hexadecimal}\n".encode()
     path = Path("log.tsv")
-    block = Block(0, 1, text, len(text), lines=2, delimiters=4, offset=len(text))
+    block = TextBlock(0, 1, text, len(text), lines=2, delimiters=4, offset=len(text))
     if not good:
         with pytest.raises(ValueError, match=r"^log.tsv, line 2: "):
-            Parser([path], criteo_schema(1, 1), BadRows()).parse(block)
+            LogParser([path], criteo_schema(1, 1), BadRows()).parse(block)
         return
-    batch = Parser([path], criteo_schema(1, 1), BadRows()).parse(block)
+    batch = LogParser([path], criteo_schema(1, 1), BadRows()).parse(block)
     assert batch.labels.tolist() == [0, int(label)]
     assert batch.dense[0].tolist() == [1, int(integer or 0)]
     assert batch.categories[0].tolist() == [10, int(hexadecimal or "0", 16)]

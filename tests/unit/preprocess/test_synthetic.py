@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from preprocess.click_model import BLOCK_ROWS, PlantedModel, PlantedOptions, power_law_probabilities
+from preprocess.click_model import (
+    BLOCK_ROWS,
+    ClickModel,
+    ClickModelOptions,
+    power_law_probabilities,
+)
 from preprocess.score_histogram import ScoreHistogram
 from preprocess.synthetic import DEFAULT_VOCAB_SIZES, category_hash, generate, main
 
 SEED = 5
-OPTIONS = PlantedOptions(DEFAULT_VOCAB_SIZES)
+OPTIONS = ClickModelOptions(DEFAULT_VOCAB_SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def rows(log: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def truth() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels and logits of the same 100,000 rows, from the model itself."""
-    model = PlantedModel(OPTIONS, SEED)
+    model = ClickModel(OPTIONS, SEED)
     blocks = [model.block(0), model.block(1)]
     return tuple(
         np.concatenate([getattr(block, name) for block in blocks])[:100_000]
@@ -134,7 +139,7 @@ def test_label_rate_and_difficulty(log: Path) -> None:
 def test_pair_effects_matter_and_hide_from_single_ids(log: Path) -> None:
     stated = json.loads(log.with_suffix(".json").read_text())
     assert stated["auc_without_pairs"] < stated["best_auc"] - 0.02
-    model = PlantedModel(OPTIONS, SEED)
+    model = ClickModel(OPTIONS, SEED)
     block = model.block(0)
     effect = block.logits - block.logits_without_pairs
     assert effect.std() == pytest.approx(OPTIONS.pair_strength, rel=0.2)
@@ -148,7 +153,7 @@ def test_pair_effects_matter_and_hide_from_single_ids(log: Path) -> None:
 
 
 def test_no_pairs_no_difference(tmp_path: Path) -> None:
-    options = PlantedOptions((20, 30), num_dense=2, pairs=0)
+    options = ClickModelOptions((20, 30), num_dense=2, pairs=0)
     stated = generate(tmp_path / "log.tsv", 5000, SEED, options)
     assert stated["best_auc"] == stated["auc_without_pairs"]
 
@@ -165,7 +170,7 @@ def test_same_seed_same_bytes_and_longer_logs_extend_shorter(log: Path, tmp_path
 
 
 def test_files_and_gzip_hold_the_same_rows(tmp_path: Path) -> None:
-    options = PlantedOptions((20, 30), num_dense=2)
+    options = ClickModelOptions((20, 30), num_dense=2)
     rows = BLOCK_ROWS + 5
     generate(tmp_path / "one.tsv", rows, SEED, options)
     generate(tmp_path / "many.tsv.gz", rows, SEED, options, files=3)
@@ -178,7 +183,7 @@ def test_files_and_gzip_hold_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_file_may_end_where_a_block_does(tmp_path: Path) -> None:
-    generate(tmp_path / "log.tsv", 2 * BLOCK_ROWS, SEED, PlantedOptions((3,), 1), files=2)
+    generate(tmp_path / "log.tsv", 2 * BLOCK_ROWS, SEED, ClickModelOptions((3,), 1), files=2)
     for index in range(2):
         assert (tmp_path / f"log.{index}.tsv").read_bytes().count(b"\n") == BLOCK_ROWS
 

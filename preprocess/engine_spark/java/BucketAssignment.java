@@ -9,7 +9,7 @@ import java.io.Serializable;
  * <p>Buckets are numbered over all splits. Rows that train are dealt to theirs by the leading bits
  * of their shuffle key if they are shuffled; all others by their number.
  */
-final class Places implements Serializable {
+final class BucketAssignment implements Serializable {
   private static final long serialVersionUID = 1L;
   private static final int TRAIN = 0;
 
@@ -28,7 +28,7 @@ final class Places implements Serializable {
    *     factor of each round; empty to leave rows in order
    * @param done buckets that are not needed
    */
-  Places(String parts, String sizes, String shuffle, String done) {
+  BucketAssignment(String parts, String sizes, String shuffle, String done) {
     this.parts = Numbers.parse(parts);
     this.bucketRows = Numbers.parse(sizes)[0];
     this.splitBuckets = (int) Numbers.parse(sizes)[1];

@@ -14,7 +14,7 @@ from preprocess.splits import TEST, TRAIN, VALIDATION
 
 
 @dataclass
-class Facts:
+class LogStatistics:
     """What a run learns.
 
     Attributes:
@@ -57,20 +57,20 @@ class Facts:
 
 
 def describe(
-    files: Sequence[str], options: Options, facts: Facts, samples: Mapping[str, int]
+    files: Sequence[str], options: Options, statistics: LogStatistics, samples: Mapping[str, int]
 ) -> dict[str, Any]:
     """The content of `records.json`.
 
     Args:
         files: names of the logs.
         options: what was asked for.
-        facts: what was learnt.
+        statistics: what was learnt.
         samples: rows of each split.
     """
     rules = options.rules
     return {
         "num_dense": options.num_dense,
-        "vocab_sizes": facts.vocab_sizes,
+        "vocab_sizes": statistics.vocab_sizes,
         "dense_log_offset": rules.dense_log_offset,
         "rules": rules.name,
         "train_samples": samples[TRAIN],
@@ -81,13 +81,13 @@ def describe(
         "split": options.split.by,
         "shuffle": options.shuffle,
         "files": list(files),
-        "rows_by_file": facts.rows_by_file,
-        "positives": facts.positives,
+        "rows_by_file": statistics.rows_by_file,
+        "positives": statistics.positives,
         "lowest_dense": rules.lowest_dense,
-        "dense_values_raised": facts.raised_dense,
-        "distinct_values": facts.distinct,
-        "missing_categories": facts.missing,
-        "unknown_categories": facts.unknown,
-        "bad_rows": facts.bad_rows,
-        "first_bad_rows": facts.first_bad_rows,
+        "dense_values_raised": statistics.raised_dense,
+        "distinct_values": statistics.distinct,
+        "missing_categories": statistics.missing,
+        "unknown_categories": statistics.unknown,
+        "bad_rows": statistics.bad_rows,
+        "first_bad_rows": statistics.first_bad_rows,
     }

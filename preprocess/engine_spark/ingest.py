@@ -22,28 +22,28 @@ from preprocess.bad_rows import BadRows
 from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
 from preprocess.engine_spark.lookup import records
 from preprocess.engine_spark.parse import StagedFile, row_offsets, stage_file, staged_rows
-from preprocess.engine_spark.session import spark_session
-from preprocess.engine_spark.storage import Files
+from preprocess.engine_spark.spark_session import spark_session
+from preprocess.engine_spark.storage import HadoopFiles
 from preprocess.engine_spark.vocabulary import (
-    TableFacts,
+    TableStatistics,
     new_ids,
     old_ids,
     stage_new_ids,
-    stage_statistics,
-    table_facts,
+    stage_value_counts,
+    table_statistics,
 )
 from preprocess.engine_spark.write import (
-    Places,
+    BucketAssignment,
     count_buckets,
     join_buckets,
     read_markers,
     write_buckets,
 )
-from preprocess.facts import Facts, describe
+from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
 from preprocess.outputs import RECORDS, WORK, Journal, LocalStore, publish
 from preprocess.progress import Progress
-from preprocess.splits import Part, check_training
+from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary
 
 
@@ -55,9 +55,9 @@ def ingest(
     restart: bool,
     master: str | None,
 ) -> Summary:
-    """Makes a result, or continues the making of one; see `preprocess.records.preprocess`."""
+    """Makes a result, or continues the making of one; see `preprocess.ingest.preprocess`."""
     with spark_session(master) as session:
-        files = Files(session)
+        files = HadoopFiles(session)
         command = options.identity("spark")
         sizes = []
         for number, source in enumerate(sources):
@@ -69,10 +69,10 @@ def ingest(
         store = files.store(output)
         journal = Journal(store, output)
         state = journal.begin(command, restart)
-        run = _Run(session, files, list(sources), sizes, output, options, progress, journal)
+        run = SparkIngest(session, files, list(sources), sizes, output, options, progress, journal)
         start = time.perf_counter()
         try:
-            state = run.learn(state)
+            state = run.build_vocabulary(state)
         except (ValueError, OSError):
             if not journal.kept:
                 store.remove(WORK)
@@ -84,13 +84,13 @@ def ingest(
         return Summary(state["description"], middle - start, time.perf_counter() - middle)
 
 
-class _Run:
+class SparkIngest:
     """One ingest; the journal's state names the steps that are done."""
 
     def __init__(
         self,
         session: SparkSession,
-        files: Files,
+        files: HadoopFiles,
         sources: list[str],
         sizes: list[int],
         output: str,
@@ -116,15 +116,15 @@ class _Run:
         self._journal.save(state)
         return state
 
-    def learn(self, state: dict[str, Any]) -> dict[str, Any]:
+    def build_vocabulary(self, state: dict[str, Any]) -> dict[str, Any]:
         """Stages rows and dictionaries; returns the state with which writing begins."""
         if "offsets" in state or "sums" in state:
             return state
         staged = self._parse(state)
-        facts = self._facts(staged)
+        statistics = self._statistics(staged)
         try:
-            facts.check_rows(self._sources)
-            self._splits(facts)
+            statistics.check_rows(self._sources)
+            self._splits(statistics)
         except ValueError:
             # Another command is needed, which could not continue this one.
             self._files.store(self._output).remove(WORK)
@@ -132,25 +132,25 @@ class _Run:
         state = {"staged": [asdict(file) for file in staged]}
         with self._progress("pass 1, dictionaries", 0):
             chunks = staged_rows(self._session, self._targets())
-            statistics, tables = self._stage("statistics"), self._options.num_categorical
-            stage_statistics(chunks, row_offsets(staged), statistics, self._options)
+            value_counts, tables = self._stage("value_counts"), self._options.num_categorical
+            stage_value_counts(chunks, row_offsets(staged), value_counts, self._options)
             offsets, sizes, old = [], None, None
             if self._options.dictionary:
                 old = old_ids(self._session, self._options.dictionary, tables)
                 sizes = self._old_sizes()
             else:
                 offsets = stage_new_ids(
-                    self._session, statistics, self._stage("ranked"), self._options
+                    self._session, value_counts, self._stage("ranked"), self._options
                 )
-            known = table_facts(self._session, statistics, old, self._options)
+            known = table_statistics(self._session, value_counts, old, self._options)
         first = self._options.rules.first_id
-        facts.distinct = [table.distinct for table in known]
-        facts.unknown = [table.unknown for table in known]
-        facts.vocab_sizes = sizes or [first(t) + known[t].kept for t in range(tables)]
+        statistics.distinct = [table.distinct for table in known]
+        statistics.unknown = [table.unknown for table in known]
+        statistics.vocab_sizes = sizes or [first(t) + known[t].kept for t in range(tables)]
         state |= {
             "offsets": offsets,
             "tables": [asdict(table) for table in known],
-            "facts": asdict(facts),
+            "statistics": asdict(statistics),
         }
         return self._save(state)
 
@@ -183,11 +183,11 @@ class _Run:
                     outcome.result()
         return [StagedFile(**done[str(number)]) for number in range(len(self._sources))]
 
-    def _facts(self, staged: list[StagedFile]) -> Facts:
+    def _statistics(self, staged: list[StagedFile]) -> LogStatistics:
         bad = BadRows(self._options.max_bad_rows)
         for file in staged:
             bad.add(file.bad_rows, file.first_bad_rows)
-        return Facts(
+        return LogStatistics(
             [sum(file.rows) for file in staged],
             positives=sum(file.positives for file in staged),
             raised_dense=sum(file.raised for file in staged),
@@ -196,10 +196,10 @@ class _Run:
             first_bad_rows=bad.first,
         )
 
-    def _splits(self, facts: Facts) -> list[Part] | None:
+    def _splits(self, statistics: LogStatistics) -> list[RowRange] | None:
         if self._options.split.by == "column":
             return None
-        return self._options.split.parts(facts.rows_by_file, self._names)
+        return self._options.split.parts(statistics.rows_by_file, self._names)
 
     def _old_sizes(self) -> list[int]:
         place = self._options.dictionary
@@ -213,32 +213,36 @@ class _Run:
         if "sums" in state:
             return state
         options = self._options
-        facts = Facts(**state["facts"])
-        known = [TableFacts(**table) for table in state["tables"]]
+        statistics = LogStatistics(**state["statistics"])
+        known = [TableStatistics(**table) for table in state["tables"]]
         staged = [StagedFile(**file) for file in state["staged"]]
         dictionary = self._dictionary(state["offsets"], known)
         chunks = staged_rows(self._session, self._targets())
-        places = Places(row_offsets(staged), self._splits(facts), facts.rows, options)
-        with self._progress("pass 2, ids", facts.rows):
-            buckets = count_buckets(chunks, places)
+        assignment = BucketAssignment(
+            row_offsets(staged), self._splits(statistics), statistics.rows, options
+        )
+        with self._progress("pass 2, ids", statistics.rows):
+            buckets = count_buckets(chunks, assignment)
             samples = buckets.samples(options.split.names)
             check_training(samples, options.split.by)
-            self._write_dictionary(dictionary, facts.vocab_sizes)
+            self._write_dictionary(dictionary, statistics.vocab_sizes)
             done = read_markers(self._files, self._work)
             left = set(buckets.rows) - set(done)
             if left:
-                made = records(self._session, chunks, places.arguments(done), dictionary, options)
-                packing = plan(facts.vocab_sizes) if options.pack_ids else None
+                made = records(
+                    self._session, chunks, assignment.arguments(done), dictionary, options
+                )
+                packing = plan(statistics.vocab_sizes) if options.pack_ids else None
                 write_buckets(
                     self._session, self._files, self._work, made, buckets, options, packing
                 )
             sums = join_buckets(self._files, self._work, buckets, options)
         return self._save({
             "sums": sums,
-            "description": describe(self._names, options, facts, samples),
+            "description": describe(self._names, options, statistics, samples),
         })  # fmt: skip
 
-    def _dictionary(self, offsets: list[int], known: list[TableFacts]) -> DataFrame:
+    def _dictionary(self, offsets: list[int], known: list[TableStatistics]) -> DataFrame:
         if self._options.dictionary:
             return old_ids(self._session, self._options.dictionary, len(known))
         return new_ids(self._session, self._stage("ranked"), offsets, known, self._options)

@@ -21,15 +21,15 @@ from preprocess.dictionary_files import (
     write_table,
 )
 from preprocess.engine_polars.dictionary import Dictionary
-from preprocess.engine_polars.vocabulary import Learnt, learn
-from preprocess.engine_polars.write import Plan, Written, write
-from preprocess.facts import Facts, describe
+from preprocess.engine_polars.vocabulary import FirstPass, build_vocabulary
+from preprocess.engine_polars.write import WritePlan, WriteProgress, write
 from preprocess.files import write_all
+from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
 from preprocess.outputs import WORK, Journal, LocalStore, lock, publish
 from preprocess.progress import Progress
 from preprocess.rules import ranked
-from preprocess.splits import Part, check_training
+from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary
 
 
@@ -60,12 +60,12 @@ def ingest(
         store = LocalStore(folder)
         journal = Journal(store, output)
         state = journal.begin(command, restart)
-        return _Run(paths, folder, options, progress, store, journal).go(state)
+        return PolarsIngest(paths, folder, options, progress, store, journal).run(state)
     finally:
         os.close(held)
 
 
-class _Run:
+class PolarsIngest:
     """One ingest; `go` enters at the step that the journal names."""
 
     def __init__(
@@ -85,10 +85,11 @@ class _Run:
         self._store = store
         self._journal = journal
 
-    def go(self, state: dict[str, Any]) -> Summary:
+    def run(self, state: dict[str, Any]) -> Summary:
+        """Runs the steps that the journal's state does not name as done."""
         start = time.perf_counter()
-        if state.get("phase", "learn") == "learn":
-            state = self._number(self._learn(state))
+        if state.get("phase", "vocabulary") == "vocabulary":
+            state = self._number(self._build_vocabulary(state))
             self._journal.save(state)
         middle = time.perf_counter()
         if state["phase"] == "write":
@@ -98,12 +99,12 @@ class _Run:
         publish(self._store, self._options, state["description"], sums)
         return Summary(state["description"], middle - start, time.perf_counter() - middle)
 
-    def _learn(self, state: dict[str, Any]) -> Learnt:
+    def _build_vocabulary(self, state: dict[str, Any]) -> FirstPass:
         self._work.mkdir(exist_ok=True)
         total = sum(path.stat().st_size for path in self._sources)
         try:
             with self._progress("pass 1, dictionaries", total) as display:
-                learnt = learn(
+                first_pass = build_vocabulary(
                     self._sources, self._work, self._options, state, self._journal.save, display
                 )
         except (ValueError, OSError):
@@ -111,24 +112,26 @@ class _Run:
                 self._store.remove(WORK)
             raise
         try:
-            learnt.facts.check_rows(list(map(str, self._sources)))
-            self._splits(learnt.facts)
+            first_pass.statistics.check_rows(list(map(str, self._sources)))
+            self._splits(first_pass.statistics)
         except ValueError:
             # Another command is needed, which could not continue this one.
             self._store.remove(WORK)
             raise
-        return learnt
+        return first_pass
 
-    def _splits(self, facts: Facts) -> list[Part] | None:
+    def _splits(self, statistics: LogStatistics) -> list[RowRange] | None:
         if self._options.split.by == "column":
             return None
-        return self._options.split.parts(facts.rows_by_file, [path.name for path in self._sources])
+        return self._options.split.parts(
+            statistics.rows_by_file, [path.name for path in self._sources]
+        )
 
-    def _number(self, learnt: Learnt) -> dict[str, Any]:
+    def _number(self, first_pass: FirstPass) -> dict[str, Any]:
         """Gives final ids, writes dictionaries; returns the state with which writing begins."""
-        facts, options = learnt.facts, self._options
+        statistics, options = first_pass.statistics, self._options
         old = _old_tables(options)
-        for table, dictionary in enumerate(learnt.dictionaries):
+        for table, dictionary in enumerate(first_pass.dictionaries):
             ids, final = (
                 _new_ids(options, table, dictionary)
                 if old is None
@@ -136,20 +139,25 @@ class _Run:
             )
             write_table(self._work, table, ids)
             known = final[:-1] >= 0
-            facts.distinct.append(len(dictionary))
-            facts.unknown.append(int(dictionary.counts[~known].sum()))
-            facts.vocab_sizes.append(ids.vocab_size)
+            statistics.distinct.append(len(dictionary))
+            statistics.unknown.append(int(dictionary.counts[~known].sum()))
+            statistics.vocab_sizes.append(ids.vocab_size)
             with open(self._ids_file(table), "wb", buffering=0) as file:
                 write_all(file, np.maximum(final, 0))
                 os.fsync(file.fileno())
-        learnt.dictionaries.clear()
-        return {"phase": "write", "facts": vars(facts), "parts": learnt.parts, "written": {}}
+        first_pass.dictionaries.clear()
+        return {
+            "phase": "write",
+            "statistics": vars(statistics),
+            "parts": first_pass.parts,
+            "written": {},
+        }
 
     def _ids_file(self, table: int) -> Path:
         return self._work / f"ids-{table}.bin"
 
     def _write(self, state: dict[str, Any]) -> dict[str, Any]:
-        facts, options = Facts(**state["facts"]), self._options
+        statistics, options = LogStatistics(**state["statistics"]), self._options
         ids: list[NDArray[np.int32] | None] = []
         for table in range(options.num_categorical):
             final = np.fromfile(self._ids_file(table), "<i4")
@@ -157,22 +165,22 @@ class _Run:
                 final[:-1], np.arange(len(final) - 1, dtype=np.int32)
             )
             ids.append(None if unchanged else final)
-        pack = packing.plan(facts.vocab_sizes).pack if options.pack_ids else None
-        plan = Plan(self._work, options, state["parts"], self._splits(facts), ids, pack)
+        pack = packing.plan(statistics.vocab_sizes).pack if options.pack_ids else None
+        plan = WritePlan(self._work, options, state["parts"], self._splits(statistics), ids, pack)
 
         def save(written: Any) -> None:
             self._journal.save({**state, "written": written})
 
-        with self._progress("pass 2, ids", facts.rows) as display:
+        with self._progress("pass 2, ids", statistics.rows) as display:
             written = write(plan, state["written"], save, display)
-        return self._done(facts, written)
+        return self._done(statistics, written)
 
-    def _done(self, facts: Facts, written: Written) -> dict[str, Any]:
+    def _done(self, statistics: LogStatistics, written: WriteProgress) -> dict[str, Any]:
         check_training(written.samples, self._options.split.by)
         names = [path.name for path in self._sources]
         return {
             "phase": "publish",
-            "description": describe(names, self._options, facts, written.samples),
+            "description": describe(names, self._options, statistics, written.samples),
             "sums": {name: (size, f"{crc:08x}") for name, (size, crc) in written.sums.items()},
         }
 

@@ -5,7 +5,7 @@ import java.util.Iterator;
 import org.apache.spark.sql.Row;
 
 /** The rows of chunks one by one, each with its place; without those of buckets that are done. */
-final class PlacedRows {
+final class AssignedRows {
   /** Rows of the chunk that holds the row; absent if chunks come without. */
   ByteBuffer rows;
 
@@ -18,29 +18,29 @@ final class PlacedRows {
   private final Iterator chunks;
   private final int rowBytes;
   private final RowNumbers numbers;
-  private final Places places;
+  private final BucketAssignment assignment;
   private byte[] tags;
   private long first;
   private int size = 0;
   private int next = 0;
 
-  PlacedRows(Iterator chunks, int rowBytes, RowNumbers numbers, Places places) {
+  AssignedRows(Iterator chunks, int rowBytes, RowNumbers numbers, BucketAssignment assignment) {
     this.chunks = chunks;
     this.rowBytes = rowBytes;
     this.numbers = numbers;
-    this.places = places;
+    this.assignment = assignment;
   }
 
   /** Goes on to the next row; false after the last. */
   boolean next() {
     while (next < size || chunk()) {
       long number = first + next;
-      int tag = places.rowsTellTags() ? (int) tags[next] : places.tag(number);
+      int tag = assignment.rowsTellTags() ? (int) tags[next] : assignment.tag(number);
       row = next * rowBytes;
       next++;
-      key = places.key(tag, number);
-      bucket = places.bucket(tag, number, key);
-      if (!places.isDone(bucket)) {
+      key = assignment.key(tag, number);
+      bucket = assignment.bucket(tag, number, key);
+      if (!assignment.isDone(bucket)) {
         return true;
       }
     }
