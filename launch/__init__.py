@@ -1,1 +1,1 @@
-"""Starts a training over several ranks and restarts it from its last checkpoint."""
+"""Starts a training on several ranks, and restarts it from its last checkpoint if it fails."""

@@ -1,10 +1,13 @@
-"""The command line `python3 -m launch`."""
+"""The command `python3 -m launch`."""
 
 from __future__ import annotations
 
 import sys
 
-from launch.supervisor import main
+from dlrm import cli
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with cli.project_environment():
+        from launch.command_line import main
+
+    sys.exit(cli.exit_code(lambda: main(sys.argv[1:])))

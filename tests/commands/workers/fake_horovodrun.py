@@ -23,7 +23,7 @@ if "checkpoint" in start:
 if start.get("deaf"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen(["sleep", "60"], start_new_session=True)
-print("[0]<stdout>:loss 0.5\rloss 0.25", end="", flush=True)
+print("[0]<stdout>:loss 0.5\r[0]<stdout>:loss 0.25", end="", flush=True)
 time.sleep(start.get("seconds", 0))
 for line in start.get("lines", ()):
     print(f"[1]<stderr>:{line}", file=sys.stderr)

@@ -1,0 +1,118 @@
+"""Starts a training on several ranks, and restarts it from its last checkpoint if it fails.
+
+    python3 -m launch -np 8 -- main.py --data_dir=DATA --checkpoint_dir=CHECKPOINTS ...
+
+For users without a scheduler that restarts jobs. Options before `--` that are not its own go to
+horovodrun (such as -H host1:4,host2:4). On a SIGTERM or Ctrl-C the job writes a checkpoint and ends
+with code 75; a second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrm import cli
+from launch.supervisor import Supervisor
+
+WRAPPER = Path(__file__).resolve().parent.parent / "hvd_wrapper.sh"
+MAX_RESTARTS = 3
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the job and returns the exit code.
+
+    Raises:
+        ValueError, OSError: The command line cannot be used.
+    """
+    options, runner_options, command = parse(argv)
+    folder = flag_value(command[1:], "checkpoint_dir")
+    resume = flag_value(command[1:], "resume")
+    max_restarts = options.max_restarts
+    if max_restarts is None:
+        max_restarts = MAX_RESTARTS if folder else 0
+    if max_restarts and not folder:
+        raise ValueError(
+            "expected --checkpoint_dir among the flags, found none: with --max_restarts="
+            f"{max_restarts} a restart would begin anew; name a folder or set --max_restarts=0"
+        )
+    runner = shutil.which("horovodrun")
+    if runner is None:
+        raise ValueError(
+            "no horovodrun on PATH; run `make setup` and put the environment's bin on PATH"
+        )
+    start = [runner, "--gloo", "-np", str(options.np), *runner_options, str(WRAPPER)]
+    job = [*start, sys.executable, *command]
+    # What --resume names was the start of the first attempt; a restart continues from later.
+    restart = job if resume is None else [*job, "--resume=auto"]
+    return Supervisor(job, restart, max_restarts, Path(folder) if folder else None).run()
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Returns this command's options, horovodrun's options, and the command after `--`.
+
+    Raises:
+        ValueError: An option or the command is missing or malformed.
+    """
+    parser = cli.Parser(
+        prog="python3 -m launch",
+        usage="%(prog)s -np N [--max_restarts K] [horovodrun's options] -- main.py --flags...",
+        description=(
+            "Runs a training on N ranks and restarts it from its last checkpoint if it fails."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("-np", type=int, required=True, help="number of ranks")
+    parser.add_argument(
+        "--max_restarts",
+        type=int,
+        help=f"maximum number of restarts (default: {MAX_RESTARTS}; 0 without --checkpoint_dir)",
+    )
+    end = argv.index("--") if "--" in argv else len(argv)
+    options, runner_options = parser.parse_known_args(argv[:end])
+    command = list(argv[end + 1 :])
+    if not command:
+        parser.error("expected -- and main.py with its flags, found none")
+    return options, runner_options, command
+
+
+def flag_value(arguments: Sequence[str], name: str) -> str | None:
+    """Returns the value of a flag of main.py, read from the arguments and their flag files.
+
+    absl would read the flag files as well, but only main.py may depend on it, so that every other
+    program works on plain settings; finding one flag takes a few lines.
+
+    Args:
+        arguments: The arguments of main.py.
+        name: The flag, without dashes.
+
+    Returns:
+        The last value given; None if there is none.
+
+    Raises:
+        ValueError: A flag file cannot be read.
+    """
+    value = None
+    words = iter(arguments)
+    for word in words:
+        key, equals, given = word.lstrip("-").partition("=")
+        if not word.startswith("-") or key not in (name, "flagfile"):
+            continue
+        given = given if equals else next(words, "")
+        if key == "flagfile":
+            from_file = flag_value(_read_lines(given), name)
+            value = value if from_file is None else from_file
+        else:
+            value = given
+    return value
+
+
+def _read_lines(flagfile: str) -> list[str]:
+    try:
+        text = Path(flagfile).expanduser().read_text()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--flagfile: {error}") from error
+    return [line.strip() for line in text.splitlines()]
