@@ -7,7 +7,7 @@ or of the loop.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
-from dlrm.checkpoint.state import State, Tables, Told, pieces, unheard
+from dlrm.checkpoint.state import MisfitError, State, Tables, Told, pieces, unheard
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
@@ -46,13 +46,19 @@ def restore(
     owners.
 
     Raises:
+        MisfitError: on every rank: the checkpoint was written by another optimizer.
         ValueError: on every rank: a file is missing or damaged, named with the offset.
     """
     place = f"reading the checkpoint of step {manifest.position.step}"
+    widths = {columns.name: columns.width for columns in state.tables.state}
     dense = collective.together(lambda: _read_dense(path, manifest))
-    for name, values in dense.items():
-        state.dense[name].assign(values)
-    with TableReader(path, manifest) as reader:
+    with TableReader(path, manifest, widths) as reader:
+        found = collective.together(reader.state_in_files)
+        _check_optimizer(path, "the tables", widths, found)
+        if dense:
+            _check_optimizer(path, "the dense layers", state.dense, dense)
+        for name, values in dense.items():
+            state.dense[name].assign(values)
         if reader.ranks == collective.size:
             collective.together(lambda: _read_own(reader, state.tables, collective.rank, moved))
             return
@@ -68,6 +74,26 @@ def _read_dense(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
         return {}
     with TensorReader(path / DENSE_FILE, manifest.files[DENSE_FILE]) as reader:
         return {name: reader.read(name) for name in reader.tensors}
+
+
+def _check_optimizer(
+    path: Path, part: str, expected: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
+    """Refuses a checkpoint that lacks state of this run's optimizer, or has another's.
+
+    Raises:
+        MisfitError: the names differ.
+    """
+    if expected.keys() != found.keys():
+        missing, others = (
+            ", ".join(sorted(names)) or "nothing"
+            for names in (expected.keys() - found.keys(), found.keys() - expected.keys())
+        )
+        raise MisfitError(
+            f"{path}: a checkpoint of another optimizer: for {part} expected {missing}, found "
+            f"{others} in its place; resume with the optimizer that wrote it, or set another "
+            "--checkpoint_dir"
+        )
 
 
 def _read_own(reader: TableReader, tables: Tables, rank: int, moved: Told) -> None:

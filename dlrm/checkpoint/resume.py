@@ -13,7 +13,7 @@ from typing import Callable, NamedTuple
 from dlrm.checkpoint import directory as folder
 from dlrm.checkpoint.manifest import Manifest, Position, read_manifest
 from dlrm.checkpoint.restore import restore
-from dlrm.checkpoint.state import Run, State, Told, unheard
+from dlrm.checkpoint.state import MisfitError, Run, State, Told, unheard
 from dlrm.config import SETTINGS
 from dlrm.distributed.collective import Collective
 
@@ -83,10 +83,6 @@ def resume(
             "another, or train anew in another --checkpoint_dir"
         )
     return None
-
-
-class MisfitError(ValueError):
-    """A whole checkpoint that is another run's."""
 
 
 def _agreed(collective: Collective, find: Callable[[], list[Path]]) -> list[str]:

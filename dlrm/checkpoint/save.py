@@ -130,12 +130,19 @@ class Checkpoints:
         width, keys = self._run.model.embedding_dim, sum(self._run.model.vocab_sizes)
         rows, most = local_rows(keys, rank, size), local_rows(keys, 0, size)
         name = tables_file(rank, size)
-        with TensorWriter(unfinished / name, {ROWS: (np.dtype("<f4"), (rows, width))}) as writer:
-            for first, last in pieces(most, width):
-                self._moved(f"checkpoint of step {position.step}")
-                writer.write(state.tables.read_rows(first, min(last, rows)))
-                if first <= most // 2 < last:
-                    self._reached("half of the rows")
+        # A tensor of its own for each part of a stored row, one after the other.
+        parts = {ROWS: width, **{columns.name: columns.width for columns in state.tables.state}}
+        tensors = {part: (np.dtype("<f4"), (rows, columns)) for part, columns in parts.items()}
+        with TensorWriter(unfinished / name, tensors) as writer:
+            begin = 0
+            for part, columns in parts.items():
+                for first, last in pieces(most, sum(parts.values())):
+                    self._moved(f"checkpoint of step {position.step}")
+                    stored = state.tables.read_rows(first, min(last, rows))
+                    writer.write(stored[:, begin : begin + columns])
+                    if part == ROWS and first <= most // 2 < last:
+                        self._reached("half of the rows")
+                begin += columns
             seals[name] = writer.finish()
         return seals
 

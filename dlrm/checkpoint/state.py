@@ -17,6 +17,8 @@ from dlrm.checkpoint.manifest import ModelShape
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from dlrm.optim.row_optimizers import StateColumns
+
 PIECE_BYTES = 16 << 20  # moved at a time; a rank holds a few of them beside its tables
 
 Told = Callable[[str], None]
@@ -26,18 +28,31 @@ def unheard(what: str) -> None:
     """Tells nobody."""
 
 
+class MisfitError(ValueError):
+    """A whole checkpoint that was written by another kind of run."""
+
+
 class Tables(Protocol):
-    """This rank's rows: local row r is key r * size + rank."""
+    """This rank's rows, and the optimizer's state behind each of them."""
+
+    @property
+    def state(self) -> tuple[StateColumns, ...]:
+        """The columns behind a row, in order."""
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
-        """Local rows [first, last), float32 [last - first, width]."""
+        """Local rows [first, last) with their state, float32 [last - first, width + state]."""
 
-    def write_rows(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Overwrites local rows, int64 [n], with float32 [n, width]."""
+    def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
+        """Overwrites local rows, int64 [n], and their state with float32 [n, width + state]."""
 
 
 class State(NamedTuple):
-    """What training changes: dense weights by name, the same on every rank, and the tables."""
+    """What training changes.
+
+    Attributes:
+        dense: Weights and optimizer state of the dense layers by name, the same on every rank.
+        tables: This rank's rows and their optimizer state.
+    """
 
     dense: Mapping[str, tf.Variable]
     tables: Tables

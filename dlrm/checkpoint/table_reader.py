@@ -6,6 +6,7 @@ One process alone; knows files and keys, nothing of training.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,19 @@ class TableReader:
     Args:
         folder: of the checkpoint.
         manifest: its manifest.
+        state: The optimizer's state to read behind each row: name and number of columns.
 
     Raises:
         ValueError: a file is missing, of another size, or its header is damaged.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, state: Mapping[str, int] | None = None
+    ) -> None:
+        state = state or {}
         self.ranks = manifest.ranks
-        self.width = manifest.model.embedding_dim
+        self.width = manifest.model.embedding_dim + sum(state.values())
+        self._tensors = (ROWS, *state)
         self.keys = sum(manifest.model.vocab_sizes)
         self._folder, self._files = folder, manifest.files
         self._open: dict[int, TensorReader] = {}
@@ -56,11 +62,24 @@ class TableReader:
             ValueError: a block is damaged; names file and offset.
             OSError: a file cannot be read.
         """
+        parts = [self._file(rank).read(tensor, first, last) for tensor in self._tensors]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def state_in_files(self) -> dict[str, int]:
+        """The optimizer's state that the checkpoint holds: name and number of columns.
+
+        Raises:
+            ValueError, OSError: as `read_rows`.
+        """
+        tensors = self._file(0).tensors
+        return {name: shape[1] for name, (_, shape) in tensors.items() if name != ROWS}
+
+    def _file(self, rank: int) -> TensorReader:
         if rank not in self._open:
             name = tables_file(rank, self.ranks)
             reader = TensorReader(self._folder / name, self._files[name])
             self._open[rank] = self._stack.enter_context(reader)
-        return self._open[rank].read(ROWS, first, last)
+        return self._open[rank]
 
     def read_keys(self, first: int, last: int) -> NDArray[np.float32]:
         """The rows of keys [first, last), float32 [last - first, width]; errors as `read_rows`."""

@@ -16,7 +16,7 @@ class Need:
     """Bytes that one rank needs of one memory.
 
     Attributes:
-        table: rows, in float32; plain gradient descent keeps nothing beside them.
+        table: rows and their optimizer state, in float32.
         exchange: keys, vectors and gradients on their way, of a batch without a repeated key.
         dense: what the dense layers keep of a batch for the way back, and their weights.
     """
@@ -36,20 +36,23 @@ def step_need(
     rows: int,
     tables: int,
     width: int,
+    state_width: int,
     local_batch: int,
     value_bytes: int,
     units: tuple[int, ...],
 ) -> Need:
     """What a rank needs to train with static tables.
 
-    When the step turns round, the batch's distinct rows are there as they were read and as sums of
-    gradients, in float32, and each of its vectors and that one's gradient, in the type of the
-    exchange. Keys and places, of this batch and the next, are 64 bytes a vector.
+    The most is held when the gradients of the vectors arrive: then the batch's distinct rows are
+    there as they were read and as sums of gradients, in float32, their optimizer state before and
+    after the update, and each vector and its gradient, in the type of the exchange. Keys and
+    positions, of this batch and the next, are 64 bytes per vector.
 
     Args:
         rows: of the tables, that this rank owns.
         tables: how many.
         width: values in a row.
+        state_width: Values of optimizer state behind a row.
         local_batch: samples of a step on this rank.
         value_bytes: of a value on its way and in the dense layers.
         units: outputs of all dense layers.
@@ -60,8 +63,8 @@ def step_need(
     layers = [width + features * tables // 2, *units]
     weights = sum(a * b for a, b in zip(layers, layers[1:]))
     return Need(
-        table=rows * width * 4,
-        exchange=vectors * (width * (2 * 4 + 2 * value_bytes) + 64),
+        table=rows * (width + state_width) * 4,
+        exchange=vectors * (width * (2 * 4 + 2 * value_bytes) + state_width * 2 * 4 + 64),
         # Weights: themselves, their gradients, and copies in the layers' type.
         dense=local_batch * (sum(units) + pairs) * value_bytes + weights * 12,
     )
@@ -73,7 +76,7 @@ def dynamic_needs(static: Need, *, slots: int, width: int, gpu_bytes: int) -> tu
     Args:
         static: what it would need with static tables.
         slots: the rows that the table has room for when it is full.
-        width: values in a row.
+        width: Values in a row and its state.
         gpu_bytes: of rows that the GPU keeps.
     """
     full = slots * width * 4

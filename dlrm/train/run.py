@@ -22,6 +22,7 @@ from dlrm.distributed.watchdog import Watchdog
 from dlrm.reporting import Reporter
 from dlrm.train import memory as memory_plan
 from dlrm.train.loop import Trainer
+from dlrm.train.optimizers import row_optimizer
 from dlrm.train.session import Session
 
 NO_LIMIT = 1e6  # seconds
@@ -109,11 +110,13 @@ def check_memory(backend: str, config: Config, collective: Collective, data: Dat
     """
     rank, size = collective.rank, collective.size
     table = embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed)
+    layout = embedding.RowLayout(table, row_optimizer(config.optimizer).state_columns(table.width))
     rows = sharding.local_rows(table.rows, rank, size)
     need = memory_plan.step_need(
         rows=rows,
         tables=len(table.vocab_sizes),
         width=table.width,
+        state_width=layout.width - table.width,
         local_batch=config.data.global_batch_size // size,
         value_bytes=tf.as_dtype(config.model.compute_dtype).size,
         units=(*config.model.bottom_mlp, *config.model.top_mlp),
@@ -123,7 +126,7 @@ def check_memory(backend: str, config: Config, collective: Collective, data: Dat
         need, host = memory_plan.dynamic_needs(
             need,
             slots=embedding.dynamic_capacity(rows),
-            width=table.width,
+            width=layout.width,
             gpu_bytes=config.embedding.sok_gpu_gb * memory_plan.GIB,
         )
         free = devices.free_host_memory()
@@ -148,6 +151,7 @@ def build_trainer(
         embedding.choose(config.embedding.embedding).name,
         embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed),
         collective,
+        optimizer=row_optimizer(config.optimizer),
         gpu_gib=config.embedding.sok_gpu_gb,
         compress=config.embedding.compress,
         bad_ids=config.embedding.bad_ids,

@@ -17,8 +17,8 @@ import tensorflow as tf
 from dlrm.config import Config
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, Lookup, Route
-from dlrm.optim.dense_optimizers import DenseSGD
 from dlrm.train.evaluation import Evaluator
+from dlrm.train.optimizers import dense_optimizer
 
 Routes = tuple[Route, ...]
 
@@ -38,7 +38,7 @@ class TrainingStep:
         lanes: the local batch is computed in so many parts side by side.
 
     Attributes:
-        dense: the dense weights by name.
+        dense: Weights and optimizer state of the dense layers by name, which a checkpoint holds.
         route: ids int32 [local batch, tables] -> their routes.
         train: see `_step_of`.
         score: see `_score_of`.
@@ -76,8 +76,9 @@ class TrainingStep:
         self.dense = dict(zip(map(plain_name, weights), self._variables))
         assert len(self.dense) == len(weights), "two weights of one name"
         collective.broadcast(self._variables)
-        self._dense_optimizer = DenseSGD()
-        self._dense_optimizer.build(self.dense)
+        self._optimizer = dense_optimizer(config.optimizer)
+        self._optimizer.build(self.dense)
+        self.dense = {**self.dense, **self._optimizer.state}
 
         # XLA has no fused interaction: the model then compiles its MLPs around it by itself.
         compiled = config.model.whole_graph_xla or None
@@ -180,7 +181,7 @@ class TrainingStep:
         mean = self._config.optimizer.embedding_grad == "mean"
         row_scale = scale / self._collective.size if mean else scale
         self._embedding.update(lookup, vector_gradients, learning_rate, row_scale)
-        self._dense_optimizer.apply(gradients, learning_rate, scale)
+        self._optimizer.apply(gradients, learning_rate, scale)
 
     def _score_of(
         self, dense: tf.Tensor, ids: tf.Tensor, labels: tf.Tensor, valid: tf.Tensor

@@ -52,6 +52,8 @@ def row_of(keys, width=WIDTH):
 class ArrayTables:
     """The rows of all keys in memory, as the only rank."""
 
+    state = ()  # plain SGD remembers nothing
+
     def __init__(self, rows):
         self.rows = rows
 

@@ -66,6 +66,8 @@ class Piped(Collective):
 class Values:
     """Stands for a dense variable and for a rank's rows."""
 
+    state = ()  # plain SGD remembers nothing
+
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
 

@@ -15,9 +15,9 @@ from dlrm.checkpoint import import_sok as sok_dump
 from dlrm.checkpoint.__main__ import main
 from dlrm.checkpoint.directory import checkpoint_name
 from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
-from dlrm.checkpoint.resume import MisfitError, resume
+from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.safetensors_file import allocate
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import MisfitError, Run, State
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed.collective import Collective
 from tests.commands.test_checkpoint import ArrayTables, peak_megabytes

@@ -30,6 +30,8 @@ RUN = Run(SHAPE, {"global_batch_size": 8, "lr": 0.5}, {"training": "a", "test": 
 class Rows:
     """All rows of the tables, in memory."""
 
+    state = ()  # plain SGD remembers nothing
+
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
 

@@ -14,10 +14,16 @@ from dlrm.train.memory import GIB, Need, check, dynamic_needs, step_need
 
 
 def test_a_hand_worked_step() -> None:
-    need = step_need(rows=1000, tables=2, width=4, local_batch=10, value_bytes=2, units=(8, 1))
+    sizes = {"rows": 1000, "tables": 2, "width": 4, "local_batch": 10, "value_bytes": 2}
+    need = step_need(**sizes, state_width=0, units=(8, 1))
     assert need.table == 1000 * 4 * 4
-    # 20 vectors of 4 values, twice in float32 and twice in 2 bytes, and 64 bytes of places each.
+    # 20 vectors of 4 values, twice in float32 and twice in 2 bytes, and 64 bytes of keys and
+    # positions each.
     assert need.exchange == 20 * (4 * (8 + 4) + 64)
+    with_state = step_need(**sizes, state_width=3, units=(8, 1))
+    assert with_state.table == 1000 * (4 + 3) * 4
+    # The state of 20 rows before and after the update.
+    assert with_state.exchange == need.exchange + 20 * 3 * 8
     # 3 x 3 products and 3 x 4 stacked values; 8 + 1 outputs; kernels 7 x 8 and 8 x 1.
     assert need.dense == 10 * (9 + 9 + 12) * 2 + (56 + 8) * 12
     assert need.total == need.table + need.exchange + need.dense
