@@ -114,7 +114,7 @@ def peak_megabytes(*words: str | Path) -> int:
     """The most memory that a command held; checks that it succeeds."""
     # The kernel's own mark: getrusage's is at least that of the process that started this one.
     code = (
-        "import sys; from checkpoint.__main__ import main; code = main(sys.argv[1:]); "
+        "import sys; from dlrm.checkpoint.__main__ import main; code = main(sys.argv[1:]); "
         "print(open('/proc/self/status').read()); sys.exit(code)"
     )
     env = {"POLARS_MAX_THREADS": "4"}  # each holds a little
@@ -221,7 +221,7 @@ def test_a_damaged_manifest_vouches_for_nothing(tmp_path, capsys):
 def test_nothing_waits_for_tensorflow(tmp_path):
     path = write(tmp_path / "c", ranks=2)
     code = (
-        "import sys; from checkpoint.__main__ import main; code = main(sys.argv[1:]); "
+        "import sys; from dlrm.checkpoint.__main__ import main; code = main(sys.argv[1:]); "
         "assert not {'tensorflow', 'keras', 'horovod'} & set(sys.modules); sys.exit(code)"
     )
     for name, *words in (["info"], ["verify"], ["export", tmp_path / "out", "--format=parquet"]):
