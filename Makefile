@@ -1,6 +1,7 @@
 # make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
 # make train RAW=log.tsv  the same from your own logs, in Criteo's format (RAW="a.gz b.gz": several)
-# make test               the tests
+# make test               the tests without the slow ones, on JOBS cores: about 5 minutes on two
+# make test-all           all tests
 # make lint               linters, type checks, formatting and spelling
 # make bench              the measurements of benchmarks/README.md
 # make coverage           the lines that the tests reach
@@ -12,7 +13,7 @@
 # make sok-check          what the environment has for GPUs, and what is missing
 # make bundle             packs environment and project for hosts without internet
 #
-# Longer tests:
+# Longer tests, more of the same:
 # make faults             every fault on 1, 2 and 3 ranks at random moments
 # make test-ingest        ten kills of each ingest engine, then both engines on every rule set
 # make test-interact      the fused interaction at every shape, and its kernels under the sanitizers
@@ -23,6 +24,8 @@
 # RAW       -        train        raw log files; none: synthetic logs
 # RULES     dlrm     train        how ids are made: dlrm, mlperf or spark
 # NP        2        train        number of ranks
+# JOBS      2        test*        tests that run at the same time
+# TESTS     -        test*        more options of pytest, such as TESTS="tests/unit -k checksum"
 # FLAGS     -        train        more flags of main.py, such as FLAGS="--xla --epochs=1"
 # FAULTS    -        faults       options of the fault tests, such as FAULTS="--repeat 5"
 # ROWS      1000000  test-ingest  rows of the log that both engines read
@@ -37,6 +40,8 @@ VENV_sok := .venv-sok
 BENCHMARKS := reader split preprocess step interact checkpoint
 
 PYTHON ?= python3
+JOBS ?= 2
+TESTS ?=
 NP ?= 2
 FLAGS ?=
 FAULTS ?=
@@ -57,7 +62,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: setup help train test coverage test-ingest test-interact faults lint bench sok sok-check \
+.PHONY: setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
     interact_op bundle clean
 .DELETE_ON_ERROR:
 
@@ -94,11 +99,18 @@ build/demo/raw.tsv: | setup
 	mkdir -p $(@D)
 	$(RUN) python3 -m preprocess.synthetic $@ --rows 2000000 --seed 1
 
-test: setup
-	$(RUN) python3 -m pytest
+# A file's tests share what they set up, so a file stays in one process. The long files come first.
+PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# The operation is built before, as several processes would build it at the same time.
+test: interact_op
+	$(RUN) $(PYTEST) -m "not slow"
+
+test-all: interact_op
+	$(RUN) $(PYTEST)
 
 coverage: setup
-	$(RUN) python3 -m coverage run -m pytest; code=$$?; \
+	$(RUN) python3 -m coverage run -m pytest -n $(JOBS) --dist loadfile; code=$$?; \
 	    python3 -m coverage combine --quiet && python3 -m coverage report && exit $$code
 
 faults: setup

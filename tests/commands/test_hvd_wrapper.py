@@ -16,6 +16,8 @@ import pytest
 
 from dlrm.formats.zip_strict import zip_strict
 
+# Bash and processes without TensorFlow: the same in both profiles.
+pytestmark = pytest.mark.one_profile
 WRAPPER = Path(__file__).resolve().parents[2] / "hvd_wrapper.sh"
 NAMES = (
     "CUDA_VISIBLE_DEVICES",

@@ -275,6 +275,7 @@ def _every_character() -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.spark
 @needs_spark
 @pytest.mark.parametrize(
     "flags",

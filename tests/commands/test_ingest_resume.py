@@ -20,7 +20,7 @@ from preprocess.__main__ import main
 from preprocess.click_model import ClickModelOptions
 from preprocess.synthetic import generate
 from tests.support.processes import ROOT
-from tests.support.spark_session import ENGINES, contents
+from tests.support.spark_session import ON_SPARK, contents
 
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ.get("SEED", "7"))
@@ -49,7 +49,12 @@ def _start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+# Each start of Spark takes seconds; that a kill of this engine is survived, and how often, is
+# slow to show. Polars' kills are quick and take the same journal.
+SLOW_ON_SPARK = ["polars", pytest.param("spark", marks=(*ON_SPARK, pytest.mark.slow))]
+
+
+@pytest.mark.parametrize("engine", SLOW_ON_SPARK)
 def test_killed_at_random_moments(engine: str, tmp_path: Path) -> None:
     print(f"seed {SEED}, {KILLS} kills")
     generator = random.Random(f"{SEED} {engine}")

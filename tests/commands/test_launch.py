@@ -29,6 +29,8 @@ from tests.support.processes import (
     without_modules,
 )
 
+# Bash and processes without TensorFlow: the same in both profiles.
+pytestmark = pytest.mark.one_profile
 WORKERS = ROOT / "tests" / "commands" / "workers"
 STARTED = 60.0  # seconds horovodrun, which loads TensorFlow, may take on busy cores
 SOON = 15.0

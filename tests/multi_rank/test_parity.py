@@ -23,7 +23,7 @@ def weights(tmp_path_factory):
     found = {}
     for size in RANKS:
         folder = tmp_path_factory.mktemp(f"ranks{size}")
-        launch = [] if size == 1 else ["horovodrun", "-np", str(size)]
+        launch = [] if size == 1 else ["horovodrun", "--gloo", "-np", str(size)]
         result = run([*launch, sys.executable, "-m", WORKER, str(folder)], time_limit=300)
         assert result.code == 0, result.output
         for index in range(len(parity.SETTINGS)):

@@ -24,6 +24,7 @@ CHECKS = (
     "checkpoint, alltoall to sok",
     "checkpoint, sok_dynamic to sok",
 )
+pytestmark = pytest.mark.gpu
 needs_sok = pytest.mark.skipif(
     importlib.util.find_spec("sparse_operation_kit") is None,
     reason="SparseOperationKit is not installed here; `make test PROFILE=sok` has it",
@@ -46,7 +47,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_and_checkpoints_with_emulated_kernels(
     ranks: int, kernels: Path, tmp_path: Path
 ) -> None:
-    launch = [] if ranks == 1 else ["horovodrun", "-np", str(ranks)]
+    launch = [] if ranks == 1 else ["horovodrun", "--gloo", "-np", str(ranks)]
     command: list[str | Path] = [*launch, sys.executable, "-m", WORKER, kernels, tmp_path, *CHECKS]
     ended = run(command, time_limit=300)
     assert ended.code == 0, ended.output

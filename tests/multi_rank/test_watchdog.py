@@ -19,6 +19,8 @@ import pytest
 from dlrm.distributed.watchdog.heartbeats import Heartbeat, HeartbeatTable, SuspendAwareClock
 from tests.support.processes import ROOT
 
+# Bash and processes without TensorFlow: the same in both profiles.
+pytestmark = pytest.mark.one_profile
 SOON = 5.0  # seconds; a start of Python on two busy cores is the longest part
 STALL = 2.0
 NEVER = 60.0

@@ -17,7 +17,8 @@ def spark_is_there() -> bool:
 needs_spark = pytest.mark.skipif(
     not spark_is_there(), reason="Spark needs java and requirements/spark.txt"
 )
-ENGINES = ["polars", pytest.param("spark", marks=needs_spark)]
+ON_SPARK = (pytest.mark.spark, needs_spark)
+ENGINES = ["polars", pytest.param("spark", marks=ON_SPARK)]
 
 
 @pytest.fixture(scope="module")

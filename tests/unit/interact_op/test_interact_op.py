@@ -300,6 +300,7 @@ def run_emulated(library: ctypes.CDLL, given: Case, dtype: str, tf32: bool) -> l
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("memory", [227 << 10, 48 << 10, 1 << 10])
 @pytest.mark.parametrize(
     ("dtype", "tf32"), [*((name, False) for name in BOUNDS), ("float32", True)]
@@ -465,10 +466,11 @@ def test_one_line_where_it_cannot_be_loaded(tmp_path: Path) -> None:
         assert ("built for tensorflow-1.15.5" in words) == (version == "1.15.5")
 
 
+@pytest.mark.multi_rank
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_training_follows_the_losses_of_the_stock_interaction(ranks: int, tmp_path: Path) -> None:
     worker = ["-m", "tests.multi_rank.workers.interact"]
-    launch = [] if ranks == 1 else ["horovodrun", "-np", str(ranks)]
+    launch = [] if ranks == 1 else ["horovodrun", "--gloo", "-np", str(ranks)]
     ended = run([*launch, sys.executable, *worker, tmp_path], time_limit=300)
     assert ended.code == 0, ended.output[-3000:]
     for kind, bound in (("losses", 1e-6), ("weights", 1e-5)):

@@ -14,7 +14,10 @@ from tests.support.processes import horovodrun, run
 from tools import gpu_check
 from tools.gpu_check import Bench, FailedError, SkippedError, compared, verdict
 
+pytestmark = pytest.mark.gpu
 
+
+@pytest.mark.multi_rank
 def test_two_ranks_without_a_gpu(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     checks = ["devices", "alltoall against NumPy", "sok against NumPy"]

@@ -253,6 +253,7 @@ def test_entropy_by_hand() -> None:
     assert binary_entropy(0.0) == binary_entropy(1.0) == 0.0
 
 
+@pytest.mark.multi_rank
 def test_two_ranks_with_unequal_shares(tmp_path: Path) -> None:
     """The second rank has half a batch, then nothing; the union is what counts."""
     print("seed", SEED)

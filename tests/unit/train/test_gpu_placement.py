@@ -20,6 +20,7 @@ from dlrm.distributed.collective import Collective
 from dlrm.train.run import build_trainer
 from model import build_model
 
+pytestmark = pytest.mark.gpu
 # What describes the graph rather than computes, and what reads shapes.
 NO_WORK = {
     *("Const", "Placeholder", "Identity", "IdentityN", "NoOp", "Assert", "ReadVariableOp"),

@@ -1,0 +1,24 @@
+"""Markers that follow from a test's folder; the others stand at the tests. See README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+MARKERS_OF = {
+    "multi_rank": ("multi_rank",),
+    "faults": ("faults",),
+    # They read the source, which is the same in both profiles.
+    "rules": ("one_profile",),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks each test by the folder below tests/ that it stands in."""
+    for item in items:
+        folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
+        for marker in MARKERS_OF.get(folder, ()):
+            item.add_marker(marker)
