@@ -1,19 +1,16 @@
-"""Time and memory of saving and loading large tables on two ranks, beside `cp` of as many bytes.
+"""Time and memory of saving and loading large tables on two ranks, compared with `cp`.
 
     python3 -m benchmarks.checkpoint [--gib G] [--rounds N] [--folder DIR]
 
-Save and `cp` alternate, so that a slow moment of the disk meets both. A save ends with everything
-on the disk; `cp` is timed as it is, with its bytes perhaps still in memory only, and with the
-`sync` that makes the two comparable. Files are read from the page cache. The extra memory is the
-highest resident size during a save or load above that right before it, on the rank where it is
-larger.
+Save and `cp` of the same bytes alternate, so that a slow moment of the disk meets both. A save ends
+with everything on the disk; `cp` is timed alone, when its bytes may still be in memory only, and
+with the `sync` that makes the two comparable. Files are read from the page cache. The extra memory
+is how far the resident size rises during a save or load, on the rank where it rises more.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
 import shutil
 import statistics
@@ -24,13 +21,15 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import ranks
+from dlrm import cli
+
 RANKS = 2
 WIDTH = 64
 
 
 def memory(field: str) -> int:
-    """A size of this process in bytes, such as VmRSS or VmHWM, its peak."""
+    """Returns a size of this process in bytes, such as VmRSS or its peak, VmHWM."""
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"{field}:\s+(\d+) kB", status)
     assert found, field
@@ -38,8 +37,8 @@ def memory(field: str) -> int:
 
 
 def measured(action: Callable[[], object]) -> tuple[float, int]:
-    """Seconds and extra bytes of an action."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    """Runs an action; returns its seconds and the bytes by which the resident size rose."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     start = time.perf_counter()
     action()
@@ -47,7 +46,7 @@ def measured(action: Callable[[], object]) -> tuple[float, int]:
 
 
 def work(folder: Path, rows: int, rounds: int) -> None:
-    """One rank's part; rank 0 prints the figures as JSON."""
+    """Saves and loads on one rank; rank 0 reports the figures."""
     from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
     from dlrm.checkpoint.restore import restore
     from dlrm.checkpoint.save import Checkpoints
@@ -87,48 +86,35 @@ def work(folder: Path, rows: int, rounds: int) -> None:
             shutil.rmtree(folder / "copy")
         collective.together(lambda: None)
     if collective.rank == 0:
-        print(json.dumps(figures))
+        ranks.report(figures)
 
 
-def main() -> None:
-    """Runs the ranks and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gib", type=float, default=4.0, help="size of the tables")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="on the disk to measure")
+def main() -> int:
+    """Runs the ranks and prints the table; returns the exit code."""
+    parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gib", type=float, default=4.0, help="size of the tables (default: 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="the median counts (default: 3)")
+    parser.add_argument("--folder", type=Path, help="a folder on the disk to measure")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     rows = int(flags.gib * 2**30 / (4 * WIDTH))
     if flags.rank:
         work(flags.rank, rows, flags.rounds)
-        return
+        return 0
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
-        command = [
-            *("horovodrun", "--gloo", "-np", str(RANKS), "./hvd_wrapper.sh"),
-            *("python3", "-m", "benchmarks.checkpoint", "--rank", folder),
-            *("--gib", str(flags.gib), "--rounds", str(flags.rounds)),
-        ]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-            capture_output=True,
-            text=True,
-        )
-    found = re.search(r"^\[0\]<stdout>:(\{.*\})$", done.stdout, re.MULTILINE)
-    if done.returncode or not found:
-        sys.exit(f"error: the ranks failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    figures = json.loads(found[1])
+        arguments = ["--rank", folder, "--gib", str(flags.gib), "--rounds", str(flags.rounds)]
+        figures = ranks.measure(RANKS, "benchmarks.checkpoint", arguments)
     size = 4 * WIDTH * rows
     seconds = {name: statistics.median(s for s, _ in runs) for name, runs in figures.items()}
     print(f"{size / 2**30:.2f} GiB of tables on {RANKS} ranks, median of {flags.rounds}")
     for name, runs in figures.items():
-        extra = max(bytes for _, bytes in runs)
+        extra = max(rise for _, rise in runs)
         line = f"{name:12} {seconds[name]:6.2f} s  {size / seconds[name] / 1e9:5.2f} GB/s"
-        print(line + (f"  extra memory {extra / 2**20:4.0f} MiB a rank" if extra else ""))
+        print(line + (f"  extra memory {extra / 2**20:4.0f} MiB per rank" if extra else ""))
     for name in ("cp", "cp and sync"):
-        print(f"save at {seconds[name] / seconds['save']:.2f} of the rate of {name}")
+        print(f"save reaches {seconds[name] / seconds['save']:.2f} of the rate of {name}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.exit_code(main))

@@ -1,13 +1,13 @@
-"""The same bytes from both engines: every rule set, threshold and modulus, file by file.
+"""Checks that both ingest engines write the same bytes, for every rule set, threshold and modulus.
 
-Run `python3 -m benchmarks.engines --rows 5000000 --files 8`. It makes a log of Kaggle's skew, or
-takes yours, ingests it by Polars and by Spark, and prints a line for each choice. It ends with 1 if
-any file differs.
+    python3 -m benchmarks.engines [--rows N] [--files N] [--rules RULES ...] [--columns] [LOG ...]
+
+It generates a log with Kaggle's skew, or takes yours, ingests it with Polars and with Spark, and
+prints a line for each choice of options. The exit code is 1 if any file differs.
 """
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import sys
 import tempfile
@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from dlrm import cli
 
-from benchmarks.preprocess import make_log
-from preprocess.engine_spark.spark_session import spark_session
-from preprocess.ingest import preprocess
-from preprocess.options import Options
-from preprocess.rules import NAMED_RULES, rules_by_name
+with cli.project_environment():
+    from benchmarks.preprocess import make_log
+    from preprocess.engine_spark.spark_session import spark_session
+    from preprocess.ingest import preprocess
+    from preprocess.options import Options
+    from preprocess.rules import NAMED_RULES, rules_by_name
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to ingest."""
+    """One choice of ingest options."""
 
     rules: str
     threshold: int
@@ -36,24 +37,24 @@ class Choice:
     columns: bool
 
     def options(self) -> Options:
-        """What it asks for."""
+        """Returns them as `preprocess` takes them."""
         rules = rules_by_name(self.rules, self.threshold, self.max_table_rows)
         return Options(rules, shuffle=self.shuffle, columns=self.columns)
 
 
 def main() -> int:
-    """Compares and prints; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("raw", nargs="*", type=Path, help="logs to take instead of making some")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--files", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=1)
+    """Compares all choices and prints; returns the exit code."""
+    parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("raw", nargs="*", type=Path, help="logs to read instead of a generated one")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the generated log")
+    parser.add_argument("--files", type=int, default=8, help="files of the generated log")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the generated log")
     parser.add_argument("--rules", nargs="*", default=list(NAMED_RULES))
     parser.add_argument("--thresholds", nargs="*", type=int, default=[0, 3, 15])
     parser.add_argument("--max_table_rows", type=int, default=100_000)
     parser.add_argument("--shuffle", type=int, metavar="SEED")
     parser.add_argument("--columns", action="store_true")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the system's)")
     flags = parser.parse_args()
     moduli = (None, flags.max_table_rows)
     choices = [
@@ -65,7 +66,7 @@ def main() -> int:
         logs = flags.raw or make_log(folder / "log.tsv.gz", flags.rows, flags.seed, flags.files)
         print(f"{'rules':8}{'T':>4}{'max rows':>10}{'Polars s':>10}{'Spark s':>10}"
               f"{'rows':>12}{'files':>7}  result", flush=True)  # fmt: skip
-        # One session for all: starting it is not what is compared.
+        # All choices share a session, so that its start is not measured.
         with spark_session(None):
             return max([_compare(choice, logs, folder) for choice in choices])
 
@@ -93,4 +94,4 @@ def _compare(choice: Choice, logs: list[Path], folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.exit_code(main))

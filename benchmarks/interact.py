@@ -1,20 +1,24 @@
-"""The fused interaction beside the one of plain TensorFlow, and the training step with each.
+"""The fused interaction compared with that of plain TensorFlow, and the training step with each.
 
     python3 -m benchmarks.interact [--rounds N] [--types LIST] [--nostep | --steponly]
 
-Forward and backward pass of both run in turn in one process, in as many lanes side by side as the
-training step has, so that both see the same machine; the ratio is the median of each round's. Bytes
+Forward and backward pass of both run in turn in one process, with the number of lanes that the
+training step has, so that both see the same machine; the ratio is the median over the rounds. Bytes
 are those that must move: every input read once, every result written once.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
 from typing import Any, Callable
 
-from benchmarks.step import WARMUP, config_of, data_of
+from dlrm import cli
+
+with cli.project_environment():
+    from benchmarks.shapes import SHAPES
+    from benchmarks.step import GLOBAL_BATCH, WARMUP
 
 BATCH, TABLES, WIDTHS = {"CPU": 8192, "GPU": 65536}, 26, (16, 128)
 TYPES = ("float32", "float16", "bfloat16")
@@ -22,7 +26,7 @@ STEPS = 12  # of each kind in a round
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Of one call, the median of some."""
+    """Returns the seconds of one call, the median over some repeats."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -32,11 +36,11 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def passes(interact: Any, lanes: list[Any]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The forward pass of every lane; forward and backward pass of every lane."""
+    """Returns two functions: the forward pass of every lane; forward and backward of every lane."""
     import tensorflow as tf
 
     def ended(tensors: list[tf.Tensor]) -> tf.Tensor:
-        # Nothing is left out of the graph, and a GPU has finished when the value is here.
+        # Depends on every result, so none is left out, and a GPU has finished once it is known.
         return tf.add_n([tf.cast(tf.reshape(tensor, [-1])[0], tf.float32) for tensor in tensors])
 
     @tf.function
@@ -50,7 +54,7 @@ def passes(interact: Any, lanes: list[Any]) -> tuple[Callable[[], object], Calla
             with tf.GradientTape() as tape:
                 tape.watch([bottom, vectors])
                 output = interact(bottom, *vectors)
-            results.append(output)  # or the forward pass would be left out
+            results.append(output)  # otherwise the graph would leave the forward pass out
             results += tape.gradient(output, [bottom, *vectors], output_gradients=upstream)
         return ended(results)
 
@@ -58,7 +62,7 @@ def passes(interact: Any, lanes: list[Any]) -> tuple[Callable[[], object], Calla
 
 
 def compare(width: int, dtype: str, rounds: int) -> None:
-    """Prints a line for the forward pass and one for both."""
+    """Prints a line for the forward pass and one for forward and backward pass."""
     import tensorflow as tf
 
     import interact_op
@@ -111,7 +115,7 @@ def compare(width: int, dtype: str, rounds: int) -> None:
 
 
 class StepTimes:
-    """Hears of each step; keeps its seconds, and the processor seconds of all threads."""
+    """Records the seconds of each step, and the processor seconds of all threads."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
@@ -131,17 +135,17 @@ class StepTimes:
 
 
 def compare_steps(rounds: int) -> None:
-    """Steps of the Kaggle shape without and with the fused interaction, in turn in one process."""
+    """Times steps of the Kaggle shape without and with the fused interaction, in turn."""
     from dlrm.train.run import build_trainer, join
     from model import build_model
 
     trainers = []
     for custom_interact in (False, True):
-        config = config_of("kaggle", custom_interact=custom_interact)
+        config = SHAPES["kaggle"].config(GLOBAL_BATCH, custom_interact=custom_interact)
         collective = join(config)
-        data = data_of("kaggle", STEPS, collective)
+        data = SHAPES["kaggle"].data(GLOBAL_BATCH, WARMUP + STEPS, 0, 1)
         trainers.append(build_trainer(config, collective, data, build_model))
-    # In memory: making samples up takes as long as a step, reading them a hundredth of it.
+    # Kept in memory: generating samples takes as long as a step, reading them a hundredth of it.
     batches = list(data.train)
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for index in range(rounds + 1):
@@ -160,13 +164,17 @@ def compare_steps(rounds: int) -> None:
     print("  median of ratios: " + ", ".join(medians))
 
 
-def main() -> None:
-    """Prints all comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--types", default="float32", help=f"of {','.join(TYPES)}")
-    parser.add_argument("--nostep", action="store_true", help="the interaction alone")
-    parser.add_argument("--steponly", action="store_true", help="the training step alone")
+def main() -> int:
+    """Prints all comparisons; returns the exit code."""
+    parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="the median counts (default: 7)")
+    parser.add_argument(
+        "--types",
+        default="float32",
+        help=f"comma-separated, of {','.join(TYPES)} (default: float32)",
+    )
+    parser.add_argument("--nostep", action="store_true", help="measure the interaction only")
+    parser.add_argument("--steponly", action="store_true", help="measure the training step only")
     options = parser.parse_args()
     from dlrm.distributed import devices
 
@@ -176,9 +184,10 @@ def main() -> None:
             print(f"{TABLES + 1} vectors of {width} values, {dtype}")
             compare(width, dtype, options.rounds)
     if not options.nostep:
-        print("training step, Kaggle shape, one process")
+        print(f"training step, {SHAPES['kaggle'].title}, one process")
         compare_steps(options.rounds)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.exit_code(main))

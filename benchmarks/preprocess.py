@@ -1,13 +1,14 @@
-"""Rows a second and peak memory of preprocessing, beside what merely parsing the text costs.
+"""Rows per second and peak memory of ingest, compared with parsing the text and nothing else.
 
-Run `python3 -m benchmarks.preprocess`. It makes its own logs, with tables as skewed and as large as
-Criteo Kaggle's capped at a million rows, and prints ratios taken in the same run. `--memory 1000000
-5000000` prints peak memory at those numbers of rows instead; `--spark` measures Spark as well.
+    python3 -m benchmarks.preprocess [--rows N] [--memory ROWS ...] [--spark] [--folder DIR]
+
+It generates its own logs, whose tables have the sizes and the skew of Criteo Kaggle's, capped at a
+million rows, and prints ratios taken within one run. `--memory 1000000 5000000` prints the peak
+memory at these numbers of rows instead; `--spark` measures Spark as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,22 +18,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from dlrm import cli
 
-import polars as pl
+with cli.project_environment():
+    import polars as pl
 
-from preprocess.click_model import ClickModelOptions
-from preprocess.engine_polars.blocks import read_blocks
-from preprocess.ingest import preprocess
-from preprocess.options import Options
-from preprocess.rules import NAMED_RULES, rules_by_name
-from preprocess.synthetic import generate, output_paths
-
-KAGGLE_VOCAB_SIZES = (
-    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
-    27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
-)  # fmt: skip
-"""Published table sizes of Criteo Kaggle under the dlrm rules."""
+    from benchmarks.shapes import KAGGLE_VOCAB_SIZES
+    from preprocess.click_model import ClickModelOptions
+    from preprocess.engine_polars.blocks import read_blocks
+    from preprocess.ingest import preprocess
+    from preprocess.options import Options
+    from preprocess.rules import NAMED_RULES, rules_by_name
+    from preprocess.synthetic import generate, output_paths
 
 TERABYTE_ROWS = 4_373_472_329  # days 0 to 23
 _SMALL_TABLE = 20_000
@@ -41,14 +38,14 @@ _SMALL_TABLE = 20_000
 def make_log(
     path: Path, rows: int, seed: int, files: int = 1, cap: int = 1_000_000, zipf: float = 1.05
 ) -> list[Path]:
-    """Makes a log of Kaggle's skew and returns its files."""
+    """Generates a log with Kaggle's skew; returns its files."""
     sizes = tuple(min(size, cap) for size in KAGGLE_VOCAB_SIZES)
     generate(path, rows, seed, ClickModelOptions(sizes, zipf=zipf), files)
     return output_paths(path, files)
 
 
 def _parse_only(log: Path, options: Options) -> None:
-    """The bound: every field through Polars' CSV reader, and nothing else."""
+    """Parses every field with Polars' CSV reader and does nothing with it: the first bound."""
     schema = pl.Schema(
         [(f"integer_{i}", pl.Int32()) for i in range(1 + options.num_dense)]
         + [(f"hash_{i}", pl.String()) for i in range(options.num_categorical)]
@@ -58,7 +55,7 @@ def _parse_only(log: Path, options: Options) -> None:
 
 
 def _read_only(log: Path, options: Options) -> None:
-    """The other bound: the bytes alone."""
+    """Reads the bytes and does nothing with them: the second bound."""
     with open(log, "rb", buffering=0) as file:
         while file.read(options.block_bytes):
             pass
@@ -70,23 +67,28 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Makes the logs, measures and prints."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=3, help="the best of so many runs counts")
-    parser.add_argument("--table_cap", type=int, default=1_000_000, help="rows of a table at most")
-    parser.add_argument("--zipf", type=float, default=1.05)
-    parser.add_argument("--memory", type=int, nargs="*", metavar="ROWS", default=[])
+def main() -> int:
+    """Generates the logs, measures and prints; returns the exit code."""
+    parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the log")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the log")
+    parser.add_argument("--repeat", type=int, default=3, help="runs, of which the fastest counts")
+    parser.add_argument(
+        "--table_cap", type=int, default=1_000_000, help="largest number of rows of a table"
+    )
+    parser.add_argument("--zipf", type=float, default=1.05, help="exponent of the skew of values")
+    parser.add_argument(
+        "--memory", type=int, nargs="*", metavar="ROWS", default=[],
+        help="measure peak memory at these numbers of rows instead",
+    )  # fmt: skip
     parser.add_argument("--spark", action="store_true", help="measure Spark as well")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the system's)")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=flags.folder) as name:
         folder = Path(name)
         if flags.memory:
             _measure_memory(folder, flags.memory, flags.seed)
-            return
+            return 0
         log = folder / "log.tsv"
         making = _seconds(
             lambda: make_log(log, flags.rows, flags.seed, 1, flags.table_cap, flags.zipf)
@@ -101,6 +103,7 @@ def main() -> None:
             seconds = _seconds(lambda: _spark(log, folder / "spark"))
             print(f"{'--engine=spark, dlrm':28} {flags.rows / seconds:12,.0f} rows/s (one run,"
                   " with the start of Spark)")  # fmt: skip
+    return 0
 
 
 def _spark(log: Path, output: Path) -> None:
@@ -128,7 +131,7 @@ def _measure(log: Path, output: Path, rows: int, repeat: int) -> None:
 
 
 def _measure_memory(folder: Path, sizes: list[int], seed: int) -> None:
-    """Peak memory of a process of its own, with tables that grow with the rows and that do not."""
+    """Prints the peak memory of a separate process, with tables of two sizes for each log."""
     print(f"{'rows':>12}{'tables':>10}{'distinct':>12}{'peak MB':>9}{'rows/s':>10}")
     for rows in sizes:
         for cap in (_SMALL_TABLE, 1_000_000):
@@ -142,7 +145,7 @@ def _measure_memory(folder: Path, sizes: list[int], seed: int) -> None:
             )
             _, status, usage = os.wait4(process.pid, 0)
             if status:
-                raise RuntimeError(f"preprocess failed with {status}")
+                raise ValueError(f"preprocess of {rows:,} rows ended with status {status}")
             seconds = time.perf_counter() - start
             content = json.loads((folder / "out" / "records.json").read_text())
             print(
@@ -153,4 +156,4 @@ def _measure_memory(folder: Path, sizes: list[int], seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.exit_code(main))

@@ -1,18 +1,18 @@
-"""Samples a second of the readers, beside plain reading of bytes, and of packed beside plain ids.
+"""Samples per second of the readers, compared with reading the bytes, and packed with plain ids.
 
     python3 -m benchmarks.reader [--samples N] [--rounds N] [--readers N] [--folder DIR]
 
 One process, warm files, 13 dense columns with logarithm and the 26 tables of MLPerf. The bound
-reads the bytes of the three column files into one reused buffer and does nothing with them. It is
-the bound of the split files with plain ids; the other rows stand beside it for comparison only.
-Packed and plain ids are read in turn, and their ratio is the median of the rounds' ratios.
+reads the bytes of the three column files into one reused buffer and does nothing with them. It
+bounds the split files with plain ids; the other rows are printed for comparison only. Packed and
+plain ids are read in turn, and their ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -21,14 +21,17 @@ from io import FileIO
 from pathlib import Path
 from typing import Callable
 
-import numpy as np
+from dlrm import cli
 
-from dlrm.data import SYNTHETIC_NUM_DENSE as NUM_DENSE
-from dlrm.data import Batches, PerCategorySource, Source, SplitSource, SyntheticSource
-from dlrm.data.per_category import id_type
-from dlrm.formats.metadata import Metadata, write_metadata
-from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES as SIZES
-from dlrm.formats.packed_ids import plan
+with cli.project_environment():
+    import numpy as np
+
+    from benchmarks.shapes import MLPERF_VOCAB_SIZES as SIZES
+    from benchmarks.shapes import NUM_DENSE
+    from dlrm.data import Batches, PerCategorySource, Source, SplitSource, SyntheticSource
+    from dlrm.data.per_category import id_type
+    from dlrm.formats.metadata import Metadata, write_metadata
+    from dlrm.formats.packed_ids import plan
 
 BATCHES = (8192, 65536)
 PLAIN, PACKED = "split files", "split files, packed"
@@ -36,7 +39,7 @@ COLUMN_FILES = ("label.bin", "dense.bin", "category.bin")
 
 
 def make_split(folder: Path, samples: int, *, packed: bool = False, seed: int = 0) -> None:
-    """Write random column files in the default variant, the same samples packed or plain."""
+    """Writes random column files in the default variant, the same samples packed or plain."""
     rng = np.random.default_rng(seed)
     rng.integers(0, 2, samples, np.int32).tofile(folder / "label.bin")
     rng.integers(0, 1000, (samples, NUM_DENSE), np.int32).tofile(folder / "dense.bin")
@@ -49,7 +52,7 @@ def make_split(folder: Path, samples: int, *, packed: bool = False, seed: int = 
 
 
 def make_per_category(folder: Path, samples: int, seed: int = 0) -> None:
-    """Write random column files, one a table."""
+    """Writes random column files, one per table."""
     rng = np.random.default_rng(seed)
     rng.integers(0, 2, samples, np.uint8).tofile(folder / "label.bin")
     rng.random((samples, NUM_DENSE), np.float32).astype(np.float16).tofile(folder / "dense.bin")
@@ -60,7 +63,7 @@ def make_per_category(folder: Path, samples: int, seed: int = 0) -> None:
 
 
 def read_plain(folder: Path, batch: int, samples: int) -> None:
-    """Read the three column files, a batch of each in turn, into one buffer."""
+    """Reads the three column files, a batch of each in turn, into one buffer."""
     sizes = [4, 4 * NUM_DENSE, 4 * len(SIZES)]
     buffer = memoryview(bytearray(batch * max(sizes)))
     with ExitStack() as stack:
@@ -71,7 +74,7 @@ def read_plain(folder: Path, batch: int, samples: int) -> None:
 
 
 def drain(source: Source, batch: int, readers: int) -> None:
-    """Take every batch of an epoch and do nothing with it."""
+    """Takes every batch of an epoch and does nothing with it."""
     batches = Batches(
         source, batch, 0, 1, drop_remainder=True, readers=readers, lookahead=1 + readers
     )
@@ -85,12 +88,12 @@ def _seconds(action: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Measure in alternation, and print one line a reader and batch size."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--samples", type=int, default=2_097_152)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--readers", type=int, default=1, help="reading threads")
+def main() -> int:
+    """Measures in turn; prints a line per reader and batch size, and returns the exit code."""
+    parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--samples", type=int, default=2_097_152, help="samples in the files")
+    parser.add_argument("--rounds", type=int, default=5, help="the median counts (default: 5)")
+    parser.add_argument("--readers", type=int, default=1, help="number of reading threads")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's)")
     options = parser.parse_args()
     samples, readers = options.samples, options.readers
@@ -136,7 +139,8 @@ def main() -> None:
                 f"batch {batch:6d}  packed ids reach {ratio:.2f} of plain ids' rate (target: 0.90) "
                 f"with {1 - sizes[0] / sizes[1]:.0%} fewer bytes of ids"
             )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.exit_code(main))
