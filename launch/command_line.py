@@ -10,6 +10,7 @@ with code 75; a second signal ends it at once.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -39,10 +40,12 @@ def main(argv: Sequence[str]) -> int:
             "expected --checkpoint_dir among the flags, found none: with --max_restarts="
             f"{max_restarts} a restart would begin anew; name a folder or set --max_restarts=0"
         )
-    runner = shutil.which("horovodrun")
+    own_bin = os.path.dirname(sys.executable)
+    runner = shutil.which("horovodrun") or shutil.which("horovodrun", path=own_bin)
     if runner is None:
         raise ValueError(
-            "no horovodrun on PATH; run `make setup` and put the environment's bin on PATH"
+            f"expected horovodrun on PATH or in {own_bin}, found none; run `make setup` and use "
+            ".venv/bin/python3"
         )
     start = [runner, "--gloo", "-np", str(options.np), *runner_options, str(WRAPPER)]
     job = [*start, sys.executable, *command]

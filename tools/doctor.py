@@ -1,7 +1,9 @@
-"""What this Python environment has for training on GPUs and what is missing: `make sok-check`.
+"""Reports what this Python environment has for training on GPUs and what is missing.
 
-Each library is asked in a process of its own, so one that cannot load, or dies of it, is a line of
-the report and not its end. Knows nothing of models, data or runs.
+    python3 -m tools.doctor        or        make sok-check
+
+Each library is asked in a separate process, so that one which cannot be loaded, or crashes, is a
+line of the report and does not end it. Does not know models, data or runs.
 """
 
 from __future__ import annotations
@@ -12,66 +14,38 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from dlrm.distributed.gpu_query import query_gpus
 from dlrm.reporting.machine import versions
+from tools.probes.answer import MARK
 
 ROOT = Path(__file__).resolve().parent.parent
 TIME_LIMIT = 300  # seconds; the first import of TensorFlow from a slow disk takes a minute
-MARK = "doctor found "
-
-KERNELS = """
-def kernels():
-    from tensorflow.python.framework import kernels
-    found = {}
-    for kernel in kernels.get_all_registered_kernels().kernel:
-        found.setdefault(kernel.op, set()).add(kernel.device_type)
-    return found
-"""
 PROBES = {
-    "tensorflow": """
-import tensorflow as tf
-cuda = tf.sysconfig.get_build_info().get("cuda_version")
-details = tf.config.experimental.get_device_details
-gpus = [details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
-answer = {"cuda": cuda, "gpus": gpus}
-""",
-    "horovod": """
-from dlrm.distributed.collective import exchanges
-answer = exchanges()
-""",
-    "sok": """
-from dlrm.embedding.sok_storage import operations
-ops, found = operations(), kernels()
-answer = {op: sorted(found.get(op, ())) for op in ops}
-""",
-    "interact": """
-import interact_op
-interact_op.load()
-answer = sorted(kernels()["DotInteract"])
-""",
+    name: f"tools.probes.probe_{name}" for name in ("tensorflow", "horovod", "sok", "interact")
 }
 
 
 @dataclass
-class Environment:
+class Diagnosis:
     """What was found.
 
     Attributes:
-        versions: of Python and of the packages that are installed.
-        driver: the version of the GPU's driver, if there is one.
-        cuda: the version that TensorFlow was built for, if any.
-        gpus: those that TensorFlow sees, by name and compute capability.
-        exchanges: what Horovod was built with, such as NCCL.
-        sok_kernels: the kinds of device that each op of SparseOperationKit has a kernel for.
-        interact: the kinds of device that the fused interaction has a kernel for.
-        problems: what is missing, a line each, with the remedy.
+        versions: Versions of Python and of the installed packages, keyed by name.
+        driver: Version of NVIDIA's driver; None without one.
+        cuda: The CUDA version that TensorFlow was built for; None if it was built for CPUs.
+        gpus: Name and compute capability of each GPU that TensorFlow sees.
+        exchanges: Which of NCCL, Gloo and MPI Horovod was built with.
+        sok_kernels: The kinds of device, such as GPU, that each operation of SparseOperationKit has
+            a kernel for, keyed by operation.
+        interact: The kinds of device that the fused interaction has a kernel for.
+        problems: What is missing, with the remedy; one line each.
     """
 
     versions: dict[str, str]
-    driver: Optional[str] = None
-    cuda: Optional[str] = None
+    driver: str | None = None
+    cuda: str | None = None
     gpus: list[str] = field(default_factory=list)
     exchanges: list[str] = field(default_factory=list)
     sok_kernels: dict[str, list[str]] = field(default_factory=dict)
@@ -80,20 +54,22 @@ class Environment:
 
 
 class ProbeError(Exception):
-    """A library could not be asked; says in a line why."""
+    """A library could not be asked; the message is one line and says why."""
 
 
 def ask(probe: str) -> Any:
-    """The answer of one of `PROBES`, from a process of its own.
+    """Runs a probe in a separate process and returns its answer.
+
+    Args:
+        probe: A key of `PROBES`.
 
     Raises:
-        ProbeError: it failed, died or did not end.
+        ProbeError: The probe failed, crashed or did not end.
     """
-    end = f"\nimport json\nprint({MARK!r} + json.dumps(answer, default=str))"
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", KERNELS + PROBES[probe] + end],
+            [sys.executable, "-m", PROBES[probe]],
             cwd=ROOT,
             env={**os.environ, **quiet},
             capture_output=True,
@@ -106,52 +82,52 @@ def ask(probe: str) -> Any:
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
             return json.loads(line[len(MARK) :])
-    words = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
-    raise ProbeError(words[-1])
+    messages = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
+    raise ProbeError(messages[-1])
 
 
-def driver_version() -> Optional[str]:
-    """The version of NVIDIA's driver; None without one, or without a GPU that it knows."""
+def driver_version() -> str | None:
+    """Returns the version of NVIDIA's driver; None without a driver, or without a GPU it knows."""
     return next(iter(query_gpus("driver_version")), None)
 
 
-def examine() -> Environment:
-    """Asks everything, which takes some seconds for each library."""
-    found = Environment(versions(), driver=driver_version())
-    miss = found.problems.append
+def diagnose() -> Diagnosis:
+    """Asks all libraries, which takes some seconds for each."""
+    found = Diagnosis(versions(), driver=driver_version())
+    report = found.problems.append
     if "tensorflow" not in found.versions:
-        miss("TensorFlow is not installed: make setup, or make sok for TensorFlow 2.14")
+        report("TensorFlow is not installed: make setup, or make sok for TensorFlow 2.14")
         return found
 
     try:
         answer = ask("tensorflow")
     except ProbeError as error:
-        miss(f"TensorFlow cannot be imported: {error}")
+        report(f"TensorFlow cannot be imported: {error}")
         return found
     found.cuda = answer["cuda"]
     for gpu in answer["gpus"]:
         capability = ".".join(map(str, gpu.get("compute_capability", ["unknown"])))
         found.gpus.append(f"{gpu.get('device_name', 'a GPU')}, compute capability {capability}")
     if not found.gpus and found.driver:
-        miss(
-            f"TensorFlow sees no GPU though the driver {found.driver} is there: "
+        report(
+            f"TensorFlow sees no GPU, although the driver {found.driver} is installed: "
             f"this build needs the libraries of CUDA {found.cuda or '(none: it is for CPUs)'}"
         )
     elif not found.gpus:
-        miss("no GPU, or no driver for it: training runs on the CPU")
+        report("no GPU, or no driver for it: training runs on the CPU")
 
     _examine_horovod(found)
     _examine_sok(found)
     try:
         found.interact = ask("interact")
     except ProbeError as error:
-        miss(f"no fused interaction: {str(error).removeprefix('OSError: ')}")
+        report(f"no fused interaction: {str(error).removeprefix('OSError: ')}")
     return found
 
 
-def _examine_horovod(found: Environment) -> None:
+def _examine_horovod(found: Diagnosis) -> None:
     if "horovod" not in found.versions:
-        found.problems.append("Horovod is not installed, so one rank is all: make setup")
+        found.problems.append("Horovod is not installed, so only one rank can run: make setup")
         return
     try:
         found.exchanges = ask("horovod")
@@ -160,11 +136,11 @@ def _examine_horovod(found: Environment) -> None:
         return
     if "NCCL" not in found.exchanges:
         found.problems.append(
-            "Horovod is built without NCCL, so GPUs exchange through the host's memory: make sok"
+            "Horovod was built without NCCL, so GPUs exchange through the host's memory: make sok"
         )
 
 
-def _examine_sok(found: Environment) -> None:
+def _examine_sok(found: Diagnosis) -> None:
     if "merlin-sok" not in found.versions:
         found.problems.append("SparseOperationKit, for --embedding=sok, is not installed: make sok")
         return
@@ -173,14 +149,14 @@ def _examine_sok(found: Environment) -> None:
     except ProbeError as error:
         found.problems.append(f"SparseOperationKit cannot be imported: {error}")
         return
-    if not found.gpus and not any("CPU" in where for where in found.sok_kernels.values()):
-        found.problems.append("SparseOperationKit can do nothing here: its ops need a GPU")
+    if not found.gpus and not any("CPU" in devices for devices in found.sok_kernels.values()):
+        found.problems.append("SparseOperationKit cannot be used here: its operations need a GPU")
 
 
-def lines(found: Environment) -> list[str]:
-    """The report, one item a line."""
+def format_report(found: Diagnosis) -> list[str]:
+    """Returns the lines of the report, one for each item."""
 
-    def kinds(devices: list[str]) -> str:
+    def kernels(devices: list[str]) -> str:
         return "kernels for " + " and ".join(devices) if devices else "no kernel"
 
     report = [f"{name} {version}" for name, version in found.versions.items()]
@@ -188,11 +164,14 @@ def lines(found: Environment) -> list[str]:
     if "tensorflow" in found.versions:
         report.append(f"TensorFlow's CUDA {found.cuda or 'none'}")
     report += [f"GPU {index}: {gpu}" for index, gpu in enumerate(found.gpus)] or ["GPUs none"]
+    sorted_kernels = sorted(found.sok_kernels.items())
     report.append(f"Horovod's exchanges: {', '.join(found.exchanges) or 'none'}")
-    report += [f"SOK op {op}: {kinds(where)}" for op, where in sorted(found.sok_kernels.items())]
-    report.append(f"fused interaction: {kinds(found.interact)}")
+    report += [
+        f"SOK op {op}: {kernels(devices)}" for op, devices in sorted(found.sok_kernels.items())
+    ]
+    report.append(f"fused interaction: {kernels(found.interact)}")
     return report + [f"missing: {problem}" for problem in found.problems]
 
 
 if __name__ == "__main__":
-    print("\n".join(lines(examine())))
+    print("\n".join(format_report(diagnose())))

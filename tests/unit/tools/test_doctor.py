@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support.processes import ROOT
-from tools import doctor as environment
-from tools.doctor import Environment, ProbeError, ask, examine, lines
+from tools import doctor
+from tools.doctor import Diagnosis, ProbeError, ask, diagnose, format_report
 
 SETUP = ROOT / "setup"
 
@@ -25,11 +25,11 @@ def installed(package: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def found() -> Environment:
-    return examine()
+def found() -> Diagnosis:
+    return diagnose()
 
 
-def test_this_environment(found: Environment) -> None:
+def test_this_environment(found: Diagnosis) -> None:
     """Whichever profile it is: what is there is described, what is not is named with the remedy."""
     assert found.versions["tensorflow"] == metadata.version("tensorflow")
     assert "Gloo" in found.exchanges
@@ -37,18 +37,18 @@ def test_this_environment(found: Environment) -> None:
     assert bool(found.sok_kernels) == installed("merlin-sok")
     assert all(where == ["GPU"] for where in found.sok_kernels.values())
     assert any("make sok" in problem for problem in found.problems) != installed("merlin-sok")
-    for line in lines(found):
+    for line in format_report(found):
         assert line == line.strip()
         assert "\n" not in line
 
 
-def test_sok_brings_the_ops_of_its_lookups(found: Environment) -> None:
+def test_sok_brings_the_ops_of_its_lookups(found: Diagnosis) -> None:
     if not installed("merlin-sok"):
         pytest.skip("SparseOperationKit is in the profile sok: make test PROFILE=sok")
     assert {"DistSelect", "GroupLookup", "LookupForward", "Reorder"} <= found.sok_kernels.keys()
 
 
-def test_sok_on_a_gpu(found: Environment) -> None:
+def test_sok_on_a_gpu(found: Diagnosis) -> None:
     if not installed("merlin-sok"):
         pytest.skip("SparseOperationKit is in the profile sok: make test PROFILE=sok")
     if not found.gpus:
@@ -65,10 +65,12 @@ def test_sok_on_a_gpu(found: Environment) -> None:
     ],
 )
 def test_a_library_that_fails_is_a_line(
-    code: str, words: str, monkeypatch: pytest.MonkeyPatch
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(environment.PROBES, "horovod", code)
-    monkeypatch.setattr(environment, "TIME_LIMIT", 1 if "sleep" in code else 60)
+    (tmp_path / "failing_probe.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setitem(doctor.PROBES, "horovod", "failing_probe")
+    monkeypatch.setattr(doctor, "TIME_LIMIT", 1 if "sleep" in code else 60)
     with pytest.raises(ProbeError, match=words):
         ask("horovod")
 
@@ -87,7 +89,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, packages: set[str], given: dict[str
         return given[probe]
 
     monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(environment, "ask", answer)
+    monkeypatch.setattr(doctor, "ask", answer)
 
 
 def test_a_complete_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,19 +101,19 @@ def test_a_complete_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "interact": ["CPU", "GPU"],
     }
     answers(monkeypatch, {"tensorflow", "horovod", "merlin-sok"}, given)
-    found = examine()
+    found = diagnose()
     assert found.problems == []
     for line in (
         *("tensorflow 1.2", "TensorFlow's CUDA 11.8", "GPU 0: H200, compute capability 9.0"),
         *("SOK op Lost: no kernel", "SOK op Reorder: kernels for GPU"),
         *("Horovod's exchanges: NCCL, Gloo", "fused interaction: kernels for CPU and GPU"),
     ):
-        assert line in lines(found)
+        assert line in format_report(found)
 
 
 def test_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, set(), {})
-    assert any(line.startswith("missing: TensorFlow") for line in lines(examine()))
+    assert any(line.startswith("missing: TensorFlow") for line in format_report(diagnose()))
 
 
 def test_what_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +124,11 @@ def test_what_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "interact": ProbeError("OSError: it is not built"),
     }
     answers(monkeypatch, {"tensorflow", "horovod", "merlin-sok"}, given)
-    monkeypatch.setattr(environment, "driver_version", lambda: "535.1")
-    problems = "\n".join(examine().problems)
+    monkeypatch.setattr(doctor, "driver_version", lambda: "535.1")
+    problems = "\n".join(diagnose().problems)
     for words in ("driver 535.1", "without NCCL", "libcuda.so.1", "fused interaction: it is not"):
         assert words in problems
-    assert lines(Environment({})) == [
+    assert format_report(Diagnosis({})) == [
         *("driver none", "GPUs none", "Horovod's exchanges: none", "fused interaction: no kernel")
     ]
 

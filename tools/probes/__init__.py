@@ -1,0 +1,1 @@
+"""Programs that each ask one library what it offers; tools.doctor runs them, each in a process."""
