@@ -164,7 +164,6 @@ def format_report(found: Diagnosis) -> list[str]:
     if "tensorflow" in found.versions:
         report.append(f"TensorFlow's CUDA {found.cuda or 'none'}")
     report += [f"GPU {index}: {gpu}" for index, gpu in enumerate(found.gpus)] or ["GPUs none"]
-    sorted_kernels = sorted(found.sok_kernels.items())
     report.append(f"Horovod's exchanges: {', '.join(found.exchanges) or 'none'}")
     report += [
         f"SOK op {op}: {kernels(devices)}" for op, devices in sorted(found.sok_kernels.items())
