@@ -19,6 +19,7 @@ from dlrm import cli
 with cli.project_environment():
     from benchmarks.shapes import SHAPES
     from benchmarks.step import GLOBAL_BATCH, WARMUP
+    from dlrm.train.callback import Callback
 
 BATCH, TABLES, WIDTHS = {"CPU": 8192, "GPU": 65536}, 26, (16, 128)
 TYPES = ("float32", "float16", "bfloat16")
@@ -114,7 +115,7 @@ def compare(width: int, dtype: str, rounds: int) -> None:
         )
 
 
-class StepTimes:
+class StepTimes(Callback):
     """Records the seconds of each step, and the processor seconds of all threads."""
 
     def __init__(self) -> None:
@@ -130,21 +131,20 @@ class StepTimes:
             self.processor.append(now[1] - self._last[1])
         self._last = now
 
-    def evaluation(self, result: object) -> None:
-        """The benchmark evaluates nothing."""
-
 
 def compare_steps(rounds: int) -> None:
     """Times steps of the Kaggle shape without and with the fused interaction, in turn."""
-    from dlrm.train.run import build_trainer, join
+    from dlrm import embedding
+    from dlrm.train.build import build_trainer, join
     from model import build_model
 
     trainers = []
     for custom_interact in (False, True):
         config = SHAPES["kaggle"].config(GLOBAL_BATCH, custom_interact=custom_interact)
         collective = join(config)
+        backend, _ = embedding.choose(config.embedding.embedding)
         data = SHAPES["kaggle"].data(GLOBAL_BATCH, WARMUP + STEPS, 0, 1)
-        trainers.append(build_trainer(config, collective, data, build_model))
+        trainers.append(build_trainer(config, backend, collective, data, build_model))
     # Kept in memory: generating samples takes as long as a step, reading them a hundredth of it.
     batches = list(data.train)
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}

@@ -23,6 +23,7 @@ from dlrm import cli
 
 with cli.project_environment():
     from benchmarks.shapes import NUM_DENSE, SHAPES
+    from dlrm.train.callback import Callback
 
 GLOBAL_BATCH = 8192
 WARMUP = 4
@@ -53,7 +54,7 @@ def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[in
     return 2 * (2 * first + 3 * sum(others))
 
 
-class Clock:
+class Clock(Callback):
     """Times each step of a training loop, and other actions between the steps.
 
     Args:
@@ -80,9 +81,6 @@ class Clock:
             if step > WARMUP:
                 seconds.append(time.perf_counter() - begin)
         self._last = time.perf_counter()
-
-    def evaluation(self, result: object) -> None:
-        """The benchmark evaluates nothing."""
 
 
 def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -> Any:
@@ -118,15 +116,17 @@ def work(shape: str, steps: int, compress: bool) -> None:
     """Trains on one rank; rank 0 reports the figures."""
     import tensorflow as tf
 
+    from dlrm import embedding
     from dlrm.distributed import devices
     from dlrm.layers.dot_interaction import interaction_width
-    from dlrm.train.run import build_trainer, join
+    from dlrm.train.build import build_trainer, join
     from model import build_model
 
     config = SHAPES[shape].config(GLOBAL_BATCH, compress=compress)
     collective = join(config)
+    backend, _ = embedding.choose(config.embedding.embedding)
     data = SHAPES[shape].data(GLOBAL_BATCH, WARMUP + steps, collective.rank, collective.size)
-    trainer = build_trainer(config, collective, data, build_model)
+    trainer = build_trainer(config, backend, collective, data, build_model)
 
     alone = collective.size == 1
     between: list[Callable[[], object]] = []

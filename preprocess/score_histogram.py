@@ -5,8 +5,12 @@ It knows nothing of where scores and labels come from.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+
+from dlrm.metrics import auc_from_counts
 
 _BINS = 1 << 18
 _LIMIT = 16.0
@@ -49,11 +53,8 @@ class ScoreHistogram:
     def auc(self) -> float | None:
         """Area under the ROC curve; None when only one class was seen."""
         negatives, positives = self._counts
-        total = int(negatives.sum()) * int(positives.sum())
-        if total == 0:
-            return None
-        below = np.cumsum(negatives) - negatives
-        return float(np.sum(positives * (below + negatives / 2.0)) / total)
+        auc = auc_from_counts(positives, negatives)
+        return None if math.isnan(auc) else auc
 
     def log_loss(self) -> float | None:
         """Mean log loss of the logits; None when nothing was counted."""

@@ -45,8 +45,9 @@ from dlrm.distributed.collective import Collective
 from dlrm.reporting import results_table
 from dlrm.reporting.machine import hardware, versions
 from dlrm.reporting.results_table import settings_columns
+from dlrm.train.build import build_trainer, join
+from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer
-from dlrm.train.run import build_trainer, join
 from model import build_model
 from tools.gpu_expected import VOCAB_SIZES, WIDTH, id_cases, interaction_error, table_error
 
@@ -82,8 +83,8 @@ def require_gpu() -> None:
         raise SkippedError("no GPU")
 
 
-class Heard:
-    """Keeps what training says."""
+class Losses(Callback):
+    """Keeps the loss and the time of each step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -93,9 +94,6 @@ class Heard:
         """A step ended."""
         self.losses.append(loss)
         self.times.append(time.perf_counter())
-
-    def evaluation(self, result: object) -> None:
-        """No check evaluates."""
 
 
 class Bench:
@@ -125,13 +123,14 @@ class Bench:
     def trainer(self, config: Config) -> Trainer:
         """Tables and model from the settings' seed."""
         gc.collect()  # the tables of the check before
-        return build_trainer(config, self.collective, self.data(config), build_model)
+        backend, _ = embedding.choose(config.embedding.embedding)
+        return build_trainer(config, backend, self.collective, self.data(config), build_model)
 
-    def train(self, trainer: Trainer, config: Config) -> Heard:
+    def train(self, trainer: Trainer, config: Config) -> Losses:
         """Trains from the start of the data."""
-        heard = Heard()
-        trainer.train([self.data(config).train], [], heard)
-        return heard
+        losses = Losses()
+        trainer.train([self.data(config).train], [], losses)
+        return losses
 
 
 Check = Callable[[Bench], Found]
@@ -227,7 +226,7 @@ def carries_over(first: str, second: str) -> Check:
 
 def carry_over(bench: Bench, config: Config, old: Trainer, new: Trainer) -> None:
     """Writes one trainer's state and reads it into the other."""
-    collective, tables = bench.collective, old.embedding.table
+    collective, tables = bench.collective, old.step.embedding.table
     num_dense = bench.data(config).num_dense
     units = config.model.bottom_mlp, config.model.top_mlp
     shape = ModelShape(num_dense, tables.vocab_sizes, config.model.embedding_dim, *units)
@@ -235,9 +234,9 @@ def carry_over(bench: Bench, config: Config, old: Trainer, new: Trainer) -> None
         folder = Path(collective.gather_text(name)[0])  # rank 0's, for all of this machine
         run = Run(shape, config.flat(), {})
         checkpoints = Checkpoints(folder, collective, run, keep=1)
-        checkpoints.save(State(old.dense, old.embedding), Position(1, 0, 0))
+        checkpoints.save(State(old.step.dense, old.step.embedding), Position(1, 0, 0))
         (path,) = finished(folder)
-        restore(path, read_manifest(path), State(new.dense, new.embedding), collective)
+        restore(path, read_manifest(path), State(new.step.dense, new.step.embedding), collective)
         collective.gather_text("")  # all have read before the folder goes
 
 

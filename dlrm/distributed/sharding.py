@@ -11,10 +11,11 @@ nor Horovod, so that tools which only read files load quickly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the settings need BAD_ID_POLICIES where NumPy may be missing
+    import numpy as np
+    from numpy.typing import NDArray
 
 # What can be done with an id that is not in its table and so has no key: stop, take the nearest
 # id, or look up a vector of zeros.
@@ -23,6 +24,8 @@ BAD_ID_POLICIES = ("error", "clip", "zero")
 
 def key_offsets(vocab_sizes: Sequence[int]) -> NDArray[np.int64]:
     """The key of each table's id 0, int64 [tables]."""
+    import numpy as np
+
     return np.concatenate([[0], np.cumsum(vocab_sizes[:-1], dtype=np.int64)])
 
 

@@ -1,4 +1,4 @@
-"""The loop around the training step: when to report, save, evaluate and stop, and why.
+"""The loop around the training step: when to evaluate, stop, train, report and save, and why.
 
 Knows neither files nor how a step computes what it does.
 """
@@ -9,47 +9,43 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Callable, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from dlrm.config import Config
+from dlrm.config import EvaluationConfig, RunConfig
 from dlrm.data import Batch
 from dlrm.distributed.collective import Collective
-from dlrm.distributed.watchdog import NullWatchdog, Watchdog
-from dlrm.embedding import Embedding
-from dlrm.train.evaluation import Evaluation, Evaluator
-from dlrm.train.step import BAD_IDS, NOT_FINITE, Routes, TrainingStep
+from dlrm.formats.quantities import plural
+from dlrm.metrics import Evaluation
+from dlrm.optim.schedule import Schedule
+from dlrm.train.callback import Callback
+from dlrm.train.evaluation import Evaluator
+from dlrm.train.step import BAD_IDS, NOT_FINITE, Health, Routes, TrainingStep
 
 ELSEWHERE = "another rank names the sample"
-ASK_INTERVAL = 16  # evaluation batches between looks whether a rank was asked to stop
+SIGNAL_INTERVAL = 16  # evaluation batches between two checks whether a rank was asked to stop
 LOWER_LR = "lower --lr, lengthen --warmup_steps, or use --amp_dtype=bfloat16 if this is float16"
-
-
-class Reports(Protocol):
-    """What the loop tells of its progress."""
-
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """After `step` steps the last loss was `loss`."""
-
-    def evaluation(self, result: Evaluation) -> None:
-        """An evaluation ended."""
 
 
 class TrainingError(ValueError):
     """A step that must not be taken; weights and tables are those of the step before."""
 
 
+class StopRequestedError(Exception):
+    """A rank was asked to stop by a signal. Raised on every rank after the same step."""
+
+
 class Outcome(NamedTuple):
-    """How a run ended.
+    """How a training ended.
 
     Attributes:
-        reason: why, in words.
-        step: steps done since the training began anew.
-        evaluation_seconds: spent on evaluations.
-        interrupted: it was asked to stop before its end.
+        reason: Why, in words.
+        step: Steps done since the training began anew.
+        evaluation_seconds: Time spent on evaluations.
+        interrupted: Whether a signal stopped it before its end.
     """
 
     reason: str
@@ -58,153 +54,113 @@ class Outcome(NamedTuple):
     interrupted: bool = False
 
 
-class Trainer:
-    """Trains one model and its tables, together with the trainers of the other ranks.
-
-    Args:
-        config: settings of the run.
-        model: the dense part, the same on every rank.
-        embedding: this rank's share of the tables.
-        collective: the ranks.
-        num_dense: dense features of a sample.
-        lanes: the local batch is computed in so many parts side by side.
+@dataclass
+class Progress:
+    """How far a training has come.
 
     Attributes:
-        embedding: as given.
-        dense: the dense weights by name, the same on every rank.
+        step: Steps done since the training began anew.
+        evaluation_seconds: Time spent on evaluations.
+    """
+
+    step: int
+    evaluation_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains and evaluates one model with its tables, together with the trainers of other ranks.
+
+    Args:
+        step: The step, built.
+        evaluator: Collects what the step scores.
+        collective: The ranks.
+        schedule: The learning rate of each step.
+        run: How long to train.
+        evaluation: When to evaluate, and which AUC ends the training.
+        log_interval: Number of steps between two calls of `Callback.step`.
+        checkpoint_interval: Number of steps between two calls of `Callback.save`.
+
+    Attributes:
+        step: As given.
     """
 
     def __init__(
         self,
-        config: Config,
-        model: keras.Model,
-        embedding: Embedding,
+        step: TrainingStep,
+        evaluator: Evaluator,
         collective: Collective,
+        schedule: Schedule,
+        run: RunConfig,
+        evaluation: EvaluationConfig,
         *,
-        num_dense: int,
-        lanes: int = 1,
+        log_interval: int = 1,
+        checkpoint_interval: int = 10000,
     ) -> None:
-        self._config = config
-        self._schedule = config.optimizer.schedule(config.data.global_batch_size)
+        self.step = step
+        self._evaluator = evaluator
         self._collective = collective
-        self._evaluator = Evaluator(config.evaluation.auc_thresholds, collective)
-        self._step = TrainingStep(
-            config,
-            model,
-            embedding,
-            collective,
-            self._evaluator,
-            num_dense=num_dense,
-            lanes=lanes,
-        )
-        self.embedding = embedding
-        self.dense = self._step.dense
+        self._schedule = schedule
+        self._evaluation = evaluation
+        self._run = run
+        self._log_interval = log_interval
+        self._checkpoint_interval = checkpoint_interval
 
     def train(
         self,
         epochs: Sequence[Iterable[Batch]],
         test: Iterable[Batch],
-        reports: Reports,
+        callback: Callback,
         *,
         first_step: int = 0,
-        save: Callable[[int], None] = lambda step: None,
-        watchdog: Watchdog | NullWatchdog = NullWatchdog(),  # noqa: B008 - it holds nothing
     ) -> Outcome:
-        """Runs until the AUC target, `early_stop`, the end of the data, or a signal.
-
-        Saves before it evaluates: a run that goes on from that state evaluates first.
+        """Trains until the AUC target, `early_stop`, the end of the data, or a signal.
 
         Args:
-            epochs: the training batches of each epoch, the same number on every rank.
-            test: the evaluation batches; iterated anew for each evaluation.
-            reports: hears of losses and evaluations.
-            first_step: steps done before.
-            save: called with the steps done every `checkpoint_interval` steps and at the end.
-            watchdog: a signal on any rank ends the training of all after the same step.
+            epochs: The training batches of each epoch, the same number on every rank.
+            test: The evaluation batches; iterated anew for each evaluation.
+            callback: Told of losses, evaluations and states to save.
+            first_step: Steps done before, by the run that this one continues.
 
         Raises:
-            TrainingError: on every rank, before the update, for a loss or gradient that is not
+            TrainingError: On every rank, before the update, for a loss or gradient that is not
                 finite or, with bad_ids `error`, an id outside its table.
         """
-        config = self._config
-        batches = with_next(itertools.chain.from_iterable(epochs))
-        step, evaluation_seconds = first_step, 0.0
-        asked, routes = tf.constant(0.0), None
+        progress = Progress(first_step)
+        try:
+            reason = self._train(progress, epochs, test, callback)
+            interrupted = False
+        except StopRequestedError:
+            reason, interrupted = "a signal", True
+        callback.save(progress.step)
+        return Outcome(reason, progress.step, progress.evaluation_seconds, interrupted)
 
-        def outcome(reason: str, interrupted: bool = False) -> Outcome:
-            save(step)
-            return Outcome(reason, step, evaluation_seconds, interrupted)
+    def evaluate(self, test: Iterable[Batch], step: int, callback: Callback) -> Evaluation:
+        """Scores every test sample once.
 
-        def evaluated() -> Evaluation | None:
-            nonlocal evaluation_seconds
-            result = self.evaluate(test, step, watchdog)
-            if result is not None:
-                evaluation_seconds += result.seconds
-                reports.evaluation(result)
-            return result
-
-        while True:
-            if (
-                step
-                and step % config.evaluation.eval_interval == 0
-                and not config.evaluation.eval_in_last
-            ):
-                result = evaluated()
-                if result is None:
-                    return outcome("a signal", interrupted=True)
-                if result.auc > config.evaluation.auc_target:
-                    return outcome(f"AUC > {config.evaluation.auc_target}")
-            batch, following = next(batches, (None, None))
-            if batch is None or following is None or 0 < config.run.early_stop <= step:
-                break
-            # Every rank knows of it by the step before, so that none waits for this step's end.
-            if float(asked):
-                return outcome("a signal", interrupted=True)
-            watchdog.report_progress(f"step {step}")
-            if routes is None:
-                routes = self._step.route(batch.ids)
-            learning_rate = self._schedule.learning_rate(step)
-            signal = 1.0 if watchdog.signal else 0.0
-            loss, asked, routes = self._checked_step(
-                step, batch, routes, following, learning_rate, signal
-            )
-            step += 1
-            if step % config.report.log_interval == 0:
-                reports.step(step, float(loss), learning_rate)
-            if step % config.checkpoint.checkpoint_interval == 0:
-                save(step)
-        save(step)
-        if config.evaluation.eval_in_last and evaluated() is None:
-            return outcome("a signal", interrupted=True)
-        if 0 < config.run.early_stop <= step:
-            return outcome(f"{step} steps")
-        return outcome(f"{config.run.epochs} epoch{'s' if config.run.epochs > 1 else ''}")
-
-    def evaluate(
-        self,
-        test: Iterable[Batch],
-        step: int,
-        watchdog: Watchdog | NullWatchdog = NullWatchdog(),  # noqa: B008
-    ) -> Evaluation | None:
-        """Scores every test sample once; None if a signal ended it before.
+        Args:
+            test: The evaluation batches.
+            step: Steps done before.
+            callback: Told of the progress and of the result.
 
         Raises:
-            TrainingError: on every rank, for a score that is not finite or, with bad_ids `error`,
+            StopRequestedError: On every rank, if one was asked to stop.
+            TrainingError: On every rank, for a score that is not finite or, with bad_ids `error`,
                 an id outside its table.
         """
         start = time.perf_counter()
         self._evaluator.reset()
         bad, where = 0, ""
         for number, batch in enumerate(test):
-            watchdog.report_progress(f"evaluation after step {step}, batch {number}")
-            if number % ASK_INTERVAL == 0:
-                signal = tf.constant(1 if watchdog.signal else 0)
+            callback.progress(f"evaluation after step {step}, batch {number}")
+            if number % SIGNAL_INTERVAL == 0:
+                signal = tf.constant(int(callback.stop_requested()))
                 if int(self._collective.sum(signal, name="evaluation.signal")):
-                    return None
-            found = int(self._step.score(batch.dense, batch.ids, batch.labels, batch.valid))
-            if found and not bad:
+                    raise StopRequestedError
+            logits, bad_ids = self.step.score(batch.dense, batch.ids)
+            self._evaluator.add(logits, batch.labels, batch.valid)
+            if int(bad_ids) and not bad:
                 where = self._describe_bad_ids(batch)
-            bad += found
+            bad += int(bad_ids)
         if int(self._collective.sum(tf.constant(bad), name="evaluation.bad")):
             raise TrainingError(f"evaluation after step {step}: {BAD_IDS}; {where or ELSEWHERE}")
         result = self._evaluator.result(step, time.perf_counter() - start)
@@ -212,6 +168,71 @@ class Trainer:
             raise TrainingError(
                 f"evaluation after step {step}: the log loss is {result.log_loss}; {LOWER_LR}"
             )
+        callback.evaluation(result)
+        return result
+
+    def _train(
+        self,
+        progress: Progress,
+        epochs: Sequence[Iterable[Batch]],
+        test: Iterable[Batch],
+        callback: Callback,
+    ) -> str:
+        """The loop itself. Returns why it ended; keeps `progress` up to date for its caller."""
+        batches = with_next(itertools.chain.from_iterable(epochs))
+        routes: Routes | None = None
+        signal: tf.Tensor | float = 0.0
+        while True:
+            # Evaluate first: a run that resumes from a checkpoint makes the evaluation due there.
+            if self._evaluation_is_due(progress.step):
+                result = self._evaluate(progress, test, callback)
+                if result.auc > self._evaluation.auc_target:
+                    return f"AUC > {self._evaluation.auc_target}"
+
+            # The end.
+            if 0 < self._run.early_stop <= progress.step:
+                reason = f"{progress.step} steps"
+                break
+            batch, next_batch = next(batches, (None, None))
+            if batch is None or next_batch is None:
+                reason = plural(self._run.epochs, "epoch")
+                break
+            # Every rank knows of a signal by the step before, so none waits for this step's end.
+            if float(signal):
+                raise StopRequestedError
+
+            # One step.
+            callback.progress(f"step {progress.step}")
+            if routes is None:
+                routes = self.step.route(batch.ids)
+            learning_rate = self._schedule.learning_rate(progress.step)
+            asked = float(callback.stop_requested())
+            health, routes = self._checked_step(
+                progress.step, batch, routes, next_batch, learning_rate, asked
+            )
+            signal = health.signal
+            progress.step += 1
+
+            # Report and save.
+            if progress.step % self._log_interval == 0:
+                callback.step(progress.step, float(health.loss), learning_rate)
+            if progress.step % self._checkpoint_interval == 0:
+                callback.save(progress.step)
+        if self._evaluation.eval_in_last:
+            callback.save(progress.step)  # before the evaluation, which a resumed run then repeats
+            self._evaluate(progress, test, callback)
+        return reason
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        interval = self._evaluation.eval_interval
+        return step > 0 and step % interval == 0 and not self._evaluation.eval_in_last
+
+    def _evaluate(
+        self, progress: Progress, test: Iterable[Batch], callback: Callback
+    ) -> Evaluation:
+        """Evaluates and counts the time that this takes."""
+        result = self.evaluate(test, progress.step, callback)
+        progress.evaluation_seconds += result.seconds
         return result
 
     def _checked_step(
@@ -219,29 +240,31 @@ class Trainer:
         step: int,
         batch: Batch,
         routes: Routes,
-        following: Batch,
+        next_batch: Batch,
         learning_rate: float,
         signal: float,
-    ) -> tuple[tf.Tensor, tf.Tensor, Routes]:
-        """`_step_of`, its failed checks put into words for the user."""
+    ) -> tuple[Health, Routes]:
+        """Takes one step; turns a check that failed in it into a message for the user."""
         try:
-            return self._step.train(
-                batch.dense, batch.labels, routes, following.ids, learning_rate, signal
+            return self.step.train(
+                batch.dense, batch.labels, routes, next_batch.ids, learning_rate, signal
             )
         except tf.errors.InvalidArgumentError as error:
-            place = f"step {step} (global batch of {self._config.data.global_batch_size} samples)"
+            global_batch = len(batch.labels) * self._collective.size
+            where = f"step {step} (global batch of {global_batch} samples)"
+            # Which check failed: an Assert's message is the only way out of a compiled graph.
             if BAD_IDS in error.message:
-                where = self._describe_bad_ids(batch)
-                raise TrainingError(f"{place}: {BAD_IDS}; {where or ELSEWHERE}") from error
+                sample = self._describe_bad_ids(batch) or ELSEWHERE
+                raise TrainingError(f"{where}: {BAD_IDS}; {sample}") from error
             if NOT_FINITE in error.message:
-                where = self._describe_not_finite(batch, routes)
-                raise TrainingError(f"{place}: {NOT_FINITE}, {where}; {LOWER_LR}") from error
+                samples = self._describe_not_finite(batch, routes)
+                raise TrainingError(f"{where}: {NOT_FINITE}, {samples}; {LOWER_LR}") from error
             raise
 
     def _describe_bad_ids(self, batch: Batch) -> str:
-        """The first id outside its table in this rank's batch; empty if there is none."""
-        vocab_sizes = np.asarray(self.embedding.table.vocab_sizes)
-        bad = np.argwhere((batch.ids < 0) | (batch.ids >= vocab_sizes))
+        """Names the first id outside its table in this rank's batch; empty if there is none."""
+        vocab_sizes = np.asarray(self.step.embedding.table.vocab_sizes)
+        bad = np.argwhere((batch.ids < 0) | (batch.ids >= vocab_sizes))  # [bad ids, 2]
         if not len(bad):
             return ""
         sample, table = bad[0]
@@ -252,10 +275,11 @@ class Trainer:
         )
 
     def _describe_not_finite(self, batch: Batch, routes: Routes) -> str:
-        """Which ranks' samples did it; the weights are still those that the step began with."""
-        vectors = self.embedding.lookup(routes).vectors
-        loss, total, _, gradients = self._step.gradients(batch.dense, vectors, batch.labels)
-        finite = all(np.isfinite(tf.reduce_sum(value)) for value in [loss, total, *gradients])
+        """Names the ranks whose samples did it; the weights are still those before the step."""
+        vectors = self.step.embedding.lookup(routes).vectors
+        local = self.step.gradients(batch.dense, vectors, batch.labels)
+        values = [local.loss, local.vector_sum, *local.weights]
+        finite = all(np.isfinite(tf.reduce_sum(value)) for value in values)
         samples = f"samples {batch.first} to {batch.first + len(batch.labels) - 1}"
         texts = self._collective.gather_text("" if finite else samples)
         found = [f"rank {rank} ({text})" for rank, text in enumerate(texts) if text]
@@ -263,7 +287,7 @@ class Trainer:
 
 
 def with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch]]:
-    """Each batch with the one after it; the last one with itself."""
+    """Yields each batch with the one after it; the last one with itself."""
     iterator = iter(batches)
     current = next(iterator, None)
     while current is not None:

@@ -1,13 +1,20 @@
 """What a rank's memory must hold, counted before anything is allocated.
 
-Counts tables and what one step adds to them; knows nothing of devices but the bytes they have free.
+Counts tables and what one step adds to them, and compares that with the memory that is free.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-GIB = 1 << 30
+import tensorflow as tf
+
+from dlrm import embedding
+from dlrm.config import EmbeddingConfig, ModelConfig
+from dlrm.distributed import devices, sharding
+from dlrm.distributed.collective import Collective
+from dlrm.formats.quantities import GIB, memory_text
+
 _SLOT_BYTES = 20  # a key of a dynamic table: key, time of last use, digest, and its bucket's share
 
 
@@ -16,9 +23,10 @@ class Need:
     """Bytes that one rank needs of one memory.
 
     Attributes:
-        table: rows and their optimizer state, in float32.
-        exchange: keys, vectors and gradients on their way, of a batch without a repeated key.
-        dense: what the dense layers keep of a batch for the way back, and their weights.
+        table: Rows and their optimizer state, in float32.
+        exchange: Keys, vectors and gradients on their way, of a batch without a repeated key.
+        dense: Activations kept for the backward pass, dense weights, their gradients and
+            low-precision copies.
     """
 
     table: int = 0
@@ -27,8 +35,68 @@ class Need:
 
     @property
     def total(self) -> int:
-        """Of all three."""
+        """The sum of all three."""
         return self.table + self.exchange + self.dense
+
+
+def check_memory(
+    backend: str,
+    layout: embedding.RowLayout,
+    model: ModelConfig,
+    options: EmbeddingConfig,
+    collective: Collective,
+    local_batch: int,
+) -> str:
+    """Compares what this rank will need with what is free.
+
+    Args:
+        backend: Where the rows will lie: `alltoall`, `sok` or `sok_dynamic`.
+        layout: The tables, and what the optimizer keeps behind each row.
+        model: The shape of the dense part.
+        options: Settings of the tables.
+        collective: The ranks.
+        local_batch: Number of samples of one step on this rank.
+
+    Returns:
+        The need in words.
+
+    Raises:
+        ValueError: It does not fit; by how much, and what would help.
+    """
+    table = layout.table
+    rows, ranks = sharding.local_rows(table.rows, collective.rank, collective.size), collective.size
+    need = step_need(
+        rows=rows,
+        tables=len(table.vocab_sizes),
+        width=table.width,
+        state_width=layout.width - table.width,
+        local_batch=local_batch,
+        value_bytes=tf.as_dtype(model.compute_dtype).size,
+        units=(*model.bottom_mlp, *model.top_mlp),
+    )
+    remedy = ""
+    if backend == "sok":
+        remedy = "; --embedding=sok_dynamic lets rows lie in the host's memory"
+    elif backend == "sok_dynamic":
+        need, host = dynamic_needs(
+            need,
+            slots=embedding.dynamic_capacity(rows),
+            width=layout.width,
+            gpu_bytes=options.sok_gpu_gb * GIB,
+        )
+        free = devices.free_host_memory()
+        share = None if free is None else free // collective.local_size
+        require(host, share, memory="the host's memory", rows=rows, ranks=ranks)
+        remedy = "; a smaller --sok_gpu_gb leaves more rows to the host"
+    require(
+        need,
+        devices.free_memory(collective.local_size),
+        memory="the GPU's memory" if devices.has_gpu() else "this machine's memory",
+        rows=rows,
+        ranks=ranks,
+        remedy=remedy,
+    )
+    return describe(need, rows)
 
 
 def step_need(
@@ -41,7 +109,7 @@ def step_need(
     value_bytes: int,
     units: tuple[int, ...],
 ) -> Need:
-    """What a rank needs to train with static tables.
+    """Counts what a rank needs to train with static tables.
 
     The most is held when the gradients of the vectors arrive: then the batch's distinct rows are
     there as they were read and as sums of gradients, in float32, their optimizer state before and
@@ -49,13 +117,13 @@ def step_need(
     positions, of this batch and the next, are 64 bytes per vector.
 
     Args:
-        rows: of the tables, that this rank owns.
-        tables: how many.
-        width: values in a row.
+        rows: Number of the tables' rows that this rank owns.
+        tables: Number of tables.
+        width: Values in a row.
         state_width: Values of optimizer state behind a row.
-        local_batch: samples of a step on this rank.
-        value_bytes: of a value on its way and in the dense layers.
-        units: outputs of all dense layers.
+        local_batch: Number of samples of one step on this rank.
+        value_bytes: Bytes of one value in the exchange and in the dense layers.
+        units: Outputs of all dense layers.
     """
     vectors = local_batch * tables
     features = tables + 1
@@ -71,13 +139,13 @@ def step_need(
 
 
 def dynamic_needs(static: Need, *, slots: int, width: int, gpu_bytes: int) -> tuple[Need, Need]:
-    """What a rank with a dynamic table needs on its GPU, and on the host.
+    """Counts what a rank with a dynamic table needs on its GPU, and on the host.
 
     Args:
-        static: what it would need with static tables.
-        slots: the rows that the table has room for when it is full.
+        static: What it would need with static tables.
+        slots: Number of rows that the table has room for when it is full.
         width: Values in a row and its state.
-        gpu_bytes: of rows that the GPU keeps.
+        gpu_bytes: Bytes of rows that the GPU keeps.
     """
     full = slots * width * 4
     near = min(full, gpu_bytes)
@@ -85,19 +153,21 @@ def dynamic_needs(static: Need, *, slots: int, width: int, gpu_bytes: int) -> tu
     return gpu, Need(table=full - near)
 
 
-def check(need: Need, free: int | None, *, place: str, rows: int, ranks: int, remedy: str) -> None:
-    """Holds a need to what there is.
+def require(
+    need: Need, free: int | None, *, memory: str, rows: int, ranks: int, remedy: str = ""
+) -> None:
+    """Checks that a need fits into what is free.
 
     Args:
-        need: of one rank.
-        free: bytes; None if nobody knows.
-        place: the memory, in words.
-        rows: of the tables, that the rank owns.
-        ranks: how many share the tables.
-        remedy: what may help beside more ranks.
+        need: Need of one rank.
+        free: Free bytes; None if they cannot be determined.
+        memory: Name of the memory, for the message.
+        rows: Number of the tables' rows that the rank owns.
+        ranks: Number of ranks that share the tables.
+        remedy: What may help beside more ranks, as the end of the message.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: It does not fit.
     """
     if free is None or need.total <= free:
         return
@@ -108,19 +178,14 @@ def check(need: Need, free: int | None, *, place: str, rows: int, ranks: int, re
     else:
         more = "a smaller --global_batch_size needs less beside the rows"
     raise ValueError(
-        f"{place}: expected {gib(need.total)} free for {describe(need, rows)}, found {gib(free)}, "
-        f"{gib(need.total - free)} too little; {more}{remedy}"
+        f"{memory}: expected {memory_text(need.total)} free for {describe(need, rows)}, found "
+        f"{memory_text(free)}, {memory_text(need.total - free)} too little; {more}{remedy}"
     )
 
 
 def describe(need: Need, rows: int) -> str:
-    """One line: `12.1 GiB: 10.0 GiB of 21,000,000 rows, ...`."""
+    """Names the parts of a need in one line."""
     return (
-        f"{gib(need.table)} of {rows:,} rows, {gib(need.exchange)} of exchange and "
-        f"{gib(need.dense)} of dense layers"
+        f"{memory_text(need.table)} of {rows:,} rows, {memory_text(need.exchange)} of exchange and "
+        f"{memory_text(need.dense)} of dense layers"
     )
-
-
-def gib(size: int) -> str:
-    """Bytes in words."""
-    return f"{size / GIB:,.2f} GiB"

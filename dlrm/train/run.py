@@ -1,173 +1,101 @@
-"""One run: joins the ranks, opens the data, builds model and tables, and hands them to a session.
+"""One run, in the order in which it happens.
 
-Puts the pieces together; each piece is its own module. Knows the settings as a Config, never a
-flag.
+    1. join the other ranks, and take this rank's GPU or cores, before any tensor exists;
+    2. open the data; all ranks must have the same data and settings;
+    3. choose where the tables lie, and count the memory before any of it is allocated;
+    4. open the reports, so that what follows has somewhere to say it failed;
+    5. build tables, model and trainer; their initial values depend on the settings alone;
+    6. start the watchdog: from here on, no rank waits forever for another one;
+    7. resume from a checkpoint, or begin anew;
+    8. train, saving checkpoints, or evaluate once; then report.
+
+Puts the pieces together; each piece is its own module.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Callable
 
-import keras
 import tensorflow as tf
 
-from dlrm import embedding
+from dlrm.checkpoint.manifest import ModelShape, Position
+from dlrm.checkpoint.resume import Resumed, resume
+from dlrm.checkpoint.save import Checkpoints
+from dlrm.checkpoint.state import Run, State
 from dlrm.config import Config
 from dlrm.data import Data
-from dlrm.distributed import devices, sharding
-from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.collective import Collective
 from dlrm.distributed.watchdog import Watchdog
+from dlrm.metrics import Evaluation
 from dlrm.reporting import Reporter
-from dlrm.train import memory as memory_plan
+from dlrm.train.build import BuildModel, build_trainer, join, place_tables
+from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer
-from dlrm.train.optimizers import row_optimizer
-from dlrm.train.session import Session
 
-NO_LIMIT = 1e6  # seconds
 FAILURE_SECONDS = 5.0  # for the watchdog to learn which rank broke an exchange
 
-
 OpenData = Callable[[Config, int, int], Data]
-BuildModel = Callable[[Config], keras.Model]
 
 
 def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     """Trains, or evaluates a checkpoint, as the settings say.
 
     Args:
-        config: the settings.
-        open_data: opens the data for a rank of so many.
-        build_model: builds the dense part.
+        config: The settings.
+        open_data: Opens the data, given the settings, a rank and the number of ranks.
+        build_model: Builds the dense part.
 
     Returns:
-        Whether it came to its end; False if a signal stopped it, after a checkpoint was written.
+        Whether the run came to its end; False if a signal stopped it, after a checkpoint.
 
     Raises:
-        ValueError: one line for the user; raised on every rank where all can know of it.
-        OSError: likewise.
+        ValueError, OSError: Bad settings, data or memory. The message is one line for the user
+            and, where the ranks can still talk, is raised on all of them.
     """
     begin = time.perf_counter()
     collective = join(config)
+    data = agree_on_data(config, collective, open_data)
+    backend, placement = place_tables(config, collective, data)
+    reporter = collective.together(lambda: open_reporter(config, collective, data))
+    with recorded_failure(reporter):
+        for line in (*data.notes, placement):
+            reporter.say(line)
+        trainer = build_trainer(config, backend, collective, data, build_model)
+        watchdog = Watchdog(
+            collective,
+            config.run.stall_timeout,
+            exit_hook=reporter.fail,
+            catch_signals=config.checkpoint.checkpoint_dir is not None
+            and config.run.mode == "train",
+        )
+        with watchdog, explained_exchange(collective, watchdog):
+            go = evaluate if config.run.mode == "test" else partial(train, begin=begin)
+            return go(config, collective, data, trainer, reporter, watchdog)
+
+
+def agree_on_data(config: Config, collective: Collective, open_data: OpenData) -> Data:
+    """Opens the data, and checks that all ranks have the same data and settings.
+
+    Raises:
+        ValueError: On every rank, if the data of one is unusable or the ranks differ.
+    """
     data = collective.together(lambda: open_data(config, collective.rank, collective.size))
-    collective.agree("the training and test data", (len(data.train), len(data.test), data[2:5]))
-    collective.agree("the settings", config.replace(run_dir=None))
-    backend, why = collective.together(lambda: embedding.choose(config.embedding.embedding))
-    collective.agree("the embedding's backend", backend)
-    # Every rank has counted what is free before any of them takes its part.
-    memory = collective.together(lambda: check_memory(backend, config, collective, data))
-    if collective.rank == 0:
-        for note in data.notes:
-            print(note, flush=True)
-        print(
-            f"embedding: {backend}{f' ({why})' if why else ''}; a rank needs {memory}", flush=True
-        )
-    trainer = build_trainer(config, collective, data, build_model)
-    reporter = collective.together(lambda: make_reporter(config, collective, data))
-    watchdog = Watchdog(
-        collective,
-        config.run.stall_timeout,
-        exit_hook=reporter.fail,
-        catch_signals=config.checkpoint.checkpoint_dir is not None and config.run.mode == "train",
-    )
-    try:
-        with watchdog:
-            session = Session(config, collective, data, trainer, reporter, watchdog)
-            try:
-                return session.evaluate() if config.run.mode == "test" else session.train(begin)
-            except tf.errors.OpError as error:
-                raise ValueError(
-                    watchdog.wait_for_failure(FAILURE_SECONDS)
-                    or f"rank {collective.rank}: an exchange failed or an operation could not run, "
-                    "most likely because another rank stopped, whose own message says why; "
-                    f"TensorFlow's words: {' '.join(error.message.split())[-300:]}"
-                ) from error
-    except (ValueError, OSError, KeyboardInterrupt) as error:
-        reporter.fail(str(error) or "interrupted")
-        raise
+    seen = (len(data.train), len(data.test), data.num_dense, data.vocab_sizes, data.fingerprints)
+    collective.agree("the training and test data", seen)
+    collective.agree("the settings", config.replace(run_dir=None).flat())
+    return data
 
 
-def join(config: Config) -> Collective:
-    """Joins the other ranks and takes this rank's GPU or cores. Comes before any tensor.
+def open_reporter(config: Config, collective: Collective, data: Data) -> Reporter:
+    """Opens the reports of this run.
 
     Raises:
-        ValueError: the ranks cannot be joined.
-    """
-    collective = connect(2 * config.run.stall_timeout or NO_LIMIT)
-    devices.claim(collective.local_rank, core_per_operation=not config.model.xla)
-    return collective
-
-
-def check_memory(backend: str, config: Config, collective: Collective, data: Data) -> str:
-    """Holds what this rank will need to what is free.
-
-    Returns:
-        The need in words.
-
-    Raises:
-        ValueError: it does not fit.
-    """
-    rank, size = collective.rank, collective.size
-    table = embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed)
-    layout = embedding.RowLayout(table, row_optimizer(config.optimizer).state_columns(table.width))
-    rows = sharding.local_rows(table.rows, rank, size)
-    need = memory_plan.step_need(
-        rows=rows,
-        tables=len(table.vocab_sizes),
-        width=table.width,
-        state_width=layout.width - table.width,
-        local_batch=config.data.global_batch_size // size,
-        value_bytes=tf.as_dtype(config.model.compute_dtype).size,
-        units=(*config.model.bottom_mlp, *config.model.top_mlp),
-    )
-    where = {"rows": rows, "ranks": size}
-    if backend == "sok_dynamic":
-        need, host = memory_plan.dynamic_needs(
-            need,
-            slots=embedding.dynamic_capacity(rows),
-            width=layout.width,
-            gpu_bytes=config.embedding.sok_gpu_gb * memory_plan.GIB,
-        )
-        free = devices.free_host_memory()
-        share = None if free is None else free // collective.local_size
-        memory_plan.check(host, share, place="the host's memory", remedy="", **where)
-        remedy = "; a smaller --sok_gpu_gb leaves more rows to the host"
-    else:
-        remedy = "; --embedding=sok_dynamic lets rows lie in the host's memory" * (backend == "sok")
-    place = "the GPU's memory" if devices.has_gpu() else "this machine's memory"
-    free = devices.free_memory(collective.local_size)
-    memory_plan.check(need, free, place=place, remedy=remedy, **where)
-    return memory_plan.describe(need, rows)
-
-
-def build_trainer(
-    config: Config, collective: Collective, data: Data, build_model: BuildModel
-) -> Trainer:
-    """Builds tables, model and trainer; tables and weights depend on the settings alone."""
-    # XLA makes one program of the dense part, which uses all cores by itself.
-    lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
-    tables = embedding.create(
-        embedding.choose(config.embedding.embedding).name,
-        embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed),
-        collective,
-        optimizer=row_optimizer(config.optimizer),
-        gpu_gib=config.embedding.sok_gpu_gb,
-        compress=config.embedding.compress,
-        bad_ids=config.embedding.bad_ids,
-        exchange_dtype=config.model.compute_dtype,
-        table_groups=lanes,
-    )
-    return Trainer(
-        config, build_model(config), tables, collective, num_dense=data.num_dense, lanes=lanes
-    )
-
-
-def make_reporter(config: Config, collective: Collective, data: Data) -> Reporter:
-    """The reporter of this run.
-
-    Raises:
-        ValueError: run_dir cannot be written.
+        ValueError: `--run_dir` cannot be written.
     """
     steps = config.run.epochs * len(data.train)
     return Reporter(
@@ -178,3 +106,206 @@ def make_reporter(config: Config, collective: Collective, data: Data) -> Reporte
         global_batch=config.data.global_batch_size,
         total_steps=min(steps, config.run.early_stop) if config.run.early_stop > 0 else steps,
     )
+
+
+def train(
+    config: Config,
+    collective: Collective,
+    data: Data,
+    trainer: Trainer,
+    reporter: Reporter,
+    watchdog: Watchdog,
+    *,
+    begin: float,
+) -> bool:
+    """Trains from where the checkpoint left off, or anew; returns whether it came to its end."""
+    # The order of resuming is important:
+    #   1. `--checkpoint_dir` is locked against other runs and cleared of unfinished checkpoints;
+    #   2. `--resume` names one checkpoint, or the newest complete one of `--checkpoint_dir` is
+    #      taken, a damaged one passed over for the one before it;
+    #   3. model, global batch and data must be the checkpoint's; then weights and rows are loaded;
+    #   4. with no checkpoint, weights and rows keep the values that the seed gave them;
+    #   5. the data starts at the checkpoint's position, and the evaluation due there is made.
+    run_record, state = describe(config, data), state_of(trainer)
+    checkpoints = open_checkpoints(config, collective, run_record, watchdog)
+    resumed = load(config, collective, run_record, state, reporter, watchdog)
+    if checkpoints and resumed:
+        checkpoints.loaded(resumed.path)
+    position = resumed.position if resumed else Position(0, 0, 0)
+    epochs = [data.train] * (config.run.epochs - position.epoch)
+    if epochs:
+        first_batch = position.next_sample // config.data.global_batch_size
+        epochs[0] = data.train.starting_at(first_batch)
+
+    def save(step: int) -> None:
+        if checkpoints:
+            epoch, batch = divmod(step, len(data.train))
+            start = time.perf_counter()
+            place = Position(step, epoch, batch * config.data.global_batch_size)
+            if checkpoints.save(state, place):
+                reporter.checkpoint(step, time.perf_counter() - start)
+
+    collective.together(partial(reporter.start, position.step))
+    start = time.perf_counter()
+    outcome = trainer.train(
+        epochs,
+        data.test,
+        RunCallback(reporter, watchdog, save),
+        first_step=position.step,
+    )
+    end = time.perf_counter()
+    if outcome.interrupted:
+        reporter.interrupted(
+            f"stopped by a signal after {outcome.step} steps; the same command goes on from the "
+            f"checkpoint in {config.checkpoint.checkpoint_dir}"
+        )
+        return False
+    reporter.finish(
+        outcome.reason,
+        training_seconds=end - start - outcome.evaluation_seconds,
+        evaluation_seconds=outcome.evaluation_seconds,
+        total_seconds=end - begin,
+        steps=outcome.step - position.step,
+    )
+    return True
+
+
+def evaluate(
+    config: Config,
+    collective: Collective,
+    data: Data,
+    trainer: Trainer,
+    reporter: Reporter,
+    watchdog: Watchdog,
+) -> bool:
+    """Evaluates a checkpoint; returns True, as it always comes to its end."""
+    resumed = load(
+        config, collective, describe(config, data), state_of(trainer), reporter, watchdog
+    )
+    if resumed is None:
+        raise ValueError(
+            f"--mode=test: no checkpoint in {config.checkpoint.checkpoint_dir}; set --resume=PATH"
+        )
+    step = resumed.position.step
+    collective.together(partial(reporter.start, step))
+    trainer.evaluate(data.test, step, RunCallback(reporter, watchdog))
+    reporter.close()
+    return True
+
+
+class RunCallback(Callback):
+    """Connects the loop to the reports, the watchdog and the checkpoints.
+
+    Args:
+        reporter: Told of losses and evaluations.
+        watchdog: Told of the progress; knows of signals.
+        save: Saves the state after a number of steps.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        watchdog: Watchdog,
+        save: Callable[[int], None] | None = None,
+    ) -> None:
+        self._reporter = reporter
+        self._watchdog = watchdog
+        self._save = save
+
+    def progress(self, position: str) -> None:
+        """See `Callback`."""
+        self._watchdog.report_progress(position)
+
+    def stop_requested(self) -> bool:
+        """See `Callback`."""
+        return bool(self._watchdog.signal)
+
+    def step(self, step: int, loss: float, learning_rate: float) -> None:
+        """See `Callback`."""
+        self._reporter.step(step, loss, learning_rate)
+
+    def evaluation(self, result: Evaluation) -> None:
+        """See `Callback`."""
+        self._reporter.evaluation(result)
+
+    def save(self, step: int) -> None:
+        """See `Callback`."""
+        if self._save:
+            self._save(step)
+
+
+def state_of(trainer: Trainer) -> State:
+    """Gathers what training changes, which is what a checkpoint holds."""
+    return State(trainer.step.dense, trainer.step.embedding)
+
+
+def describe(config: Config, data: Data) -> Run:
+    """Describes the run as a checkpoint records it, and must fit it."""
+    model = config.model
+    shape = ModelShape(
+        data.num_dense, data.vocab_sizes, model.embedding_dim, model.bottom_mlp, model.top_mlp
+    )
+    return Run(shape, config.flat(), data.fingerprints)
+
+
+def open_checkpoints(
+    config: Config, collective: Collective, record: Run, watchdog: Watchdog
+) -> Checkpoints | None:
+    """Opens and locks `--checkpoint_dir`; None if the run writes no checkpoints."""
+    if config.checkpoint.checkpoint_dir is None:
+        return None
+    return Checkpoints(
+        Path(config.checkpoint.checkpoint_dir),
+        collective,
+        record,
+        keep=config.checkpoint.keep_checkpoints,
+        moved=watchdog.report_progress,
+    )
+
+
+def load(
+    config: Config,
+    collective: Collective,
+    record: Run,
+    state: State,
+    reporter: Reporter,
+    watchdog: Watchdog,
+) -> Resumed | None:
+    """Loads the checkpoint that `--resume` asks for, if there is one."""
+    options, trains = config.checkpoint, config.run.mode == "train"
+    return resume(
+        options.resume,
+        Path(options.checkpoint_dir) if options.checkpoint_dir else None,
+        record,
+        state,
+        collective,
+        ignore_data_change=options.ignore_data_change or not trains,
+        # Schedule and position count in steps.
+        pinned=("global_batch_size",) if trains else (),
+        say=reporter.say,
+        moved=watchdog.report_progress,
+    )
+
+
+@contextlib.contextmanager
+def recorded_failure(reporter: Reporter) -> Iterator[None]:
+    """Records an error that ends the block in the run's events."""
+    try:
+        yield
+    except (ValueError, OSError, KeyboardInterrupt) as error:
+        reporter.fail(str(error) or "interrupted")
+        raise
+
+
+@contextlib.contextmanager
+def explained_exchange(collective: Collective, watchdog: Watchdog) -> Iterator[None]:
+    """Turns a failed exchange into one line: the watchdog may know which rank stopped, and why."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise ValueError(
+            watchdog.wait_for_failure(FAILURE_SECONDS)
+            or f"rank {collective.rank}: an exchange failed or an operation could not run, most "
+            "likely because another rank stopped, whose own message says why; TensorFlow's words: "
+            f"{' '.join(error.message.split())[-300:]}"
+        ) from error

@@ -13,7 +13,7 @@ from tests.support.source import MODULES, PRODUCT, imports, imports_when_loaded,
 # From the lowest layer up. A module may import modules of lower layers and of its own group.
 LAYERS = (
     (
-        *("interact_op", "dlrm.version", "dlrm.cli", "dlrm.formats", "dlrm.optim"),
+        *("interact_op", "dlrm.version", "dlrm.cli", "dlrm.formats", "dlrm.metrics", "dlrm.optim"),
         *("dlrm.layers", "dlrm.distributed"),
     ),
     ("dlrm.config", "dlrm.data", "dlrm.embedding", "dlrm.reporting"),
@@ -27,7 +27,8 @@ LAYER_OF = {group: number for number, layer in enumerate(LAYERS) for group in la
 
 TENSORFLOW_FREE = (
     *("dlrm.cli", "dlrm.formats", "dlrm.data", "dlrm.config", "dlrm.optim.schedule"),
-    *("dlrm.reporting", "dlrm.distributed.watchdog", "dlrm.distributed.sharding"),
+    *("dlrm.metrics", "dlrm.reporting", "dlrm.distributed.watchdog"),
+    *("dlrm.distributed.sharding", "dlrm.train.callback"),
     *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin"),
 )
 TENSORFLOW = {"tensorflow", "keras", "horovod", "sparse_operation_kit"}

@@ -3,6 +3,6 @@
 TensorFlow-free; does not know what the ranks compute.
 """
 
-from dlrm.distributed.watchdog.watchdog import NullWatchdog, Watchdog
+from dlrm.distributed.watchdog.watchdog import Watchdog
 
-__all__ = ["NullWatchdog", "Watchdog"]
+__all__ = ["Watchdog"]

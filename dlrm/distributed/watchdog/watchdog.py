@@ -36,15 +36,6 @@ def do_nothing(line: str) -> None:
     """Does nothing; the default exit hook."""
 
 
-class NullWatchdog:
-    """A watchdog that watches nothing, for callers without a job to protect."""
-
-    signal = ""
-
-    def report_progress(self, activity: str) -> None:
-        """Does nothing."""
-
-
 class Watchdog:
     """A context in which no rank waits forever for another; all ranks enter it together.
 

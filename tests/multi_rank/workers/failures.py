@@ -23,19 +23,10 @@ import main
 from dataset import open_data
 from dlrm.config import Config
 from dlrm.distributed.collective import connect
+from dlrm.train.build import build_trainer
+from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer, TrainingError
-from dlrm.train.run import build_trainer
 from model import build_model
-
-
-class Silent:
-    """Hears of losses and evaluations, and says nothing."""
-
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """A step ended."""
-
-    def evaluation(self, result: object) -> None:
-        """An evaluation ended."""
 
 
 def parse(arguments: list[str]) -> None:
@@ -58,8 +49,8 @@ def outcome(arguments: list[str]) -> tuple[int, str]:
 def weights(trainer: Trainer) -> list[np.ndarray[Any, Any]]:
     """Copies of all dense weights and of this rank's rows."""
     return [
-        *(variable.numpy() for variable in trainer.dense.values()),
-        trainer.embedding.read_rows(0, trainer.embedding.local_rows),
+        *(variable.numpy() for variable in trainer.step.dense.values()),
+        trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows),
     ]
 
 
@@ -69,10 +60,10 @@ def stopped(config: Config) -> dict[str, Any]:
     data = open_data(config, collective.rank, collective.size)
 
     def train(config: Config) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]], str]:
-        trainer = build_trainer(config, collective, data, build_model)
+        trainer = build_trainer(config, "alltoall", collective, data, build_model)
         begin, message = weights(trainer), ""
         try:
-            trainer.train([data.train], data.test, Silent())
+            trainer.train([data.train], data.test, Callback())
         except TrainingError as error:
             message = str(error)
         return begin, weights(trainer), message

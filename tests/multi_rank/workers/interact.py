@@ -9,7 +9,8 @@ import numpy as np
 
 from dlrm.data import Batches, Data
 from dlrm.distributed.collective import connect
-from dlrm.train.run import build_trainer
+from dlrm.train.build import build_trainer
+from dlrm.train.callback import Callback
 from model import build_model
 from tests.multi_rank.workers import parity
 
@@ -20,7 +21,7 @@ SETTINGS: list[dict[str, bool]] = [
 ]
 
 
-class Losses(parity.Silent):
+class Losses(Callback):
     """Keeps the loss of each step."""
 
     def __init__(self) -> None:
@@ -44,12 +45,12 @@ def main(folder: Path) -> None:
             drop_remainder=True,
         )
         data = Data(batches, batches, parity.NUM_DENSE, parity.VOCAB_SIZES, {})
-        trainer = build_trainer(config, collective, data, build_model)
+        trainer = build_trainer(config, "alltoall", collective, data, build_model)
         losses = Losses()
         trainer.train([batches], batches, losses)
         if collective.rank == 0:
             np.save(folder / f"losses.{index}.npy", losses.values)
-            weights = [np.ravel(weight) for weight in trainer.dense.values()]
+            weights = [np.ravel(weight) for weight in trainer.step.dense.values()]
             np.save(folder / f"weights.{index}.npy", np.concatenate(weights))
 
 

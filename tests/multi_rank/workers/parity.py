@@ -11,7 +11,8 @@ import numpy as np
 from dlrm.config import Config
 from dlrm.data import Batches, Data
 from dlrm.distributed.collective import connect
-from dlrm.train.run import build_trainer
+from dlrm.train.build import build_trainer
+from dlrm.train.callback import Callback
 from model import build_model
 
 SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
@@ -49,16 +50,6 @@ class Samples:
         return self.dense[start:stop], self.ids[start:stop], self.labels[start:stop]
 
 
-class Silent:
-    """Hears no reports."""
-
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """Nothing."""
-
-    def evaluation(self, result: object) -> None:
-        """Nothing."""
-
-
 def steps_of(settings: dict[str, Any]) -> int:
     """In 16 bits a ReLU soon takes the other side of zero and the ways part: one step only."""
     return 1 if settings.get("amp") else STEPS
@@ -90,16 +81,16 @@ def main(folder: str) -> None:
             samples, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
         )
         data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
-        trainer = build_trainer(config_of(**settings), collective, data, build_model)
-        begin = [variable.numpy() for variable in trainer.dense.values()]
-        begin_rows = trainer.embedding.read_rows(0, trainer.embedding.local_rows)
-        trainer.train([batches], batches, Silent())
+        trainer = build_trainer(config_of(**settings), "alltoall", collective, data, build_model)
+        begin = [variable.numpy() for variable in trainer.step.dense.values()]
+        begin_rows = trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows)
+        trainer.train([batches], batches, Callback())
         np.savez(
             f"{folder}/{index}-{collective.rank}.npz",
             *begin,
-            *[variable.numpy() for variable in trainer.dense.values()],
+            *[variable.numpy() for variable in trainer.step.dense.values()],
             begin_rows=begin_rows,
-            rows=trainer.embedding.read_rows(0, trainer.embedding.local_rows),
+            rows=trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows),
         )
 
 

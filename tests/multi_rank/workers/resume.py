@@ -23,15 +23,15 @@ from dlrm.checkpoint.state import Run, State
 from dlrm.config import Config
 from dlrm.data import Batches, Data
 from dlrm.distributed.collective import Collective, connect
+from dlrm.train.build import build_trainer
+from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer
-from dlrm.train.run import build_trainer
 from model import build_model
 from tests.multi_rank.workers.parity import (
     GLOBAL_BATCH,
     NUM_DENSE,
     VOCAB_SIZES,
     Samples,
-    Silent,
     config_of,
 )
 
@@ -57,22 +57,26 @@ def fresh(collective: Collective) -> tuple[Trainer, Batches, Run]:
         Samples(bad=False), GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
     )
     data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
-    return build_trainer(config, collective, data, build_model), batches, describe(config)
+    return (
+        build_trainer(config, "alltoall", collective, data, build_model),
+        batches,
+        describe(config),
+    )
 
 
 def train(trainer: Trainer, batches: Batches, first: int, last: int) -> None:
     """Trains steps first to last - 1 of the epoch."""
     rest = batches.starting_at(first)
     rest.steps = last
-    trainer.train([rest], batches, Silent(), first_step=first)
+    trainer.train([rest], batches, Callback(), first_step=first)
 
 
 def leave(path: Path, trainer: Trainer, collective: Collective, **more: Any) -> None:
     """Saves this rank's weights."""
     np.savez(
         f"{path}-{collective.rank}.npz",
-        rows=trainer.embedding.read_rows(0, trainer.embedding.local_rows),
-        **{name: variable.numpy() for name, variable in trainer.dense.items()},
+        rows=trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows),
+        **{name: variable.numpy() for name, variable in trainer.step.dense.items()},
         **more,
     )
 
@@ -80,9 +84,9 @@ def leave(path: Path, trainer: Trainer, collective: Collective, **more: Any) -> 
 def logits(trainer: Trainer, batches: Batches) -> np.ndarray:
     """Of this rank's share of the epoch's first batch."""
     batch = next(iter(batches))
-    routes = trainer._step.route(batch.ids)
-    vectors = trainer.embedding.lookup(routes).vectors
-    return trainer._step._model(tf.constant(batch.dense), vectors).numpy()
+    routes = trainer.step.route(batch.ids)
+    vectors = trainer.step.embedding.lookup(routes).vectors
+    return trainer.step._model(tf.constant(batch.dense), vectors).numpy()
 
 
 def main(folder: Path, sizes: list[int]) -> None:
@@ -92,7 +96,7 @@ def main(folder: Path, sizes: list[int]) -> None:
     for size in sizes:
         trainer, batches, run = fresh(collective)
         source = folder / f"from-{size}"
-        state = State(trainer.dense, trainer.embedding)
+        state = State(trainer.step.dense, trainer.step.embedding)
         resumed = resume(str(source), None, run, state, collective)
         assert resumed is not None
         assert resumed.position == Position(STEPS, 0, STEPS * GLOBAL_BATCH)
@@ -106,7 +110,7 @@ def main(folder: Path, sizes: list[int]) -> None:
     train(trainer, batches, 0, STEPS)
     checkpoints = Checkpoints(folder / f"from-{collective.size}", collective, run, keep=1)
     position = Position(STEPS, 0, STEPS * GLOBAL_BATCH)
-    checkpoints.save(State(trainer.dense, trainer.embedding), position)
+    checkpoints.save(State(trainer.step.dense, trainer.step.embedding), position)
     found = logits(trainer, batches)
     leave(folder / f"at-checkpoint-{collective.size}", trainer, collective, logits=found)
     train(trainer, batches, STEPS, STEPS + MORE)

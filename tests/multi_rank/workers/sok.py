@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from dlrm.config import Config
 from dlrm.embedding import sok_storage as sok
-from dlrm.train.run import join
+from dlrm.train.build import join
 from tools import gpu_check
 
 BATCH = 96

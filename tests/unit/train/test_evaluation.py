@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from dlrm.distributed.collective import Collective
-from dlrm.train.evaluation import Evaluation, Evaluator, auc_from_counts, binary_entropy
+from dlrm.metrics import Evaluation, auc_from_counts, binary_entropy
+from dlrm.train.evaluation import Evaluator
 from tests.support.processes import ROOT, horovodrun
 
 Floats = NDArray[np.float32]

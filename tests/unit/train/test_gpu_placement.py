@@ -17,7 +17,7 @@ from dataset import open_data
 from dlrm.config import Config
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective
-from dlrm.train.run import build_trainer
+from dlrm.train.build import build_trainer
 from model import build_model
 
 pytestmark = pytest.mark.gpu
@@ -98,8 +98,8 @@ def test_a_step_stays_on_the_gpu(
         lambda kind=None: ["a GPU"] if kind == "GPU" else logical(kind),
     )
     assert devices.has_gpu()
-    trainer = build_trainer(config, collective, small, build_model)
-    found = list(operations(trainer._step.train.get_concrete_function().graph))
+    trainer = build_trainer(config, backend, collective, small, build_model)
+    found = list(operations(trainer.step._compiled_train.get_concrete_function().graph))
     types = {operation.type for operation in found}
     assert types >= {"ResourceGather", "MatMul", "ResourceScatterUpdate"}
     # The bundle leaves cuDNN's libraries for these out.

@@ -10,7 +10,8 @@ import pytest
 
 from dlrm.distributed import devices
 from dlrm.embedding import dynamic_capacity
-from dlrm.train.memory import GIB, Need, check, dynamic_needs, step_need
+from dlrm.formats.quantities import GIB
+from dlrm.train.memory import Need, dynamic_needs, require, step_need
 
 
 def test_a_hand_worked_step() -> None:
@@ -31,17 +32,17 @@ def test_a_hand_worked_step() -> None:
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
     need = Need(table=10 * GIB, exchange=GIB, dense=GIB)
-    check(need, 12 * GIB, place="there", rows=7, ranks=2, remedy="")
-    check(need, None, place="there", rows=7, ranks=2, remedy="")
+    require(need, 12 * GIB, memory="there", rows=7, ranks=2)
+    require(need, None, memory="there", rows=7, ranks=2)
     with pytest.raises(ValueError, match="too little") as caught:
-        check(need, 6 * GIB, place="there", rows=7, ranks=2, remedy="; or else")
+        require(need, 6 * GIB, memory="there", rows=7, ranks=2, remedy="; or else")
     text = str(caught.value)
     assert text.startswith("there: expected 12.00 GiB free for 10.00 GiB of 7 rows")
     assert "found 6.00 GiB, 6.00 GiB too little" in text
     # 20 GiB of rows in all, 4 GiB a rank beside the rest.
     assert text.endswith("5 ranks with as much each would hold them; or else")
     with pytest.raises(ValueError, match="smaller --global_batch_size"):
-        check(need, GIB, place="there", rows=7, ranks=2, remedy="")
+        require(need, GIB, memory="there", rows=7, ranks=2)
 
 
 def test_a_dynamic_table_lies_in_both_memories() -> None:

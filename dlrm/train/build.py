@@ -1,0 +1,120 @@
+"""Builds the parts of a run: the ranks, the tables, the model and their trainer.
+
+Used by a run, and by benchmarks and checks that train without one. Knows the settings as a Config.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import keras
+
+from dlrm import embedding
+from dlrm.config import Config
+from dlrm.data import Data
+from dlrm.distributed import devices
+from dlrm.distributed.collective import Collective, connect
+from dlrm.train.evaluation import Evaluator
+from dlrm.train.loop import Trainer
+from dlrm.train.memory import check_memory
+from dlrm.train.optimizers import dense_optimizer, row_optimizer
+from dlrm.train.step import TrainingStep
+
+NO_LIMIT = 1e6  # seconds
+
+BuildModel = Callable[[Config], keras.Model]
+
+
+def join(config: Config) -> Collective:
+    """Joins the other ranks and takes this rank's GPU or cores. Comes before any tensor.
+
+    Raises:
+        ValueError: The ranks cannot be joined.
+    """
+    collective = connect(2 * config.run.stall_timeout or NO_LIMIT)
+    devices.claim(collective.local_rank, core_per_operation=not config.model.xla)
+    return collective
+
+
+def place_tables(config: Config, collective: Collective, data: Data) -> tuple[str, str]:
+    """Chooses the backend of the tables and checks that everything fits into memory.
+
+    Returns:
+        The backend, and a line for the user that says why, and what a rank needs.
+
+    Raises:
+        ValueError: On every rank, if the backend cannot run on one or the memory does not suffice.
+    """
+    backend, why = collective.together(lambda: embedding.choose(config.embedding.embedding))
+    collective.agree("the embedding's backend", backend)
+    table = fused_table(config, data)
+    layout = embedding.RowLayout(table, row_optimizer(config.optimizer).state_columns(table.width))
+    # All ranks look at what is free before any of them allocates its part.
+    need = collective.together(
+        lambda: check_memory(
+            backend,
+            layout,
+            config.model,
+            config.embedding,
+            collective,
+            config.data.global_batch_size // collective.size,
+        )
+    )
+    reason = f" ({why})" if why else ""
+    return backend, f"embedding: {backend}{reason}; a rank needs {need}"
+
+
+def fused_table(config: Config, data: Data) -> embedding.FusedTable:
+    """Describes the embedding tables as one."""
+    return embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed)
+
+
+def build_trainer(
+    config: Config, backend: str, collective: Collective, data: Data, build_model: BuildModel
+) -> Trainer:
+    """Builds tables, model and trainer. All ranks call it together.
+
+    Args:
+        config: The settings.
+        backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
+        collective: The ranks.
+        data: The data, opened.
+        build_model: Builds the dense part.
+    """
+    # XLA makes one program of the dense part, which uses all cores by itself.
+    lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
+    tables = embedding.create(
+        backend,
+        fused_table(config, data),
+        collective,
+        optimizer=row_optimizer(config.optimizer),
+        gpu_gib=config.embedding.sok_gpu_gb,
+        compress=config.embedding.compress,
+        bad_ids=config.embedding.bad_ids,
+        exchange_dtype=config.model.compute_dtype,
+        table_groups=lanes,
+    )
+    step = TrainingStep(
+        build_model(config),
+        tables,
+        dense_optimizer(config.optimizer),
+        collective,
+        num_dense=data.num_dense,
+        local_batch=config.data.global_batch_size // collective.size,
+        lanes=lanes,
+        loss_scale=config.model.loss_scale,
+        sum_over_ranks=config.optimizer.embedding_grad == "sum",
+        compiled=config.model.whole_graph_xla,
+    )
+    step.build()
+    return Trainer(
+        step,
+        Evaluator(config.evaluation.auc_thresholds, collective),
+        collective,
+        config.optimizer.schedule(config.data.global_batch_size),
+        config.run,
+        config.evaluation,
+        log_interval=config.report.log_interval,
+        checkpoint_interval=config.checkpoint.checkpoint_interval,
+    )
