@@ -1,6 +1,6 @@
 """Rows that are no good: counted, the first ones named by file and line, refused if too many.
 
-It knows nothing of how they were found.
+It must not know about how they were found.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class BadRows:
     """The bad rows met so far.
 
     Attributes:
-        limit: so many are left out; one more is an error.
-        count: how many there were.
-        first: the first ten, each as "file, line N: what is wrong".
+        limit: So many are left out; one more is an error.
+        count: How many there were.
+        first: The first ten, each as "file, line N: what is wrong".
     """
 
     limit: int = 0
@@ -29,11 +29,11 @@ class BadRows:
         """Counts rows that come after all counted before.
 
         Args:
-            count: how many.
-            named: what is wrong with them, in order; at least the first ten.
+            count: How many.
+            named: What is wrong with them, in order; at least the first ten.
 
         Raises:
-            ValueError: if there are now more than the limit.
+            ValueError: There are now more than the limit.
         """
         self.count += count
         for text in named:

@@ -1,6 +1,6 @@
 """The planted click model behind the synthetic logs: features, true logits, labels.
 
-It knows nothing of text, files or command lines. Everything is drawn from counter-seeded
+It must not know about text, files or command lines. Everything is drawn from counter-seeded
 generators, so that block `b` of a given seed is the same whatever comes before or after it.
 """
 
@@ -28,17 +28,17 @@ class ClickModelOptions:
     """What the planted model is made of.
 
     Attributes:
-        vocab_sizes: rows of each table; the missing value comes on top.
-        num_dense: integer features.
-        zipf: exponent s of the power law, probability of the id of rank r about (r+1)^-s.
-        ctr: share of positives aimed at.
-        dense_strength: standard deviation of the dense part of the logit.
-        id_strength: standard deviation of the sum of the per-id effects.
-        pair_strength: standard deviation of the sum of the id-pair effects.
-        pairs: pairs of tables that interact.
-        pair_rank: width of the latent vectors whose dot product is a pair's effect.
-        missing: mean share of missing values; column c has 0, 1 or 2 times it (c modulo 3).
-        negative: share of -1 among dense values.
+        vocab_sizes: Rows of each table; the missing value comes on top.
+        num_dense: Integer features.
+        zipf: Exponent s of the power law, probability of the id of rank r about (r+1)^-s.
+        ctr: Share of positives aimed at.
+        dense_strength: Standard deviation of the dense part of the logit.
+        id_strength: Standard deviation of the sum of the per-id effects.
+        pair_strength: Standard deviation of the sum of the id-pair effects.
+        pairs: Pairs of tables that interact.
+        pair_rank: Width of the latent vectors whose dot product is a pair's effect.
+        missing: Mean share of missing values; column c has 0, 1 or 2 times it (c modulo 3).
+        negative: Share of -1 among dense values.
     """
 
     vocab_sizes: tuple[int, ...]
@@ -57,7 +57,7 @@ class ClickModelOptions:
         """Refuse values that no data can have.
 
         Raises:
-            ValueError: naming the option, what was expected and what was found.
+            ValueError: Naming the option, what was expected and what was found.
         """
         if not self.vocab_sizes or min(self.vocab_sizes) < 1:
             raise ValueError(
@@ -85,12 +85,12 @@ class SampleBlock:
     """Consecutive rows, one array a column.
 
     Attributes:
-        dense: integers [num_dense, rows]; meaningless where `dense_missing`.
-        dense_missing: bool [num_dense, rows].
-        ids: id of each table [tables, rows]; the table's size stands for missing.
+        dense: Integers [num_dense, rows]; meaningless where `dense_missing`.
+        dense_missing: Bool [num_dense, rows].
+        ids: Id of each table [tables, rows]; the table's size stands for missing.
         labels: 0 or 1 [rows].
-        logits: true logits, float64 [rows].
-        logits_without_pairs: the same without the pair effects, float64 [rows].
+        logits: True logits, float64 [rows].
+        logits_without_pairs: The same without the pair effects, float64 [rows].
     """
 
     dense: NDArray[np.int32]
@@ -130,8 +130,8 @@ class ClickModel:
     of its tables alone. The only noise is the Bernoulli draw of the label.
 
     Args:
-        options: sizes and strengths.
-        seed: the same seed gives the same rows.
+        options: Sizes and strengths.
+        seed: The same seed gives the same rows.
     """
 
     def __init__(self, options: ClickModelOptions, seed: int) -> None:

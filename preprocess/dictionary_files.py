@@ -2,7 +2,7 @@
 
 Columns: `feature` (index of the table), `value` (the number that a field stands for, after the
 modulus), `id`, `count` (rows that hold it); in the order of the ids. Values that share id 0 are not
-in it. It knows nothing of how ids are made.
+in it. It must not know about how ids are made.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from dlrm.formats.metadata import read_json_object
+from dlrm.formats.file_names import RECORDS
+from dlrm.formats.json_files import read_json_object
 from preprocess.options import Options
-from preprocess.outputs import DICTIONARY, RECORDS
+from preprocess.outputs import DICTIONARY
 
 SCHEMA = {"feature": pl.Int32, "value": pl.UInt32, "id": pl.Int32, "count": pl.Int64}
 
@@ -31,10 +32,10 @@ class TableIds:
     """One table's dictionary.
 
     Attributes:
-        values: in the order of their ids, uint32 [values].
-        counts: rows that hold each, int64 [values].
-        first_id: id of the first value.
-        vocab_size: rows of the table.
+        values: In the order of their ids, uint32 [values].
+        counts: Rows that hold each, int64 [values].
+        first_id: Id of the first value.
+        vocab_size: Rows of the table.
     """
 
     values: NDArray[np.uint32]
@@ -64,8 +65,8 @@ def read_table(folder: Path, table: int, vocab_size: int) -> TableIds:
     """Reads one table's dictionary from a result's folder.
 
     Raises:
-        ValueError: if it is not one.
-        OSError: if it cannot be read.
+        ValueError: It is not one.
+        OSError: It cannot be read.
     """
     path = folder / table_name(table)
     try:
@@ -87,12 +88,12 @@ def check_reuse(description: dict[str, object], place: str, options: Options) ->
     """The vocabulary sizes of an earlier result whose dictionary is to be used.
 
     Args:
-        description: its `records.json`.
-        place: its folder, for messages.
-        options: what is asked for now.
+        description: Its `records.json`.
+        place: Its folder, for messages.
+        options: What is asked for now.
 
     Raises:
-        ValueError: if it was made by other rules, or for another number of tables.
+        ValueError: It was made by other rules, or for another number of tables.
     """
     rules = options.rules
     expected = {"rules": rules.name, "max_table_rows": rules.max_table_rows}

@@ -28,18 +28,18 @@ def preprocess(
     run finished is not done again.
 
     Args:
-        sources: raw logs, plain, `.gz` or Parquet, in order.
-        output: folder, made if absent.
-        options: rules, splits, and what to write.
-        progress: makes each pass's display; silent by default.
+        sources: Raw logs, plain, `.gz` or Parquet, in order.
+        output: Folder, made if absent.
+        options: Rules, splits, and what to write.
+        progress: Makes each pass's display; silent by default.
         engine: "polars", or "spark", which alone takes `hdfs://` and `s3a://`.
-        restart: forget an unfinished run in `output`.
+        restart: Forget an unfinished run in `output`.
         master: Spark's master; None leaves it to spark-submit, or is all local cores.
 
     Raises:
-        ValueError: for too many bad rows, named by file and line; for rows that cannot be split as
+        ValueError: For too many bad rows, named by file and line; for rows that cannot be split as
             asked; if an unfinished run in `output` had other options.
-        OSError: if a file cannot be read or written.
+        OSError: A file cannot be read or written.
     """
     names = [str(source) for source in sources]
     if engine == "spark":

@@ -1,6 +1,6 @@
 """What a run learns about its logs, and `records.json`, which says it.
 
-Whichever engine learns it, the same logs give the same content. It knows nothing of files.
+Whichever engine learns it, the same logs give the same content. It must not know about files.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ class LogStatistics:
     """What a run learns.
 
     Attributes:
-        rows_by_file: good rows of each file.
-        positives: rows with label 1.
-        raised_dense: dense values that were below the lowest one.
-        missing: for each table, rows without a value.
-        distinct: for each table, its distinct values.
-        unknown: for each table, rows whose value has no id of its own.
-        vocab_sizes: for each table, its rows.
-        bad_rows: rows left out.
-        first_bad_rows: the first ten of them.
+        rows_by_file: Good rows of each file.
+        positives: Rows with label 1.
+        raised_dense: Dense values that were below the lowest one.
+        missing: For each table, rows without a value.
+        distinct: For each table, its distinct values.
+        unknown: For each table, rows whose value has no id of its own.
+        vocab_sizes: For each table, its rows.
+        bad_rows: Rows left out.
+        first_bad_rows: The first ten of them.
     """
 
     rows_by_file: list[int]
@@ -48,7 +48,7 @@ class LogStatistics:
         """Refuse logs without rows.
 
         Raises:
-            ValueError: naming them.
+            ValueError: Naming them.
         """
         if not self.rows:
             raise ValueError(
@@ -62,10 +62,10 @@ def describe(
     """The content of `records.json`.
 
     Args:
-        files: names of the logs.
-        options: what was asked for.
-        statistics: what was learnt.
-        samples: rows of each split.
+        files: Names of the logs.
+        options: What was asked for.
+        statistics: What was learnt.
+        samples: Rows of each split.
     """
     rules = options.rules
     return {

@@ -1,6 +1,6 @@
 """What to make of the logs: every choice that decides the bytes written, and a few that do not.
 
-It knows nothing of flags' spelling on the command line, of engines or of files.
+It must not know about flags' spelling on the command line, of engines or of files.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class Options:
     """What to make of the logs.
 
     Attributes:
-        rules: meaning of the fields.
-        schema: the fields.
-        split: which rows train, validate and test.
-        shuffle: seed of the order of the rows that train; None keeps that of the logs.
-        columns: write split folders, as split_bin.py does, instead of record files.
-        pack_ids: with `columns`, pack the ids of a row into fewer words.
-        dictionary: folder of an earlier result whose ids are used; "" makes a new dictionary.
-        max_bad_rows: so many bad rows are left out; with more the run fails.
-        block_bytes: text parsed at once; the output does not depend on it.
-        part_bytes: text after which progress is made durable; nor on this.
+        rules: Meaning of the fields.
+        schema: The fields.
+        split: Which rows train, validate and test.
+        shuffle: Seed of the order of the rows that train; None keeps that of the logs.
+        columns: Write split folders, as split_bin.py does, instead of record files.
+        pack_ids: With `columns`, pack the ids of a row into fewer words.
+        dictionary: Folder of an earlier result whose ids are used; "" makes a new dictionary.
+        max_bad_rows: So many bad rows are left out; with more the run fails.
+        block_bytes: Text parsed at once; the output does not depend on it.
+        part_bytes: Text after which progress is made durable; nor on this.
     """
 
     rules: Rules
@@ -45,7 +45,7 @@ class Options:
         """Refuse what contradicts itself.
 
         Raises:
-            ValueError: naming the option, what was expected and what was found.
+            ValueError: Naming the option, what was expected and what was found.
         """
         if self.max_bad_rows < 0:
             raise ValueError(f"--max_bad_rows: expected 0 or more, found {self.max_bad_rows}")

@@ -1,7 +1,7 @@
-"""The files of a result: which columns of a record each one holds, and the folder as it becomes.
+"""The files of a result: which columns of a record each one holds, and how the folder is written.
 
-A result is made in `partial/` inside the output folder and renamed into place when all of it is
-on disk. It knows nothing of engines.
+A result is made in `partial/` inside the output folder and moved to its final names when all of it
+is on disk. This module must not know about the engines.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlrm.formats import checksums, metadata
+from dlrm.formats import atomic_files, checksums
+from dlrm.formats.file_names import (
+    CATEGORY,
+    CHECKSUMS,
+    DENSE,
+    LABEL,
+    METADATA,
+    RECORDS,
+    record_file,
+)
+from dlrm.formats.json_files import json_text
+from dlrm.formats.metadata import Metadata
 from dlrm.formats.packed_ids import plan
 from preprocess.options import Options
+from preprocess.splits import VALIDATION
 
 WORK = "partial"
 DICTIONARY = "dictionary"
-RECORDS = "records.json"
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,11 @@ class OutputFile:
     """One data file.
 
     Attributes:
-        split: whose rows it holds.
-        name: path within the output folder.
-        start: first column of the record in it.
-        stop: the column after the last.
-        packed: the columns are ids to be packed.
+        split: The split whose rows it holds.
+        name: Its path within the output folder.
+        start: The first column of the record that it holds.
+        stop: The column after the last one that it holds.
+        packed: Whether its columns are ids to be packed.
     """
 
     split: str
@@ -47,72 +57,65 @@ class OutputFile:
 def output_files(options: Options, split: str) -> list[OutputFile]:
     """The data files of a split."""
     if not options.columns:
-        return [OutputFile(split, f"{split}_data.bin", 0, options.width)]
+        return [OutputFile(split, record_file(split), 0, options.width)]
     first_id = 1 + options.num_dense
     return [
-        OutputFile(split, f"{split}/label.bin", 0, 1),
-        OutputFile(split, f"{split}/dense.bin", 1, first_id),
-        OutputFile(split, f"{split}/category.bin", first_id, options.width, options.pack_ids),
+        OutputFile(split, f"{split}/{LABEL}", 0, 1),
+        OutputFile(split, f"{split}/{DENSE}", 1, first_id),
+        OutputFile(split, f"{split}/{CATEGORY}", first_id, options.width, options.pack_ids),
     ]
 
 
 class Store(Protocol):
-    """A folder; names are paths within it."""
+    """A folder on some file system; names are paths within the folder."""
 
     def read(self, name: str) -> str | None:
-        """Text of a file, None if absent."""
+        """Returns the text of a file, or None if it is absent."""
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file that is durable and whole, or as it was before."""
+        """Writes a text file durably, so that it is complete or as it was before."""
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether a file or folder of that name exists."""
 
     def replace(self, old: str, new: str) -> None:
-        """Renames a file or folder over what has the new name."""
+        """Renames a file or folder; whatever has the new name is replaced."""
 
     def remove(self, name: str) -> None:
-        """Removes a file or folder with all it holds, if there."""
+        """Removes a file, or a folder with its content, if it exists."""
 
 
 class LocalStore:
-    """A folder of this machine."""
+    """A folder on this machine; see `Store`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, name: str) -> str | None:
-        """Text of a file, None if absent."""
+        """Returns the text of a file, or None if it is absent."""
         path = self.folder / name
-        return path.read_text() if path.exists() else None
+        return path.read_text(encoding="utf-8") if path.exists() else None
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file that is durable and whole, or as it was before."""
+        """Writes a text file durably, so that it is complete or as it was before."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        metadata.sync_folder(path.parent)
+        atomic_files.write_text(path, text)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether a file or folder of that name exists."""
         return (self.folder / name).exists()
 
     def replace(self, old: str, new: str) -> None:
-        """Renames a file or folder over what has the new name."""
+        """Renames a file or folder; whatever has the new name is replaced."""
         target = self.folder / new
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             shutil.rmtree(target)
-        os.replace(self.folder / old, target)
-        metadata.sync_folder(target.parent)
+        atomic_files.rename(self.folder / old, target)
 
     def remove(self, name: str) -> None:
-        """Removes a file or folder with all it holds, if there."""
+        """Removes a file, or a folder with its content, if it exists."""
         path = self.folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -121,34 +124,35 @@ class LocalStore:
 
 
 class Journal:
-    """What a run has finished, kept in `partial/state.json`.
+    """Records what a run has finished, in `partial/state.json`.
 
     Args:
-        store: the output folder.
-        place: its name, for messages.
+        store: The output folder.
+        name: Its name in error messages.
     """
 
-    _NAME = f"{WORK}/state.json"
+    _FILE = f"{WORK}/state.json"
 
-    def __init__(self, store: Store, place: str) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self._store = store
-        self._place = place
+        self._name = name
         self._command: dict[str, str] = {}
         self.kept = False
-        """Whether anything was found or made durable."""
+        """Whether a state was found or saved: progress that another run can continue."""
 
     def begin(self, command: Mapping[str, str], restart: bool) -> dict[str, Any]:
-        """The state that an unfinished run of the same command left, or an empty one.
+        """Returns the state that an unfinished run of the same command left, or an empty one.
 
         Args:
-            command: options and inputs by name.
-            restart: forget an unfinished run.
+            command: Options and inputs, by name.
+            restart: Whether to discard an unfinished run.
 
         Raises:
-            ValueError: if the unfinished run had another command; names the first difference.
+            ValueError: The unfinished run had another command; the message names the first
+                difference.
         """
         self._command = dict(command)
-        text = None if restart else self._store.read(self._NAME)
+        text = None if restart else self._store.read(self._FILE)
         if text is None:
             self._store.remove(WORK)
             return {}
@@ -157,25 +161,25 @@ class Journal:
         for name in {**command, **before}:
             if before.get(name) != command.get(name):
                 raise ValueError(
-                    f"{self._place}: holds an unfinished run with {name}="
+                    f"{self._name}: holds an unfinished run with {name}="
                     f"{before.get(name, '(absent)')}, this one has"
                     f" {command.get(name, '(absent)')}; give the same command to continue it,"
-                    " or --restart to begin anew"
+                    " or --restart to discard it"
                 )
         self.kept = True
         return dict(content["state"])
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Makes a state durable; what it speaks of must be so already."""
+        """Saves a state durably; the files that it refers to must be on disk already."""
         self.kept = True
-        self._store.write(self._NAME, json.dumps({"command": self._command, "state": state}))
+        self._store.write(self._FILE, json.dumps({"command": self._command, "state": state}))
 
 
 def lock(folder: Path) -> int:
-    """Holds a folder for this process until it ends or the descriptor returned is closed.
+    """Locks a folder for this process until it ends or the returned descriptor is closed.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: Another process has locked the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -184,7 +188,7 @@ def lock(folder: Path) -> int:
     except BlockingIOError:
         os.close(descriptor)
         raise ValueError(
-            f"{folder}: expected no other run to write here, found one; wait for it"
+            f"{folder}: expected no other run to write here, found one; wait for it to end"
         ) from None
     return descriptor
 
@@ -195,19 +199,19 @@ def publish(
     description: Mapping[str, Any],
     sums: Mapping[str, checksums.FileSum],
 ) -> None:
-    """Moves a finished result from `partial/` to its place; may be repeated after a kill.
+    """Moves a finished result from `partial/` to its final names; repeatable after a kill.
 
-    Descriptions and checksums go first and come back last, so that none ever stands beside the
+    Descriptions and checksums are removed first and written last, so that none ever describes the
     data of another run.
 
     Args:
-        store: the output folder.
-        options: what was asked for.
-        description: content of `records.json`.
-        sums: checksum of each data file, by name.
+        store: The output folder.
+        options: The options of the run.
+        description: The content of `records.json`.
+        sums: The checksum of each data file, by its name within the output folder.
     """
     folders = sorted({name.rpartition("/")[0] for name in sums})
-    described = (RECORDS, *(_within(f, n) for f in folders for n in _DESCRIPTIONS))
+    described = (RECORDS, *(_within(f, n) for f in folders for n in (METADATA, CHECKSUMS)))
     for name in described:
         store.remove(name)
     for name in (DICTIONARY, *sums):
@@ -215,33 +219,25 @@ def publish(
             store.replace(f"{WORK}/{name}", name)
         assert store.exists(name), name
     if not options.columns and not options.split.validates:
-        store.remove("val_data.bin")
+        store.remove(record_file(VALIDATION))
     if options.columns:
-        meta = split_metadata(options, description["vocab_sizes"])
-        text = _text(metadata.FILE_NAME, lambda folder: metadata.write_metadata(folder, meta))
+        metadata = split_metadata(options, description["vocab_sizes"])
         for folder in folders:
-            store.write(_within(folder, metadata.FILE_NAME), text)
-    store.write(RECORDS, json.dumps(description, indent=2) + "\n")
+            store.write(_within(folder, METADATA), json_text(metadata.to_json()))
+    store.write(RECORDS, json_text(description, indent=2))
     for folder in folders:
         entries = {
             name.rpartition("/")[2]: value
             for name, value in sums.items()
             if name.rpartition("/")[0] == folder
         }
-        text = _text(
-            checksums.FILE_NAME,
-            lambda temporary, entries=entries: checksums.write_checksums(temporary, entries),  # type: ignore[misc]
-        )
-        store.write(_within(folder, checksums.FILE_NAME), text)
+        store.write(_within(folder, CHECKSUMS), json_text(checksums.to_json(entries)))
     store.remove(WORK)
 
 
-_DESCRIPTIONS = (metadata.FILE_NAME, checksums.FILE_NAME)
-
-
-def split_metadata(options: Options, vocab_sizes: list[int]) -> metadata.Metadata:
+def split_metadata(options: Options, vocab_sizes: list[int]) -> Metadata:
     """The description of a split folder, as split_bin.py writes it."""
-    return metadata.Metadata(
+    return Metadata(
         vocab_sizes=tuple(vocab_sizes),
         label_raw_type="int32",
         dense_raw_type="int32",
@@ -251,13 +247,6 @@ def split_metadata(options: Options, vocab_sizes: list[int]) -> metadata.Metadat
         dense_log_offset=options.rules.dense_log_offset,
         packed_ids=plan(vocab_sizes) if options.pack_ids else None,
     )
-
-
-def _text(name: str, write: Callable[[Path], None]) -> str:
-    """What a function that writes into a local folder writes, for folders that are not local."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        return (Path(folder) / name).read_text()
 
 
 def _within(folder: str, name: str) -> str:

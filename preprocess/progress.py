@@ -1,6 +1,6 @@
 """How far a pass is: a bar on a terminal, a plain line now and then elsewhere, or nothing.
 
-It knows nothing of what is being done.
+It must not know about what is being done.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class PassProgress:
     """Shows one pass; used as a context manager around it.
 
     Args:
-        title: what the pass does.
-        total: units in all; 0 if not known.
+        title: What the pass does.
+        total: Units in all; 0 if not known.
         style: "bar", "lines" or "silent".
     """
 

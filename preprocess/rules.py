@@ -1,6 +1,6 @@
 """What the preprocessing rules mean, in one place and by name.
 
-It knows nothing of files or text; any engine that follows these definitions writes the same ids.
+It must not know about files or text; any engine that follows these definitions writes the same ids.
 
 Common to all: a missing dense value is 0; a categorical field is its hexadecimal number, taken
 modulo `max_table_rows` when that is given; counts and dictionaries cover all good rows, whichever
@@ -45,17 +45,17 @@ class Rules:
     """One way to turn raw fields into a record.
 
     Attributes:
-        name: what the user calls it.
-        dense_log_offset: the training side applies ln(x + offset).
-        lowest_dense: smaller dense values are raised to this one.
-        missing_is_value: a missing category counts as the value 0; otherwise it is id 0.
-        special_id: id 0 is reserved even when no threshold is given.
-        by_count: ids in order of count and value; otherwise of first appearance.
-        frequency_threshold: values seen fewer times share id 0; 0 and 1 drop none.
-        max_table_rows: categorical numbers are taken modulo this; None leaves them.
-        lowest_by_column: instead of `lowest_dense` for some dense columns, by index.
-        thresholds: instead of `frequency_threshold` for some tables, by index.
-        moduli: instead of `max_table_rows` for some tables, by index.
+        name: What the user calls it.
+        dense_log_offset: The training side applies ln(x + offset).
+        lowest_dense: Smaller dense values are raised to this one.
+        missing_is_value: A missing category counts as the value 0; otherwise it is id 0.
+        special_id: Id 0 is reserved even when no threshold is given.
+        by_count: Ids in order of count and value; otherwise of first appearance.
+        frequency_threshold: Values seen fewer times share id 0; 0 and 1 drop none.
+        max_table_rows: Categorical numbers are taken modulo this; None leaves them.
+        lowest_by_column: Instead of `lowest_dense` for some dense columns, by index.
+        thresholds: Instead of `frequency_threshold` for some tables, by index.
+        moduli: Instead of `max_table_rows` for some tables, by index.
     """
 
     name: str
@@ -107,7 +107,7 @@ def rules_by_name(
     """The rules called `name`, with their defaults unless numbers are given.
 
     Raises:
-        ValueError: for an unknown name or a number out of range.
+        ValueError: For an unknown name or a number out of range.
     """
     if name not in _RULES:
         raise ValueError(f"--rules: expected one of {', '.join(_RULES)}, found {name!r}")
@@ -120,7 +120,7 @@ def with_numbers(
     """The rules with other numbers where some are given.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: For a number out of range.
     """
     if frequency_threshold is not None:
         if frequency_threshold < 0:
@@ -141,10 +141,10 @@ def ranked(
     """Which values get an id of their own, in the order of these ids.
 
     Args:
-        rules: which values keep an id, and in which order.
-        table: index of the table.
-        values: distinct values in order of first appearance [values].
-        counts: how often each was seen [values].
+        rules: Which values keep an id, and in which order.
+        table: Index of the table.
+        values: Distinct values in order of first appearance [values].
+        counts: How often each was seen [values].
 
     Returns:
         Indices into `values`; the first has id `rules.first_id(table)`, and so on.
@@ -165,8 +165,8 @@ def shuffle_key(seed: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Where rows stand among the shuffled: ascending, as unsigned numbers; no two are equal.
 
     Args:
-        seed: any 64-bit number.
-        rows: row numbers [rows].
+        seed: Any 64-bit number.
+        rows: Row numbers [rows].
     """
     return _mixed(rows * np.uint64(MIX_STEP) + np.uint64(shuffle_seed(seed)))
 

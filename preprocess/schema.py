@@ -1,7 +1,7 @@
 """The fields of a raw log: their order, their roles, and which text is a good row.
 
 A row is good or bad by `Schema.line_pattern` and the ranges named there, whichever engine reads it;
-`Schema.fault` says in words what is wrong with a bad one. It knows nothing of ids or of engines.
+`Schema.fault` says in words what is wrong with a bad one. It must not know about ids or of engines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LogField:
     """One field of a row.
 
     Attributes:
-        name: what messages and Parquet files call it.
+        name: What messages and Parquet files call it.
         role: "label", "dense", "categorical", "split" (tells the part a row belongs to) or
             "ignored".
         kind: "integer"; "hex", at most 8 digits; or "text", which stands for its CRC-32.
@@ -42,11 +42,11 @@ class Schema:
     """The fields of a log.
 
     Attributes:
-        fields: in the order of the file.
-        dense: positions in `fields` of the dense columns, in the order of the record.
-        categorical: the same for the categorical ones.
+        fields: In the order of the file.
+        dense: Positions in `fields` of the dense columns, in the order of the record.
+        categorical: The same for the categorical ones.
         format: "tsv", "csv" or "parquet".
-        header: the first line of each file names the columns.
+        header: The first line of each file names the columns.
     """
 
     fields: tuple[LogField, ...]
@@ -147,7 +147,7 @@ def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
     """Criteo's layout: a label, integers, hashes; tab-separated, without a header.
 
     Raises:
-        ValueError: for a number of columns that no log has.
+        ValueError: For a number of columns that no log has.
     """
     if num_dense < 0 or num_categorical < 1:
         raise ValueError(

@@ -1,6 +1,6 @@
 """AUC and log loss of true probabilities over any number of rows, in constant memory.
 
-It knows nothing of where scores and labels come from.
+It must not know about where scores and labels come from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ScoreHistogram:
         """Counts rows.
 
         Args:
-            logits: scores [rows].
+            logits: Scores [rows].
             labels: 0 or 1 [rows].
         """
         scaled = (logits + _LIMIT) * (_BINS / (2 * _LIMIT))

@@ -30,8 +30,8 @@ class SplitRule:
         by: "fraction": the last rows test, those before them validate; "terabyte": the last
             file's first half tests, its second half validates; "file": by the file's name;
             "column": by the text of the split field.
-        test: what tests: a fraction, or names or texts.
-        validation: the same for validation.
+        test: What tests: a fraction, or names or texts.
+        validation: The same for validation.
     """
 
     by: str = "fraction"
@@ -42,7 +42,7 @@ class SplitRule:
         """Refuse what no log can satisfy, before it is read.
 
         Raises:
-            ValueError: naming what was expected and found.
+            ValueError: Naming what was expected and found.
         """
         if self.by not in ("fraction", "terabyte", "file", "column"):
             raise ValueError(f"--split: expected fraction or terabyte, found {self.by!r}")
@@ -74,7 +74,7 @@ class SplitRule:
         """The splits in the order of their rows; one may come in several parts. Not for "column".
 
         Raises:
-            ValueError: if no row is left for training, or a file is named that there is not.
+            ValueError: No row is left for training, or a file is named that there is not.
         """
         if self.by == "terabyte":
             return split_terabyte(rows_by_file)
@@ -103,7 +103,7 @@ def check_training(samples: Mapping[str, int], by: str) -> None:
     """Refuse a split that leaves nothing to train on.
 
     Raises:
-        ValueError: naming the rows there are.
+        ValueError: Naming the rows there are.
     """
     if not samples.get(TRAIN):
         found = ", ".join(f"{rows} {name}" for name, rows in samples.items())
@@ -122,7 +122,7 @@ def split_by_fraction(
     """Train first, then validation (if asked for), then test, all in the order of the rows.
 
     Raises:
-        ValueError: if a fraction is out of range or no row is left for training.
+        ValueError: A fraction is out of range or no row is left for training.
     """
     for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= fraction < 1:
@@ -145,7 +145,7 @@ def split_terabyte(rows_by_file: Sequence[int]) -> list[RowRange]:
     """All files but the last train; of the last one ceil(n/2) rows test, the rest validate.
 
     Raises:
-        ValueError: if there is one file only, or no row for training.
+        ValueError: There is one file only, or no row for training.
     """
     last = rows_by_file[-1]
     train = sum(rows_by_file[:-1])

@@ -11,9 +11,9 @@ class Summary:
     """What a run did.
 
     Attributes:
-        description: the content of `records.json`.
-        first_seconds: duration of parsing and of making the dictionaries.
-        second_seconds: duration of writing.
+        description: The content of `records.json`.
+        first_seconds: Duration of parsing and of making the dictionaries.
+        second_seconds: Duration of writing.
     """
 
     description: dict[str, Any]

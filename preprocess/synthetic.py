@@ -2,7 +2,7 @@
 
 `python3 -m preprocess.synthetic logs.tsv --rows 1000000 --seed 1` writes `logs.tsv` and
 `logs.json`. Rows come in blocks, so memory does not grow with them, and row i depends on the seed
-and the model options alone: a longer log begins with the shorter one. It knows nothing of
+and the model options alone: a longer log begins with the shorter one. It must not know about
 preprocessing or training.
 """
 
@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats.json_files import write_json_object
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.click_model import BLOCK_ROWS, ClickModel, ClickModelOptions, SampleBlock
-from preprocess.files import PendingFiles, write_all, write_json
+from preprocess.files import pending_files, write_all
 from preprocess.score_histogram import ScoreHistogram
 from preprocess.splits import tail_rows
 
@@ -39,8 +40,8 @@ def category_hash(table: int, ids: NDArray[np.integer]) -> NDArray[np.uint32]:
     """32-bit hash of each id; one to one within a table, so that no two ids collide.
 
     Args:
-        table: index of the table.
-        ids: ids, any shape.
+        table: Index of the table.
+        ids: Ids, any shape.
 
     Returns:
         uint32 of the same shape.
@@ -103,7 +104,7 @@ def output_paths(output: Path, files: int) -> list[Path]:
     """Names of the logs: `output` itself, or `name.0.tsv`, `name.1.tsv` and so on.
 
     Raises:
-        ValueError: if the name ends neither in `.tsv` nor in `.tsv.gz`.
+        ValueError: The name ends neither in `.tsv` nor in `.tsv.gz`.
     """
     stem, ending = _split_name(output)
     if files == 1:
@@ -129,19 +130,19 @@ def generate(
     """Writes `rows` rows over `files` logs and the description beside them.
 
     Args:
-        output: name of the log, ending in `.tsv` or `.tsv.gz`; see `output_paths` for several.
-        rows: rows in all; file k of K holds rows [k*rows//K, (k+1)*rows//K).
-        seed: the same seed and options give the same rows.
-        options: the planted model.
-        files: number of logs.
-        test_fraction: share of the rows, at the end, that `best_auc_test` judges.
+        output: Name of the log, ending in `.tsv` or `.tsv.gz`; see `output_paths` for several.
+        rows: Rows in all; file k of K holds rows [k*rows//K, (k+1)*rows//K).
+        seed: The same seed and options give the same rows.
+        options: The planted model.
+        files: Number of logs.
+        test_fraction: Share of the rows, at the end, that `best_auc_test` judges.
 
     Returns:
         What was written to the `.json` file: rows, positives, the best AUC and log loss that any
         model can reach (those of the true probabilities), and the AUC without pair effects.
 
     Raises:
-        ValueError: if a number or the name is unusable.
+        ValueError: A number or the name is unusable.
     """
     if rows < 1 or files < 1 or files > rows:
         raise ValueError(
@@ -157,7 +158,7 @@ def generate(
     ends = [(k + 1) * rows // files for k in range(files)]
     output.parent.mkdir(parents=True, exist_ok=True)
     description.unlink(missing_ok=True)
-    with PendingFiles(paths) as logs:
+    with pending_files(paths) as logs:
         for first in range(0, rows, BLOCK_ROWS):
             block = model.block(first // BLOCK_ROWS)
             count = min(BLOCK_ROWS, rows - first)
@@ -182,7 +183,7 @@ def generate(
         "interacting_tables": model.pairs,
         "options": asdict(options),
     }
-    write_json(description, content)
+    write_json_object(description, content, indent=2)
     return content
 
 

@@ -1,6 +1,6 @@
-"""A user's own logs, described in a small YAML file; see `EXAMPLE`.
+"""Reads the YAML file that describes a user's own logs; `schema_example.yaml` shows every key.
 
-It turns the file into a schema, rules and a split; what these mean stands with them.
+It turns the file into a schema, rules and a split, and must not know what these are used for.
 """
 
 from __future__ import annotations
@@ -28,23 +28,6 @@ from preprocess.schema import (
 )
 from preprocess.splits import SplitRule
 
-EXAMPLE = """\
-format: csv                 # tsv, csv (without quoted fields) or parquet
-header: true                # tsv and csv: the first line of each file names the columns
-columns: [day, clicked, age, price, site, user]   # in the order of the file
-label: clicked              # 0 or 1
-dense: [age, {name: price, lowest: -1}]           # 32-bit integers, raised to lowest
-categorical:                # type: hex (8 digits), integer (32 bits) or text (its CRC-32)
-  - {name: site, type: text, threshold: 3, modulo: 1000}
-  - {name: user, type: integer}
-lowest: 0                   # of dense columns that give none
-threshold: 0                # of tables that give none: rarer values share id 0
-ids: appearance             # or count
-missing: value              # a missing category is the value 0; or special: it is id 0
-dense_log_offset: 1         # the training side takes ln(x + offset)
-split: {by: column, column: day, validation: ["6"], test: ["7"]}   # by: fraction, file or column
-"""
-
 _KEYS = {
     "format", "header", "columns", "label", "dense", "categorical", "lowest", "threshold", "ids",
     "missing", "dense_log_offset", "split",
@@ -69,8 +52,8 @@ def read_user_schema(path: Path) -> UserSchema:
     """Reads a schema.
 
     Raises:
-        ValueError: naming the file, what was expected and what was found.
-        OSError: if it cannot be read.
+        ValueError: Naming the file, what was expected and what was found.
+        OSError: It cannot be read.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -85,7 +68,7 @@ def parse_user_schema(content: Any) -> UserSchema:
     """Turns the content of a schema file into what it means.
 
     Raises:
-        ValueError: naming the key, what was expected and what was found.
+        ValueError: Naming the key, what was expected and what was found.
     """
     if not isinstance(content, dict):
         raise ValueError(f"expected keys such as label and categorical, found {content!r}")

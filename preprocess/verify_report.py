@@ -11,8 +11,8 @@ def screen(report: Report, seconds: float) -> str:
     """What the data is, part by part and feature by feature, and the outcome.
 
     Args:
-        report: what the check found.
-        seconds: how long it took.
+        report: What the check found.
+        seconds: How long it took.
     """
     lines = [*_parts(report), ""]
     if report.counts is not None:

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlrm.formats.metadata import StrPath, read_json_object, write_json_object
 
@@ -114,10 +114,17 @@ def write_checksums(folder: StrPath, entries: Mapping[str, FileSum]) -> None:
         folder: Holds the files.
         entries: The sum of each data file, by its name within the folder.
     """
-    write_json_object(
-        Path(folder) / FILE_NAME,
-        {"algorithm": ALGORITHM, "files": {name: s._asdict() for name, s in entries.items()}},
-    )
+    write_json_object(Path(folder) / FILE_NAME, to_json(entries))
+
+
+def to_json(entries: Mapping[str, FileSum]) -> dict[str, Any]:
+    """The content of `checksums.json`.
+
+    Args:
+        entries: The sum of each data file, by its name within the folder.
+    """
+    files = {name: entry._asdict() for name, entry in entries.items()}
+    return {"algorithm": ALGORITHM, "files": files}
 
 
 def remove_checksums(folder: StrPath) -> None:

@@ -73,6 +73,21 @@ class Metadata:
         if self.packed_ids is not None:
             self.packed_ids.check(self.vocab_sizes)
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of `metadata.json`."""
+        content: dict[str, Any] = {
+            "vocab_sizes": list(self.vocab_sizes),
+            "label_raw_type": self.label_raw_type,
+            "dense_raw_type": self.dense_raw_type,
+            "category_raw_type": self.category_raw_type,
+            "dense_log": self.dense_log,
+            "num_dense": self.num_dense,
+            "dense_log_offset": self.dense_log_offset,
+        }
+        if self.packed_ids is not None:
+            content["packed_ids"] = self.packed_ids.content
+        return content
+
     @property
     def category_width(self) -> int:
         """32-bit words of a sample in `category.bin`."""
@@ -234,18 +249,7 @@ def file_size(path: Path) -> int:
 
 def write_metadata(folder: StrPath, metadata: Metadata) -> None:
     """Write `folder/metadata.json` so that it is either complete or absent, also after a crash."""
-    content: dict[str, Any] = {
-        "vocab_sizes": list(metadata.vocab_sizes),
-        "label_raw_type": metadata.label_raw_type,
-        "dense_raw_type": metadata.dense_raw_type,
-        "category_raw_type": metadata.category_raw_type,
-        "dense_log": metadata.dense_log,
-        "num_dense": metadata.num_dense,
-        "dense_log_offset": metadata.dense_log_offset,
-    }
-    if metadata.packed_ids is not None:
-        content["packed_ids"] = metadata.packed_ids.content
-    write_json_object(Path(folder) / FILE_NAME, content)
+    write_json_object(Path(folder) / FILE_NAME, metadata.to_json())
 
 
 def write_json_object(path: Path, content: Mapping[str, Any]) -> None:

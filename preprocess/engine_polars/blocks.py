@@ -1,7 +1,7 @@
 """Raw logs as blocks of whole lines: plain text, gzip, or Parquet laid out as text.
 
-Blocks can begin anywhere that an earlier block ended. It knows nothing of what a line holds beyond
-its line end: LF or CRLF.
+Reading can begin wherever an earlier block ended. This module must not know about what a line holds
+beyond its line end: LF or CRLF.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class TextBlock:
     """Whole lines of one file.
 
     Attributes:
-        file: index of the file.
-        line: number of the first line, from 1.
-        text: the lines, the last of which may lack its line end.
-        position: bytes of the stored file read so far.
-        lines: number of lines.
-        delimiters: number of delimiters.
-        offset: as a `ResumePoint` has it, after this block.
+        file: Index of the file.
+        line: Number of the first line, from 1.
+        text: The lines, the last of which may lack its line end.
+        position: Bytes of the stored file read so far.
+        lines: Number of lines.
+        delimiters: Number of delimiters.
+        offset: As a `ResumePoint` has it, after this block.
     """
 
     file: int
@@ -72,15 +72,15 @@ def read_blocks(
     """Blocks of all files in order, read and decompressed ahead in a thread.
 
     Args:
-        paths: logs; those ending in `.gz` are decompressed.
-        schema: the format, and whether the first line is a header.
-        block_bytes: text aimed at in each block.
-        start: where to begin; None: at the beginning.
+        paths: Logs; those ending in `.gz` are decompressed.
+        schema: The format, and whether the first line is a header.
+        block_bytes: Text aimed at in each block.
+        start: Where to begin; None: at the beginning.
 
     Raises:
-        ValueError: naming file and line if a line is longer than a megabyte or a gzip file is
+        ValueError: Naming file and line if a line is longer than a megabyte or a gzip file is
             damaged.
-        OSError: if a file cannot be read.
+        OSError: A file cannot be read.
     """
     first = start or ResumePoint()
     ready: queue.Queue[TextBlock | BaseException | None] = queue.Queue(maxsize=2)

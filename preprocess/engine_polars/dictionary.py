@@ -1,7 +1,7 @@
 """A table's distinct values, numbered as they first appear, with their counts.
 
 An open-addressing hash table in NumPy: a batch is looked up in a handful of array passes, and
-unlike a join it costs nothing per batch for the values already known. It knows nothing of files
+unlike a join it costs nothing per batch for the values already known. It must not know about files
 or rules.
 """
 
@@ -51,7 +51,7 @@ class Dictionary:
         """Provisional ids of `values`, adding those not seen before and counting all.
 
         Args:
-            values: uint32 [rows].
+            values: Uint32 [rows].
 
         Returns:
             int32 [rows].
@@ -131,8 +131,8 @@ class Dictionary:
         """Puts absent values into the first free slot from each home on.
 
         Args:
-            values: uint32 [rows]; equal ones share a slot and keep the first one's number.
-            numbers: low half of each word [rows].
+            values: Uint32 [rows]; equal ones share a slot and keep the first one's number.
+            numbers: Low half of each word [rows].
 
         Returns:
             The slot of each value [rows].

@@ -39,15 +39,15 @@ def ingest(
     """Makes a result, or continues the making of one.
 
     Args:
-        sources: raw logs, plain, `.gz` or Parquet, in order.
-        output: folder, made if absent.
-        options: what to make of the logs.
-        progress: makes each pass's display.
-        restart: forget an unfinished run in `output`.
+        sources: Raw logs, plain, `.gz` or Parquet, in order.
+        output: Folder, made if absent.
+        options: What to make of the logs.
+        progress: Makes each pass's display.
+        restart: Forget an unfinished run in `output`.
 
     Raises:
-        ValueError: for too many bad rows, or rows that cannot be split as asked.
-        OSError: if a file cannot be read or written.
+        ValueError: For too many bad rows, or rows that cannot be split as asked.
+        OSError: A file cannot be read or written.
     """
     paths = [Path(source) for source in sources]
     command = options.identity("polars")

@@ -1,7 +1,7 @@
 """Blocks of text as columns of numbers, strictly checked.
 
 Blocks whose fields are all numbers go through Polars' reader of numbers; where that is in doubt,
-and for other fields, each line is held to the schema's pattern. It knows nothing of ids.
+and for other fields, each line is held to the schema's pattern. It must not know about ids.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class ParsedRows:
     """Parsed rows, one array a column; missing values read 0.
 
     Attributes:
-        file: index of the file.
-        labels: int32 [rows].
-        dense: num_dense arrays, int32 [rows].
-        categories: num_categorical arrays, uint32 [rows].
-        missing: for each category bool [rows], or None where no value is missing.
-        tags: int32 [rows], the split of each row, or None if the row does not tell.
+        file: Index of the file.
+        labels: Int32 [rows].
+        dense: Num_dense arrays, int32 [rows].
+        categories: Num_categorical arrays, uint32 [rows].
+        missing: For each category bool [rows], or None where no value is missing.
+        tags: Int32 [rows], the split of each row, or None if the row does not tell.
     """
 
     file: int
@@ -47,10 +47,10 @@ class LogParser:
     """Turns blocks into batches.
 
     Args:
-        paths: the files, for messages.
-        schema: the fields.
-        bad_rows: where rows that are no good are counted.
-        tags: split of each text of the split field that does not train.
+        paths: The files, for messages.
+        schema: The fields.
+        bad_rows: Where rows that are no good are counted.
+        tags: Split of each text of the split field that does not train.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LogParser:
         """The good rows of a block.
 
         Raises:
-            ValueError: naming file and line of the first bad rows, if there are too many.
+            ValueError: Naming file and line of the first bad rows, if there are too many.
         """
         # Polars would let pass "+5" and " 5".
         if self._schema.numeric and b"+" not in block.text and b" " not in block.text:

@@ -41,11 +41,11 @@ class FirstPass:
     """What pass one knows; all but the dictionaries is in the journal.
 
     Attributes:
-        statistics: what is known of the logs.
-        resume_point: where to go on.
-        parts: rows of each finished part.
-        new_values: for each finished part, how many values of each table were new.
-        dictionaries: one a table.
+        statistics: What is known of the logs.
+        resume_point: Where to go on.
+        parts: Rows of each finished part.
+        new_values: For each finished part, how many values of each table were new.
+        dictionaries: One a table.
     """
 
     statistics: LogStatistics
@@ -90,16 +90,16 @@ def build_vocabulary(
     """Parses all logs from where `state` says, or from the beginning.
 
     Args:
-        sources: the logs.
-        work: folder of the parts.
-        options: what to make of the logs.
-        state: what the journal has; empty at first.
-        save: makes a state durable.
-        display: shows the pass.
+        sources: The logs.
+        work: Folder of the parts.
+        options: What to make of the logs.
+        state: What the journal has; empty at first.
+        save: Makes a state durable.
+        display: Shows the pass.
 
     Raises:
-        ValueError: naming file and line if there are too many bad rows.
-        OSError: if a file cannot be read or written.
+        ValueError: Naming file and line if there are too many bad rows.
+        OSError: A file cannot be read or written.
     """
     first_pass = _restored(work, options, state, len(sources))
     bad = BadRows(

@@ -41,12 +41,12 @@ class WriteProgress:
     """How far pass two is; the journal keeps all of it.
 
     Attributes:
-        parts: parts of pass one that are done.
-        buckets: buckets that are done.
-        bits: leading bits of a key that name its bucket.
-        sizes: bytes of each bucket.
-        sums: bytes and CRC-32 of each output.
-        samples: rows of each split so far.
+        parts: Parts of pass one that are done.
+        buckets: Buckets that are done.
+        bits: Leading bits of a key that name its bucket.
+        sizes: Bytes of each bucket.
+        sums: Bytes and CRC-32 of each output.
+        samples: Rows of each split so far.
     """
 
     parts: int = 0
@@ -62,13 +62,13 @@ class WritePlan:
     """What pass two is to do.
 
     Attributes:
-        work: folder of the parts and of the outputs.
-        options: what to make of the rows.
-        parts: rows of each part of pass one.
-        splits: ranges of rows; None where each row's tag tells.
-        ids: by table, final id of each provisional id, the last one the missing value's; None
+        work: Folder of the parts and of the outputs.
+        options: What to make of the rows.
+        parts: Rows of each part of pass one.
+        splits: Ranges of rows; None where each row's tag tells.
+        ids: By table, final id of each provisional id, the last one the missing value's; None
             where provisional ids are final.
-        pack: packs ids [rows, tables] into words [rows, words].
+        pack: Packs ids [rows, tables] into words [rows, words].
     """
 
     work: Path
@@ -137,10 +137,10 @@ def write(
     """Writes the data files into the work folder.
 
     Args:
-        plan: what to do.
-        state: what the journal has of pass two; empty at first.
-        save: makes a state of pass two durable.
-        display: shows the pass, in rows.
+        plan: What to do.
+        state: What the journal has of pass two; empty at first.
+        save: Makes a state of pass two durable.
+        display: Shows the pass, in rows.
     """
     written = WriteProgress(**state)
     if not state and plan.options.shuffle is not None:

@@ -17,6 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dlrm.formats.checksums import FileSum
+from dlrm.formats.file_names import RECORDS
 from dlrm.formats.packed_ids import plan
 from preprocess.bad_rows import BadRows
 from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
@@ -41,7 +42,7 @@ from preprocess.engine_spark.write import (
 )
 from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
-from preprocess.outputs import RECORDS, WORK, Journal, LocalStore, publish
+from preprocess.outputs import WORK, Journal, LocalStore, publish
 from preprocess.progress import Progress
 from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary

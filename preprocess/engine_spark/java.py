@@ -1,6 +1,6 @@
 """The project's own Java classes on Spark: compiled once a session, used on data frames.
 
-It knows nothing of what the classes do.
+It must not know about what the classes do.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class _HotIds:
 
     Attributes:
         ids: Java's `HotIds`.
-        slots: its array, as a broadcast.
-        least: the lowest count of a value in it; 0 if all values are.
+        slots: Its array, as a broadcast.
+        least: The lowest count of a value in it; 0 if all values are.
     """
 
     ids: Any
@@ -43,10 +43,10 @@ def records(
 
     Args:
         session: Spark.
-        chunks: staged rows.
-        assignment: what Java's `RowNumbers` and `BucketAssignment` take.
+        chunks: Staged rows.
+        assignment: What Java's `RowNumbers` and `BucketAssignment` take.
         dictionary: (feature, value, id, count).
-        options: the columns there are.
+        options: The columns there are.
 
     Returns:
         Rows as Java's `RecordWriter` takes them, but in any order: a slice of records, or the id of

@@ -34,12 +34,12 @@ class StagedFile:
     """One file's staged rows.
 
     Attributes:
-        rows: good rows of each partition.
-        positives: rows with label 1.
-        raised: dense values that were below the lowest one.
-        missing: for each table, rows without a value.
-        bad_rows: rows left out.
-        first_bad_rows: the first ten of them, in words.
+        rows: Good rows of each partition.
+        positives: Rows with label 1.
+        raised: Dense values that were below the lowest one.
+        missing: For each table, rows without a value.
+        bad_rows: Rows left out.
+        first_bad_rows: The first ten of them, in words.
     """
 
     rows: list[int]
@@ -57,13 +57,13 @@ def stage_file(
 
     Args:
         session: Spark.
-        source: the file.
-        number: its place among all files.
-        target: folder to write.
-        options: what a row means.
+        source: The file.
+        number: Its place among all files.
+        target: Folder to write.
+        options: What a row means.
 
     Raises:
-        ValueError: if the file's partitions do not come in order, or its header is another.
+        ValueError: The file's partitions do not come in order, or its header is another.
     """
     java = java_classes(session)
     parser = java.new("LineParser", number, *_parser_arguments(options))
@@ -84,9 +84,9 @@ def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -
     """What was counted of a file, and its first bad rows in words.
 
     Args:
-        source: the file, for messages.
-        partitions: the summaries of its partitions, in order.
-        options: holds the schema.
+        source: The file, for messages.
+        partitions: The summaries of its partitions, in order.
+        options: Holds the schema.
     """
     staged = StagedFile(
         [found["rows"] for found in partitions],

@@ -1,6 +1,6 @@
 """The Spark session.
 
-It knows nothing of rows.
+It must not know about rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         master: Spark's master; None leaves it to spark-submit, or is all local cores.
 
     Raises:
-        ValueError: one line for what Spark refuses.
+        ValueError: One line for what Spark refuses.
     """
     active = SparkSession.getActiveSession()
     builder = SparkSession.builder.appName("dlrm ingest")

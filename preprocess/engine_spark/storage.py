@@ -1,6 +1,6 @@
 """A folder that Spark can reach, local or not: `hdfs://`, `s3a://` and their like.
 
-It knows nothing of what the files hold.
+It must not know about what the files hold.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class HadoopFiles:
         """Length and time of change of a file.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: There is none.
         """
         path = self.path(name)
         if not self.system(path).exists(path):

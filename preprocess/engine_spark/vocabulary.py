@@ -21,9 +21,9 @@ class TableStatistics:
     """What is known of one table's values.
 
     Attributes:
-        distinct: distinct values.
-        unknown: rows whose value has no id of its own.
-        kept: values with an id of their own.
+        distinct: Distinct values.
+        unknown: Rows whose value has no id of its own.
+        kept: Values with an id of their own.
     """
 
     distinct: int = 0
@@ -35,10 +35,10 @@ def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Op
     """Writes (feature, value, count, first) of all tables as Parquet to `target`.
 
     Args:
-        chunks: staged rows.
-        offsets: as `row_offsets` makes them.
-        target: folder to write.
-        options: the tables there are.
+        chunks: Staged rows.
+        offsets: As `row_offsets` makes them.
+        target: Folder to write.
+        options: The tables there are.
     """
     java = java_classes(chunks.sparkSession)
     shape = (options.num_dense, options.num_categorical)
@@ -62,9 +62,9 @@ def stage_new_ids(
 
     Args:
         session: Spark.
-        value_counts: what `stage_value_counts` wrote.
-        ranked: where to write (feature, value, count, partition, local).
-        options: holds the rules.
+        value_counts: What `stage_value_counts` wrote.
+        ranked: Where to write (feature, value, count, partition, local).
+        options: Holds the rules.
 
     Returns:
         For each partition, the number of the sorted values before it.
@@ -124,9 +124,9 @@ def table_statistics(
 
     Args:
         session: Spark.
-        value_counts: what `stage_value_counts` wrote.
-        old: the dictionary of an earlier result, if its ids are used.
-        options: holds the rules.
+        value_counts: What `stage_value_counts` wrote.
+        old: The dictionary of an earlier result, if its ids are used.
+        options: Holds the rules.
     """
     frame = session.read.parquet(value_counts)
     known = sf.col("count") >= _thresholds(options)

@@ -35,8 +35,8 @@ class Buckets:
     """The buckets of all splits, which are numbered one after the other.
 
     Attributes:
-        rows: rows of each bucket.
-        size: numbers that each split has for its buckets.
+        rows: Rows of each bucket.
+        size: Numbers that each split has for its buckets.
     """
 
     rows: dict[int, int]
@@ -66,10 +66,10 @@ class BucketAssignment:
     """What Java's `BucketAssignment` takes of the rows' assignment, and how it says so.
 
     Attributes:
-        offsets: as `row_offsets` makes them.
-        splits: ranges of rows; None where the tag tells.
-        rows: good rows of all files.
-        options: holds the seed of the shuffle.
+        offsets: As `row_offsets` makes them.
+        splits: Ranges of rows; None where the tag tells.
+        rows: Good rows of all files.
+        options: Holds the seed of the shuffle.
     """
 
     offsets: str
@@ -95,7 +95,7 @@ class BucketAssignment:
         """What Java's `RowNumbers` and `BucketAssignment` take.
 
         Args:
-            done: buckets whose rows are not needed.
+            done: Buckets whose rows are not needed.
         """
         parts = [(NAMES.index(part.name), part.start, part.stop) for part in self.splits or []]
         shuffle: list[int] = []
@@ -167,12 +167,12 @@ def write_buckets(
 
     Args:
         session: Spark.
-        files: file systems.
-        work: folder of the outputs, as a Hadoop path.
-        records: what `preprocess.engine_spark.lookup.records` makes.
-        buckets: all there are.
-        options: what to write.
-        packing: how ids are packed; None to leave them.
+        files: File systems.
+        work: Folder of the outputs, as a Hadoop path.
+        records: What `preprocess.engine_spark.lookup.records` makes.
+        buckets: All there are.
+        options: What to write.
+        packing: How ids are packed; None to leave them.
     """
     local = files.is_local(work)
     outputs = [o for split in options.split.names for o in output_files(options, split)]

@@ -16,7 +16,8 @@ from dlrm.formats.checksums import read_checksums, sum_of
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.__main__ import main
 from preprocess.rules import shuffle_key
-from preprocess.user_schema import EXAMPLE, parse_user_schema
+from preprocess.user_schema import parse_user_schema, read_user_schema
+from tests.support.processes import ROOT
 from tests.support.spark_session import (  # noqa: F401
     ENGINES,
     contents,
@@ -361,9 +362,7 @@ def test_too_many_bad_rows_are_refused_and_named(
 
 
 def test_the_example_schema_is_one() -> None:
-    import yaml
-
-    user = parse_user_schema(yaml.safe_load(EXAMPLE))
+    user = read_user_schema(ROOT / "preprocess" / "schema_example.yaml")
     assert [field.role for field in user.schema.fields] == [
         "split", "label", "dense", "dense", "categorical", "categorical",
     ]  # fmt: skip
