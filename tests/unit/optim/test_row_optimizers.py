@@ -1,0 +1,268 @@
+"""Row optimizers against float64 NumPy: sharded, checkpointed, and on another number of ranks.
+
+The optimizers with state are defined here, as anyone would add them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dlrm.checkpoint import state as checkpoint_state
+from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest, tables_file
+from dlrm.checkpoint.resume import resume
+from dlrm.checkpoint.safetensors_file import TensorReader
+from dlrm.checkpoint.save import Checkpoints
+from dlrm.checkpoint.state import MisfitError, Run, State
+from dlrm.distributed.collective import Collective
+from dlrm.embedding import Embedding, FusedTable, create
+from dlrm.optim.row_optimizers import RowOptimizer, RowSGD, StateColumns
+from tests.support.thread_ranks import on_ranks
+
+TABLE = FusedTable((7, 1, 30), width=4, seed=5)
+BATCH, STEPS, RATE, SCALE = 12, 6, 0.1, 0.25
+RUN = Run(ModelShape(1, TABLE.vocab_sizes, TABLE.width, (4,), (1,)), {}, {})
+Updated = tuple[tf.Tensor, Sequence[tf.Tensor]]
+
+
+class Adagrad:
+    """row -= learning_rate * gradient / sqrt(sum of squared gradients)."""
+
+    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
+        return (StateColumns("adagrad.accumulator", width, initial=0.1),)
+
+    def apply(
+        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
+    ) -> Updated:
+        gradients = gradients * gradient_scale
+        accumulator = state[0] + tf.square(gradients)
+        return rows - learning_rate * gradients * tf.math.rsqrt(accumulator), (accumulator,)
+
+
+class RowWiseAdagrad:
+    """Adagrad with a single accumulator for each row."""
+
+    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
+        return (StateColumns("rowwise_adagrad.accumulator", 1, initial=0.1),)
+
+    def apply(
+        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
+    ) -> Updated:
+        gradients = gradients * gradient_scale
+        accumulator = state[0] + tf.reduce_mean(tf.square(gradients), axis=1, keepdims=True)
+        return rows - learning_rate * gradients * tf.math.rsqrt(accumulator), (accumulator,)
+
+
+class Adam:
+    """Lazy Adam: a row's moments and number of steps change only when the row is looked up."""
+
+    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
+        return (
+            StateColumns("adam.momentum", width, initial=0.0),
+            StateColumns("adam.velocity", width, initial=0.0),
+            StateColumns("adam.steps", 1, initial=0.0),
+        )
+
+    def apply(
+        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
+    ) -> Updated:
+        gradients = gradients * gradient_scale
+        momentum, velocity, steps = state
+        momentum = 0.9 * momentum + 0.1 * gradients
+        velocity = 0.99 * velocity + 0.01 * tf.square(gradients)
+        steps = steps + 1.0
+        change = (momentum / (1.0 - 0.9**steps)) / (tf.sqrt(velocity / (1.0 - 0.99**steps)) + 1e-3)
+        return rows - learning_rate * change, (momentum, velocity, steps)
+
+
+class Ftrl:
+    """FTRL-Proximal with L1; the rows follow from the state and the learning rate."""
+
+    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
+        return (
+            StateColumns("ftrl.accumulator", width, initial=0.1),
+            StateColumns("ftrl.linear", width, initial=0.0),
+        )
+
+    def apply(
+        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
+    ) -> Updated:
+        gradients = gradients * gradient_scale
+        accumulator, linear = state
+        root, accumulator = tf.sqrt(accumulator), accumulator + tf.square(gradients)
+        linear += gradients - (tf.sqrt(accumulator) - root) / learning_rate * rows
+        kept = tf.sign(linear) * 0.01 - linear
+        rows = tf.where(
+            tf.abs(linear) > 0.01, learning_rate * kept / tf.sqrt(accumulator), 0.0 * learning_rate
+        )
+        return rows, (accumulator, linear)
+
+
+def sgd64(row: Any, state: Any, g: Any) -> Any:
+    return row - RATE * g, []
+
+
+def adagrad64(row: Any, state: Any, g: Any) -> Any:
+    total = state[0] + g**2
+    return row - RATE * g / np.sqrt(total), [total]
+
+
+def rowwise64(row: Any, state: Any, g: Any) -> Any:
+    total = state[0] + np.mean(g**2)
+    return row - RATE * g / np.sqrt(total), [total]
+
+
+def adam64(row: Any, state: Any, g: Any) -> Any:
+    m, v, t = 0.9 * state[0] + 0.1 * g, 0.99 * state[1] + 0.01 * g**2, state[2] + 1
+    change = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-3)
+    return row - RATE * change, [m, v, t]
+
+
+def ftrl64(row: Any, state: Any, g: Any) -> Any:
+    total, z = state[0] + g**2, state[1]
+    z = z + g - (np.sqrt(total) - np.sqrt(state[0])) / RATE * row
+    shrunk = -(z - np.sign(z) * 0.01) / (np.sqrt(total) / RATE)
+    return np.where(np.abs(z) > 0.01, shrunk, 0.0), [total, z]
+
+
+OPTIMIZERS: dict[str, tuple[Any, Any]] = {
+    "sgd": (RowSGD, sgd64),
+    "adagrad": (Adagrad, adagrad64),
+    "rowwise_adagrad": (RowWiseAdagrad, rowwise64),
+    "adam": (Adam, adam64),
+    "ftrl": (Ftrl, ftrl64),
+}
+
+
+def batch_of(step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The global batch of a step: ids and gradients of its vectors."""
+    rng = np.random.default_rng(step)
+    ids = (rng.random((BATCH, 3)) ** 2 * TABLE.vocab_sizes).astype(np.int32)  # low ids repeat
+    return ids, rng.standard_normal((BATCH, 3, TABLE.width)).astype(np.float32)
+
+
+def reference(name: str, steps: int) -> np.ndarray:
+    """Stored rows of all keys in float64 after some steps, one row at a time."""
+    optimizer, update = OPTIMIZERS[name]
+    columns = optimizer().state_columns(TABLE.width)
+    rows = list(TABLE.initial(tf.range(TABLE.rows, dtype=tf.int64)).numpy().astype(np.float64))
+    state = [[np.full(c.width, c.initial) for c in columns] for _ in rows]
+    for step in range(steps):
+        ids, gradients = batch_of(step)
+        keys = ids + TABLE.offsets
+        for key in np.unique(keys):
+            total = SCALE * gradients[keys == key].astype(np.float64).sum(axis=0)
+            rows[key], state[key] = update(rows[key], state[key], total)
+    return np.stack([np.concatenate([row, *parts]) for row, parts in zip(rows, state)])
+
+
+def tables_of(optimizer: RowOptimizer, collective: Collective, **settings: Any) -> Embedding:
+    return create("alltoall", TABLE, collective, optimizer=optimizer, table_groups=2, **settings)
+
+
+def train(tables: Embedding, collective: Collective, steps: range) -> None:
+    """This rank's part of some steps."""
+    mine = slice(*(BATCH * r // collective.size for r in (collective.rank, collective.rank + 1)))
+    for step in steps:
+        ids, gradients = batch_of(step)
+        lookup = tables.lookup(tables.route(tf.constant(ids[mine])))
+        in_groups = tf.split(gradients[mine], [v.shape[1] for v in lookup.vectors], axis=1)
+        tables.update(lookup, in_groups, tf.constant(RATE), SCALE)
+
+
+def stored(tables: Embedding) -> np.ndarray:
+    return tables.read_rows(0, tables.local_rows)
+
+
+@pytest.mark.parametrize(("ranks", "compress"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rows_and_state_follow_the_reference(name: str, ranks: int, compress: bool) -> None:
+    def work(collective: Collective) -> np.ndarray:
+        tables = tables_of(OPTIMIZERS[name][0](), collective, compress=compress)
+        train(tables, collective, range(STEPS))
+        return stored(tables)
+
+    expected = reference(name, STEPS)
+    for rank, found in enumerate(on_ranks(ranks, work)):
+        np.testing.assert_allclose(found, expected[rank::ranks], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_vectors_are_the_rows_without_their_state(name: str) -> None:
+    tables = tables_of(OPTIMIZERS[name][0](), Collective())
+    ids, _ = batch_of(0)
+    vectors = tf.concat(tables.lookup(tables.route(tf.constant(ids))).vectors, 1)
+    assert vectors.shape == (BATCH, 3, TABLE.width)
+    expected = stored(tables)[ids + TABLE.offsets, : TABLE.width]
+    np.testing.assert_array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("name", ["adagrad", "adam"])
+def test_training_goes_on_from_a_checkpoint(
+    name: str, wrote: int, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any number of ranks, as if nothing had happened."""
+    monkeypatch.setattr(checkpoint_state, "PIECE_BYTES", 200)
+    optimizer = OPTIMIZERS[name][0]
+
+    def first_half(collective: Collective) -> None:
+        tables = tables_of(optimizer(), collective)
+        train(tables, collective, range(STEPS // 2))
+        checkpoints = Checkpoints(tmp_path, collective, RUN, keep=1)
+        checkpoints.save(State({}, tables), Position(STEPS // 2, 0, 0))
+
+    def second_half(collective: Collective) -> np.ndarray:
+        tables = tables_of(optimizer(), collective)
+        assert resume("auto", tmp_path, RUN, State({}, tables), collective)
+        train(tables, collective, range(STEPS // 2, STEPS))
+        return stored(tables)
+
+    on_ranks(wrote, first_half)
+    expected = reference(name, STEPS)
+    for rank, found in enumerate(on_ranks(reads, second_half)):
+        np.testing.assert_allclose(found, expected[rank::reads], rtol=2e-5, atol=2e-6)
+
+
+def test_a_checkpoint_has_a_tensor_for_each_part_of_the_state(tmp_path: Path) -> None:
+    tables = tables_of(Adam(), Collective())
+    train(tables, Collective(), range(STEPS))
+    Checkpoints(tmp_path, Collective(), RUN, keep=1).save(State({}, tables), Position(6, 0, 0))
+    path = tmp_path / "step-0000000006"
+    name = tables_file(0, 1)
+    rows, width = TABLE.rows, TABLE.width
+    widths = {"rows": width, "adam.momentum": width, "adam.velocity": width, "adam.steps": 1}
+    with TensorReader(path / name, read_manifest(path).files[name]) as reader:
+        assert {part: shape for part, (_, shape) in reader.tensors.items()} == {
+            part: (rows, columns) for part, columns in widths.items()
+        }
+        parts = np.concatenate([reader.read(part) for part in widths], axis=1)
+    np.testing.assert_array_equal(parts, stored(tables))
+
+
+@pytest.mark.parametrize(
+    ("wrote", "reads", "text"),
+    [
+        ("sgd", "adagrad", "expected adagrad.accumulator, found nothing"),
+        ("adagrad", "sgd", "expected nothing, found adagrad.accumulator"),
+        ("adagrad", "ftrl", "expected ftrl.accumulator, ftrl.linear, found adagrad.accumulator"),
+    ],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    wrote: str, reads: str, text: str, tmp_path: Path
+) -> None:
+    tables = tables_of(OPTIMIZERS[wrote][0](), Collective())
+    Checkpoints(tmp_path, Collective(), RUN, keep=1).save(State({}, tables), Position(1, 0, 0))
+    tables = tables_of(OPTIMIZERS[reads][0](), Collective())
+    train(tables, Collective(), range(1))
+    before = stored(tables)
+    with pytest.raises(MisfitError, match=text) as caught:
+        resume("auto", tmp_path, RUN, State({}, tables), Collective())
+    assert "resume with the optimizer that wrote it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    np.testing.assert_array_equal(stored(tables), before)
