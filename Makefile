@@ -29,7 +29,7 @@
 # FLAGS     -        train        more flags of main.py, such as FLAGS="--xla --epochs=1"
 # FAULTS    -        faults       options of the fault tests, such as FAULTS="--repeat 5"
 # ROWS      1000000  test-ingest  rows of the log that both engines read
-# BUNDLE    -        bundle       options of setup/bundle.py, such as BUNDLE="--part_mb 500"
+# BUNDLE    -        bundle       options of setup.bundle, such as BUNDLE="--part_mb 500"
 #
 # Other commands, run in the environment: main.py, split_bin.py; with -m: preprocess,
 # preprocess.synthetic, preprocess.verify, launch, dlrm.checkpoint, tools.doctor, tools.gpu_check,
@@ -139,7 +139,7 @@ test-interact: interact_op
 	$(MAKE) --directory=interact_op sanitize
 
 bundle: interact_op
-	$(RUN) python3 setup/bundle.py --output build/bundle $(BUNDLE)
+	$(RUN) python3 -m setup.bundle --output build/bundle $(BUNDLE)
 
 clean:
 	rm -rf build

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Starts one rank: gives it its GPU and its share of this machine's cores, then becomes it.
+# Starts one rank: assigns its GPU and its share of this machine's cores, then runs the command.
 #
 #   horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --xla ...
 #
-# Works under horovodrun, Open MPI, MVAPICH2, MPICH/Hydra/PMI and Slurm's srun; without a
-# launcher it starts one rank alone.
+# Works with horovodrun, Open MPI, MVAPICH2, MPICH/Hydra/PMI and Slurm's srun; without a
+# launcher it starts a single rank.
 #
 # Sets, unless already set:
-#   CUDA_VISIBLE_DEVICES      the local rank (set to nothing counts as set: no GPU)
-#   OMP_NUM_THREADS           the cores of this rank
-#   TF_NUM_INTRAOP_THREADS    the cores of this rank
+#   CUDA_VISIBLE_DEVICES      the local rank (an empty value is kept: no GPU)
+#   OMP_NUM_THREADS           the number of this rank's cores
+#   TF_NUM_INTRAOP_THREADS    the number of this rank's cores
 #   TF_NUM_INTEROP_THREADS    2
-#   GLIBC_TUNABLES            glibc.malloc.hugetlb=1: tables in huge pages, whose addresses the
-#                             processor finds sooner; lookups on CPUs gain a third
+#   GLIBC_TUNABLES            glibc.malloc.hugetlb=1: tables in huge pages, which cause fewer TLB
+#                             misses and make lookups on CPUs a third faster
 # Reads:
-#   DLRM_CPU_BIND=none        leaves the CPU set alone; threads are still divided
-#                             (default: cores, each rank on its own)
+#   DLRM_CPU_BIND=none        does not bind to cores, but still divides the threads
+#                             (default: cores, which binds each rank to its own)
 set -euo pipefail
 
 fail() {
@@ -23,7 +23,8 @@ fail() {
   exit 1
 }
 
-# Prints the ranks on this node of a Slurm step: "8(x2),4" is 8 on nodes 0 and 1, 4 on node 2.
+# Prints how many ranks of a Slurm step run on this node: "8(x2),4" means 8 on nodes 0 and 1, 4 on
+# node 2.
 slurm_local_size() {
   local node=${SLURM_NODEID:-0} group repeat
   local IFS=,
@@ -38,12 +39,12 @@ slurm_local_size() {
     fi
     node=$((node - repeat))
   done
-  # What the job asked for; the step may have fewer, so it comes second.
+  # The number that the job asked for. The step may have fewer, so this is only the fallback.
   echo "${SLURM_NTASKS_PER_NODE-}"
 }
 
-# Sets local_rank, local_size and launcher. horovodrun and mpirun come before Slurm: inside
-# an allocation Slurm's variables are there as well, but describe the batch script.
+# Sets local_rank, local_size and launcher. horovodrun and mpirun come before Slurm, because inside
+# an allocation Slurm's variables are set as well, but describe the batch script.
 find_local_rank() {
   local rank_name size_name
   while read -r launcher rank_name size_name; do
@@ -95,8 +96,8 @@ choose_gpu() {
   export CUDA_VISIBLE_DEVICES=$local_rank
 }
 
-# Prints the cores that process $1 may run on, in the kernel's form "0-3,8": its affinity
-# mask, which a cpuset cgroup narrows too.
+# Prints the cores that process $1 may run on, in the kernel's notation "0-3,8": its affinity
+# mask, which also reflects its cpuset cgroup.
 allowed_cores() {
   local name value
   while IFS=: read -r name value; do
@@ -107,7 +108,7 @@ allowed_cores() {
   done 2>/dev/null <"/proc/$1/status" || true
 }
 
-# Prints the cores of a list such as "0-3,8", one word each, in its order.
+# Prints the cores of a list such as "0-3,8", one per line, in the order of the list.
 expand_cores() {
   local range IFS=,
   for range in $1; do
@@ -115,9 +116,9 @@ expand_cores() {
   done
 }
 
-# Whether the launcher has bound this rank to the cores $1, so that they are no longer to be
-# divided; mpirun does so by default. The mask is then narrower than that of the launcher's
-# own process ($2). Under Slurm it is narrower in any case, but Slurm says whether it bound.
+# Succeeds if the launcher has already bound this rank to the cores $1, as mpirun does by default;
+# they must not be divided again. The mask is then narrower than $2, that of the launcher's own
+# process. Under Slurm it is always narrower, but a variable says whether ranks were bound.
 is_bound() {
   case $launcher in
     none) return 1 ;;
@@ -126,10 +127,10 @@ is_bound() {
   esac
 }
 
-# Sets cores, the ones of this rank, and threads, how many it should run. Each local rank
-# gets a contiguous piece of the core list, the first ranks one more if it does not divide;
-# more ranks than cores take turns. The list follows the kernel's numbering, in which the
-# cores of one socket are usually neighbours, so that a rank seldom spans two sockets.
+# Sets cores to those of this rank, and threads to how many it should run. Each local rank gets a
+# contiguous part of the core list; if it does not divide evenly, the first ranks get one more. More
+# ranks than cores share them in turn. The list follows the kernel's numbering, in which the cores
+# of a socket are usually neighbours, so a rank rarely spans two sockets.
 divide_cores() {
   local allowed parents start
   allowed=$(allowed_cores self)
@@ -137,7 +138,7 @@ divide_cores() {
   mapfile -t cores < <(expand_cores "${allowed:-0-$(($(getconf _NPROCESSORS_ONLN) - 1))}")
   local total=${#cores[@]}
   if is_bound "$allowed" "$parents"; then
-    # Ranks bound to a socket share its cores, so their number does not tell the threads.
+    # Ranks that are bound to a socket share its cores, so these do not give the number of threads.
     local -a machine
     mapfile -t machine < <(expand_cores "${parents:-$allowed}")
     threads=$((${#machine[@]} / local_size))
@@ -157,7 +158,7 @@ divide_cores() {
 set_threads() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}
   export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-$threads}
-  # Two, also on one core: communication waits on one while the other computes.
+  # Two even on one core: one thread waits for communication while the other computes.
   export TF_NUM_INTEROP_THREADS=${TF_NUM_INTEROP_THREADS:-2}
 }
 
@@ -174,7 +175,7 @@ bind_to_cores() {
   if command -v taskset >/dev/null; then
     local IFS=,
     taskset -cp "${cores[*]}" $$ >/dev/null 2>&1 ||
-      echo "hvd_wrapper.sh: could not bind to cores ${cores[*]}; only threads are divided" >&2
+      echo "hvd_wrapper.sh: could not bind to cores ${cores[*]}; only the threads are divided" >&2
   fi
 }
 
@@ -194,7 +195,7 @@ main() {
 
 launcher='' local_rank='' local_size='' threads=1
 cores=()
-# Sourced, it only defines its functions.
+# When it is sourced, it only defines its functions.
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   main "$@"
 fi

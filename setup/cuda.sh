@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Finds what builds GPU code for TensorFlow 2.14: CUDA 11.8's nvcc, a g++ that it accepts, and MPI's
-# headers, which SparseOperationKit asks for. In an environment they are nvcc, nvcc-g++ and nvcc-gcc.
+# headers, which SparseOperationKit requires. In an environment they are named nvcc, nvcc-g++ and
+# nvcc-gcc.
 #
 #   setup/cuda.sh .venv-sok
 #   sudo setup/cuda.sh         # only installs what is missing
 #
-# Looks in CUDA_HOME, the PATH and the usual places. On Debian 12 it installs what it does not find,
-# as root or where sudo asks for no password; CUDA is in Debian's component non-free, which it adds
-# as a file of its own. It never installs or replaces a GPU's driver.
+# It looks in CUDA_HOME, the PATH and the usual folders. On Debian 12, as root or with passwordless
+# sudo, it installs what it does not find; CUDA is in Debian's component non-free, for which it adds
+# a separate file to apt's sources. It never installs or replaces a GPU driver.
 set -euo pipefail
 
 sources=/etc/apt/sources.list.d/dlrm-non-free.sources
@@ -51,29 +52,29 @@ look() {
   [ -n "$mpi" ] || missing+=("MPI's headers") packages+=(libopenmpi-dev)
 }
 
-# Says what is missing and this remedy.
+# Fails with what is missing and the given remedy.
 lack() {
   local list
   list=$(printf ', %s' "${missing[@]}")
   fail "GPU code for TensorFlow 2.14 cannot be built here: no ${list:2}; $1"
 }
 
-# With the driver's own libraries beside it, Debian's copy of them (libcuda1) would be another version.
+# Debian's copy of the driver's libraries, libcuda1, would clash with a driver from elsewhere.
 driver_not_from_debian() {
   [ -e /proc/driver/nvidia/version ] && ! dpkg -s libcuda1 >/dev/null 2>&1
 }
 
-# Says nothing, unless it fails.
+# Runs apt-get; prints its output only if it fails.
 apt_get() {
-  local words
-  words=$("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" 2>&1) || {
-    tail -n 20 <<<"$words" >&2
+  local output
+  output=$("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" 2>&1) || {
+    tail -n 20 <<<"$output" >&2
     return 1
   }
 }
 
 update() {
-  apt_get -o APT::Update::Error-Mode=any update || lack "apt-get update failed, its words are above; make the mirror reachable and try again"
+  apt_get -o APT::Update::Error-Mode=any update || lack "apt-get update failed, see its output above; make the mirror reachable and try again"
 }
 
 install_packages() {
@@ -81,7 +82,7 @@ install_packages() {
   echo "installing with apt-get: ${packages[*]} (with CUDA 1.7 GB to fetch, 6 GB on the disk)" >&2
   update
   if [[ ${packages[*]} == *nvidia-cuda-toolkit* && $(apt-cache policy nvidia-cuda-toolkit) != *"Candidate: 11.8"* ]]; then
-    # The machine's own mirror.
+    # The mirror that this machine already uses.
     # shellcheck disable=SC2016
     mirror=$(apt-get indextargets --format '$(COMPONENT) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' | awk '/^main bookworm / { print $3; exit }')
     [ -n "$mirror" ] || lack "expected a mirror of Debian bookworm among apt's sources, found none; add one to /etc/apt/sources.list.d"
@@ -94,7 +95,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCES
     update
   fi
-  apt_get install --yes --no-install-recommends "${packages[@]}" || lack "apt-get install ${packages[*]} failed, its words are above"
+  apt_get install --yes --no-install-recommends "${packages[@]}" || lack "apt-get install ${packages[*]} failed, see its output above"
 }
 
 look
@@ -116,8 +117,8 @@ if ((${#missing[@]})); then
 fi
 (($#)) || exit 0
 
-# nvcc finds its toolkit by its own path and calls some of its parts by name, so another toolkit on
-# the PATH must come after it.
+# nvcc finds its toolkit through its own path, but calls some of its tools by name, so its folder
+# must come before any other toolkit on the PATH.
 bin=$1/bin
 # shellcheck disable=SC2016
 printf '#!/bin/sh\nPATH="%s:$PATH" exec "%s" "$@"\n' "$(dirname "$nvcc")" "$nvcc" >"$bin/nvcc"

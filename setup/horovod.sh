@@ -3,15 +3,15 @@
 #
 #   setup/horovod.sh .venv
 #
-# HOROVOD_GPU_OPERATIONS=NCCL builds with NCCL: pip's if it is in the environment, else that of
-# HOROVOD_NCCL_HOME. The default moves tensors over Gloo.
+# HOROVOD_GPU_OPERATIONS=NCCL builds with NCCL: that of HOROVOD_NCCL_HOME, else the environment's
+# own package. By default tensors are exchanged through Gloo.
 set -euo pipefail
 
 # shellcheck source=setup/wheels.sh
 source "$(dirname "$0")/wheels.sh" "$1"
 
 prepare() {
-  # Collectives inside XLA: the one source that TensorFlow 2.21 no longer compiles, and not used.
+  # Leaves out collectives inside XLA, which are unused and do not compile with TensorFlow 2.21.
   sed -i '/xla_mpi_ops\.cc/d' horovod/tensorflow/CMakeLists.txt
   export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1
   export HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1

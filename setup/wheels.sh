@@ -1,10 +1,10 @@
-# Sourced by the scripts that build a package against the TensorFlow of a virtual environment.
+# Functions for the scripts that build a package against the TensorFlow of a virtual environment.
 #
 #   source setup/wheels.sh .venv; install_wheel horovod 0.28.1 gloo
 #
 # A build takes minutes, so wheels are kept in ~/.cache/dlrm (or XDG_CACHE_HOME), one for each
 # combination of package, TensorFlow, Python, processor and variant.
-# The script defines `prepare`, which is run in the package's unpacked source before it is built.
+# The calling script defines `prepare`, which runs in the unpacked source before the build.
 # shellcheck shell=bash
 
 venv=$(realpath "$1")
@@ -16,12 +16,12 @@ fail() {
   exit 1
 }
 
-# The libraries of NVIDIA that pip has installed: found by compilers now, and by what they link when
-# it is loaded, wherever the environment lies then.
+# Makes NVIDIA's libraries from pip known to compilers and linkers. What is linked finds them at run
+# time through relative paths, so the environment can be moved.
 use_pip_libraries() {
   local name
   export CPATH=${CPATH-} LIBRARY_PATH=${LIBRARY_PATH-} LDFLAGS=${LDFLAGS-}
-  LDFLAGS+=" -Wl,-rpath,'\$ORIGIN'" # the package's other libraries
+  LDFLAGS+=" -Wl,-rpath,'\$ORIGIN'" # other libraries of the same package
   for name in nccl cudnn curand; do
     [ -d "$site/nvidia/$name/lib" ] || continue
     CPATH=$site/nvidia/$name/include:$CPATH
@@ -29,7 +29,7 @@ use_pip_libraries() {
     # Both packages keep their libraries two folders below the environment's site-packages.
     LDFLAGS+=" -Wl,-rpath,'\$ORIGIN/../../nvidia/$name/lib'"
   done
-  # Linkers ask for the name without a version.
+  # Linkers look for the name without a version.
   [ ! -e "$site/nvidia/nccl/lib/libnccl.so.2" ] || ln -sf libnccl.so.2 "$site/nvidia/nccl/lib/libnccl.so"
 }
 
@@ -40,8 +40,8 @@ install_wheel() {
   tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-$(uname -m)
   cache=${XDG_CACHE_HOME:-$HOME/.cache}/dlrm/$1-$2-tensorflow-$tensorflow-$tag-$3
   if ! compgen -G "$cache/*.whl" >/dev/null; then
-    echo "building $1 $2 for TensorFlow $tensorflow ($tag, $3): some minutes, once"
-    build_wheel "$1" "$2" "$cache" || fail "$1 $2 did not build against TensorFlow $tensorflow; the compiler's last words are above"
+    echo "building $1 $2 for TensorFlow $tensorflow ($tag, $3): takes minutes, once"
+    build_wheel "$1" "$2" "$cache" || fail "$1 $2 did not build against TensorFlow $tensorflow; see the end of the compiler's output above"
   fi
   "$python" -m pip install --quiet --no-deps "$cache"/*.whl
 }
@@ -54,7 +54,7 @@ build_wheel() (
   if [ -x "$venv/bin/nvcc-g++" ]; then
     export CC=$venv/bin/nvcc-gcc CXX=$venv/bin/nvcc-g++ CUDAHOSTCXX=$venv/bin/nvcc-g++
   fi
-  # Unpacked afresh for each build: configuring rewrites files of the source.
+  # Each build unpacks the source again, because configuring changes its files.
   "$python" -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest "$work" "$1==$2" &&
     tar -xzf "$work/$1-$2.tar.gz" -C "$work" &&
     cd "$work/$1-$2" &&
@@ -63,7 +63,7 @@ build_wheel() (
     tail -n 40 "$work/log" >&2
     exit 1
   }
-  # Moved as a whole, so that an interrupted or concurrent build leaves no half wheel.
+  # A wheel is renamed once complete, so an interrupted or concurrent build leaves no partial one.
   mkdir -p "$3"
   for wheel in "$work"/wheel/*.whl; do
     cp "$wheel" "$3/.$$" && mv "$3/.$$" "$3/$(basename "$wheel")" || exit

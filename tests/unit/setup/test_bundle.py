@@ -31,7 +31,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "packed"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "lay_packages", one_file)
+        patch.setattr(bundle, "add_packages", one_file)
         bundle.write(folder, 4 << 20, "0")
     return folder
 
@@ -98,10 +98,10 @@ def test_an_older_glibc_is_refused(packed: Path, tmp_path: Path) -> None:
 def test_parts(size: int, tmp_path: Path) -> None:
     data = bytes(range(size))
     parts = bundle.Parts(tmp_path / "stem", 10)
-    parts.take(io.BytesIO(data))
+    parts.write(io.BytesIO(data))
     pieces = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     assert b"".join(pieces) == data
     assert all(len(piece) == 10 for piece in pieces[:-1])
-    assert parts.sums == {
+    assert parts.digests == {
         f"stem.{i:03}": hashlib.sha256(piece).hexdigest() for i, piece in enumerate(pieces)
     }
