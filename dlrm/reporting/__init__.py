@@ -1,12 +1,12 @@
-"""What a run tells its user: console lines, event files, the results table, the picture.
+"""What a run reports: console lines, the event log, TensorBoard files, results table and plot.
 
-Knows nothing of how training works and imports neither TensorFlow nor Horovod. Everything
-heavy (rich, matplotlib, tensorboard) is imported on first use.
+Knows nothing of how training works and imports neither TensorFlow nor Horovod. Heavy packages
+(rich, matplotlib, tensorboard) are imported on first use.
 """
 
 from __future__ import annotations
 
-from dlrm.reporting.reporter import EvaluationResult, Reporter
+from dlrm.reporting.reporter import Reporter
 from dlrm.reporting.results_table import results_table
 
-__all__ = ["EvaluationResult", "Reporter", "results_table"]
+__all__ = ["Reporter", "results_table"]

@@ -1,4 +1,4 @@
-"""Lines on the console, with a progress bar below them if it is a terminal."""
+"""Lines on the console, with a progress bar below them if it is a terminal. Knows only text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Console:
     """Prints lines; on a terminal with a progress bar below them.
 
     Args:
-        stream: where to; no bar and no escape code goes to anything but a terminal.
+        stream: Where to print. Only a terminal gets a bar and escape codes.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -21,8 +21,8 @@ class Console:
         """Shows the bar.
 
         Args:
-            step: completed iterations.
-            total_steps: iterations at which the bar is full.
+            step: Number of steps done.
+            total_steps: Number of steps at which the bar is full.
         """
         if not self._stream.isatty():
             return
@@ -50,8 +50,8 @@ class Console:
         """Moves the bar.
 
         Args:
-            step: completed iterations.
-            note: short text beside the bar; None leaves the one before.
+            step: Number of steps done.
+            note: Short text beside the bar; None keeps the previous one.
         """
         if self._progress is not None:
             fields = {} if note is None else {"note": note}
@@ -61,14 +61,14 @@ class Console:
         """Prints a line as it is, above the bar.
 
         Args:
-            text: without its final newline.
+            text: The line, without its newline.
         """
         if self._progress is None:
             print(text, file=self._stream, flush=True)
             return
         from rich.segment import Segment, Segments
 
-        # As a bare segment: rich would turn the tabs, which users split at, into blanks.
+        # A bare segment, as rich would turn the tabs, at which users split, into blanks.
         self._progress.console.print(Segments([Segment(text), Segment.line()]), end="", crop=False)
 
     def stop_bar(self) -> None:

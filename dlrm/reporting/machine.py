@@ -1,4 +1,4 @@
-"""What a run ran on: package versions and hardware, for its log.
+"""Package versions and hardware of this machine, for the event log of a run.
 
 Asks package metadata and the operating system; imports none of the packages it names.
 """
@@ -14,7 +14,7 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "merlin-sok", "
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter to a run, where installed."""
+    """Finds the versions of Python and of the installed packages that matter to a run."""
     from importlib import metadata
 
     found = {"python": platform.python_version()}
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, object]:
-    """This machine's name, system, processor, cores, memory and GPUs."""
+    """Describes this machine: name, system, processor, cores, memory in bytes and GPUs."""
     return {
         "host": platform.node(),
         "platform": platform.platform(),

@@ -1,16 +1,17 @@
-"""The picture of a run: loss, AUC and throughput over steps, as a PNG.
+"""The plot of a run: loss, AUC and throughput over steps, as a PNG.
 
-Knows the points to draw and nothing of where they come from. Draws with matplotlib's Agg
-canvas directly, without pyplot, so that neither a display nor global state is involved.
+Knows the points to draw, but not where they come from. Uses matplotlib's Agg canvas directly
+instead of pyplot, which needs neither a display nor global state.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from dlrm.formats import atomic_files
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 7.5, 120
 
@@ -21,13 +22,13 @@ _SMOOTH_FROM = 40
 
 @dataclass
 class History:
-    """What was measured during a run, as lists of equal length by kind.
+    """What was measured during a run. The first three lists are of one length, and the last two.
 
     Attributes:
-        steps: completed iterations at each training line.
-        losses: unscaled loss at each training line.
-        throughputs: samples/s since the training line before, evaluation excluded.
-        evaluation_steps: completed iterations at each evaluation.
+        steps: Number of steps done at each training line.
+        losses: Mean loss at each training line.
+        throughputs: Samples/s since the previous training line, without evaluations.
+        evaluation_steps: Number of steps done at each evaluation.
         aucs: AUC of each evaluation.
     """
 
@@ -39,16 +40,16 @@ class History:
 
 
 def plot_run(path: str, history: History, auc_target: float | None, title: str) -> None:
-    """Writes the picture of a run; replaces an earlier one only when it is complete.
+    """Writes the plot of a run; an earlier one is replaced only when this one is complete.
 
     Args:
-        path: the PNG file.
-        history: the points to draw.
-        auc_target: drawn as a dashed line when given.
-        title: one line above the panels.
+        path: Path of the PNG file.
+        history: The points to draw.
+        auc_target: Drawn as a dashed line, if given.
+        title: One line above the panels.
 
     Raises:
-        OSError: the file could not be written.
+        OSError: The file could not be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,9 +76,8 @@ def plot_run(path: str, history: History, auc_target: float | None, title: str) 
     speed_axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     figure.align_ylabels()
 
-    partial = f"{path}.partial"
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with atomic_files.whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw_loss(axes: Any, history: History) -> None:
@@ -90,7 +90,7 @@ def _draw_loss(axes: Any, history: History) -> None:
         axes.plot(steps, losses, color=_BLUE, linewidth=1.6, marker="o", markersize=3)
         return
     axes.plot(steps, losses, color=_BLUE, linewidth=0.7, alpha=0.35)
-    # Odd, so that the mean lies in the middle of what it covers.
+    # Odd, so that each mean is centred on its point.
     width = len(steps) // 50 * 2 + 3
     axes.plot(steps, _running_mean(losses, width), color=_BLUE, label=f"mean of {width} lines")
     axes.legend(loc="upper right", frameon=False, fontsize=9)
@@ -109,7 +109,7 @@ def _draw_auc(axes: Any, history: History, auc_target: float | None) -> None:
         highest = max(known, key=lambda point: point[1])
         text = f"last {aucs[-1]:.4f}, highest {highest[1]:.4f} at step {highest[0]:,}"
         axes.set_title(text, loc="right", fontsize=9, color=_GREY, pad=4)
-        # Room above the curve and the target line for the label of the latter.
+        # Room above the curve and the target line for the line's label.
         axes.margins(y=0.18)
     else:
         _say(axes, "no evaluation with both classes")
@@ -139,12 +139,12 @@ def _draw_throughput(axes: Any, history: History) -> None:
         history.steps, values, color=_ORANGE, linewidth=1.4, marker="o" if few else None,
         markersize=3,
     )  # fmt: skip
-    # From zero, so that a small wobble does not look like a large one.
+    # From zero, so that small fluctuations look small.
     axes.set_ylim(0, max(finite) / scale * 1.12)
 
 
 def _running_mean(values: Sequence[float], width: int) -> Any:
-    """Mean of the `width` values around each, fewer at the ends; leaves out what is not finite."""
+    """Averages the `width` values around each, fewer at the ends; skips values not finite."""
     import numpy as np
 
     array = np.asarray(values, np.float64)

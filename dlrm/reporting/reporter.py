@@ -1,16 +1,18 @@
-"""The voice of a run: told steps, losses and evaluations, it prints, records and sums up.
+"""Prints and records a run: its steps, losses and evaluations, and the results at its end.
 
-Prints the lines of the SOK DLRM benchmark, whose users parse them. Knows nothing of how
+Prints the lines of the SOK DLRM benchmark, which its users' scripts parse. Knows nothing of how
 training works.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Callable, Protocol, TextIO
+from typing import TYPE_CHECKING, Callable, TextIO
 
+from dlrm.formats.quantities import plural
 from dlrm.reporting.console import Console
 from dlrm.reporting.plot import History
 from dlrm.reporting.results_table import (
@@ -22,57 +24,31 @@ from dlrm.reporting.results_table import (
 )
 from dlrm.reporting.run_folder import RunFolder
 
-
-class EvaluationResult(Protocol):
-    """What `Reporter.evaluation` reads of an evaluation's result."""
-
-    @property
-    def step(self) -> int:
-        """Completed iterations."""
-
-    @property
-    def auc(self) -> float:
-        """Area under the ROC curve, NaN if the labels hold one class only."""
-
-    @property
-    def log_loss(self) -> float:
-        """Mean binary cross-entropy."""
-
-    @property
-    def normalised_entropy(self) -> float:
-        """Log loss over the entropy of the mean label."""
-
-    @property
-    def samples(self) -> int:
-        """Samples evaluated on all ranks."""
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the evaluation."""
+if TYPE_CHECKING:  # it loads NumPy, which reporting does not need
+    from dlrm.metrics import Evaluation
 
 
 class Reporter:
     """Reports one run. On every rank but 0 each method returns at once.
 
-    Call `start` right before the first step, then `step` and `evaluation` as they come,
-    and exactly one of `finish` and `fail`.
+    Call `start` right before the first step, `step` and `evaluation` as they come, and then exactly
+    one of `finish`, `interrupted`, `close` and `fail`.
 
     Args:
-        run_dir: folder for `events.jsonl`, `tensorboard/`, `result.md` and `run.png`;
-            created when missing; None writes no file.
-        settings: the run's flags by name; the table reads `auc_target`, `eval_interval`,
-            `eval_in_last`, `xla`, `custom_interact`, `amp`, `compress`, `epochs` and
-            `early_stop`.
-        rank: this process's rank.
-        size: number of ranks.
-        global_batch: samples a step over all ranks.
-        total_steps: completed iterations at which the run ends if nothing stops it
-            earlier; an evaluation there is the one "in the end".
-        stream: console; a progress bar is shown if it is a terminal. Default: stdout.
-        clock: seconds from any origin, never running backwards.
+        run_dir: Folder for `events.jsonl`, `tensorboard/`, `result.md` and `run.png`, created if
+            missing; None writes no file.
+        settings: The run's flags by name. The table reads `auc_target`, `eval_interval`,
+            `eval_in_last`, `xla`, `custom_interact`, `amp`, `compress`, `epochs` and `early_stop`.
+        rank: Rank of this process.
+        size: Number of ranks.
+        global_batch: Number of samples in a step, over all ranks.
+        total_steps: Number of steps after which the run ends, if nothing stops it earlier; an
+            evaluation there is printed as the one "in the end".
+        stream: Console, stdout by default; a progress bar is shown if it is a terminal.
+        clock: Seconds from any origin; must not run backwards.
 
     Raises:
-        ValueError: run_dir cannot be written, named in one line.
+        ValueError: run_dir cannot be written; one line for the user.
     """
 
     def __init__(
@@ -97,19 +73,19 @@ class Reporter:
         self._history = History()
         # Samples and seconds of each interval between two training lines.
         self._intervals: list[tuple[int, float]] = []
-        self._last_evaluation: EvaluationResult | None = None
+        self._last_evaluation: Evaluation | None = None
         self._folder = RunFolder(run_dir if self._active else None, self._console.line)
         self._first_step = self._step = 0
         self._line_time = self._other_seconds = self._checkpoint_seconds = 0.0
 
     def start(self, first_step: int = 0) -> None:
-        """Writes what the run is and starts its clock.
+        """Records what the run is, and starts its clock.
 
         Args:
-            first_step: iterations completed by an earlier run that this one continues.
+            first_step: Number of steps done by an earlier run that this one continues.
 
         Raises:
-            ValueError: run_dir cannot be written, named in one line.
+            ValueError: run_dir cannot be written; one line for the user.
         """
         if not self._active:
             return
@@ -125,17 +101,17 @@ class Reporter:
         self._line_time = self._clock()
 
     def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """Reports training progress: the line "Iteration: ...".
+        """Reports training progress in a line "Iteration: ...".
 
         Args:
-            step: completed iterations, more than at the call before.
-            loss: unscaled loss of the last of them.
-            learning_rate: learning rate of the last of them.
+            step: Number of steps done, more than in the previous call.
+            loss: Mean loss of the last step, not scaled.
+            learning_rate: Learning rate of the last step.
         """
         if not self._active:
             return
         now = self._clock()
-        # Evaluations and checkpoints since the line before are no training time.
+        # Evaluations and checkpoints since the previous line do not count as training time.
         seconds = max(0.0, now - self._line_time - self._other_seconds)
         samples = (step - self._step) * self._global_batch
         throughput = ratio(samples, seconds)
@@ -156,11 +132,11 @@ class Reporter:
         }
         self._folder.record("step", step, {**curves, "seconds": seconds}, curves)
 
-    def evaluation(self, result: EvaluationResult) -> None:
-        """Reports an evaluation: the line "Evaluate in ...".
+    def evaluation(self, result: Evaluation) -> None:
+        """Reports an evaluation in a line "Evaluate in ...".
 
         Args:
-            result: its metrics; `result.seconds` do not count as training time.
+            result: Figures of the evaluation. Its seconds do not count as training time.
         """
         if not self._active:
             return
@@ -187,8 +163,8 @@ class Reporter:
         """Reports that a checkpoint was written.
 
         Args:
-            step: completed iterations.
-            seconds: that it took; they do not count as training time.
+            step: Number of steps done.
+            seconds: Seconds that the write took. They do not count as training time.
         """
         if not self._active:
             return
@@ -205,14 +181,14 @@ class Reporter:
         total_seconds: float,
         steps: int,
     ) -> None:
-        """Reports the end of the run: closing lines, table, result files, picture.
+        """Reports the end of the run: closing lines, results table, result files and plot.
 
         Args:
-            reason: why the run ended, for people.
-            training_seconds: wall time of the training steps and checkpoints.
-            evaluation_seconds: wall time of all evaluations.
-            total_seconds: wall time of the run.
-            steps: iterations that this run did.
+            reason: Why the run ended, in words.
+            training_seconds: Wall time of the training steps and checkpoints.
+            evaluation_seconds: Wall time of all evaluations.
+            total_seconds: Wall time of the run.
+            steps: Number of steps that this run did.
         """
         if not self._active:
             return
@@ -264,10 +240,10 @@ class Reporter:
             self._console.line(line)
 
     def interrupted(self, message: str) -> None:
-        """Reports that the run ended early but in good order, and closes the files.
+        """Reports that a signal ended the run after a checkpoint, and closes the files.
 
         Args:
-            message: one line for people.
+            message: One line for the user.
         """
         if not self._active:
             return
@@ -277,18 +253,18 @@ class Reporter:
         self._folder.end(success=False)
 
     def close(self) -> None:
-        """Closes the files of a run that had nothing to sum up: it only evaluated."""
+        """Closes the files of a run that only evaluated, and so has no results of training."""
         if self._active:
             self._console.stop_bar()
             self._folder.end(success=True)
 
     def fail(self, message: str) -> None:
-        """Records that the run ended in an error and closes the files.
+        """Records that the run ended in an error, and closes the files.
 
-        Printing the message is left to the caller, whose exception carries it.
+        It does not print the message; the caller's exception carries it.
 
         Args:
-            message: one line for people.
+            message: One line for the user.
         """
         if not self._active:
             return
@@ -299,8 +275,8 @@ class Reporter:
     def _throughput(self, steps: int, training_seconds: float) -> float:
         """Samples/s as the benchmark counts them.
 
-        The first interval holds tracing and compilation; it is left out as soon as there
-        is another. Without any interval the whole training time has to do.
+        The first interval includes tracing and compilation, so it is left out if there is another.
+        Without any interval, the whole training time is taken.
         """
         intervals = self._intervals[1:] or self._intervals
         if not intervals:
@@ -310,15 +286,17 @@ class Reporter:
     def _write_result(self, table: str, details: Mapping[str, object]) -> None:
         lines = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in details.items()]
         target = self._settings.get("auc_target")
-        ranks = f"{self._size} rank{'' if self._size == 1 else 's'}"
         folder = self._folder.write_result(
             f"{table}\n\n" + "\n".join(lines) + "\n",
             self._history,
             target if isinstance(target, (int, float)) else None,
-            f"DLRM, global batch {self._global_batch:,}, {ranks}",
+            f"DLRM, global batch {self._global_batch:,}, {plural(self._size, 'rank')}",
         )
         if folder is not None:
-            self._console.line(f"\nin {folder}: result.md, run.png, events.jsonl, tensorboard/")
+            self._console.line(
+                f"\nplot of the run: {os.path.join(folder, 'run.png')}\n"
+                f"in the same folder: result.md, events.jsonl, tensorboard/"
+            )
 
 
 def _text(value: object) -> str:

@@ -25,14 +25,14 @@ _COLUMNS = (
 
 
 def settings_columns(settings: Mapping[str, object], global_batch: int) -> dict[str, object]:
-    """The columns of the results table that settings alone decide.
+    """Makes the columns of the results table that depend on the settings alone.
 
     Args:
-        settings: as `Reporter` takes them.
-        global_batch: samples a step over all ranks.
+        settings: The run's flags by name, as for `Reporter`.
+        global_batch: Number of samples in a step, over all ranks.
 
     Returns:
-        Values by key of the table.
+        Values by the table's keys.
     """
     interval = settings.get("eval_interval")
     at_end = bool(settings.get("eval_in_last")) or not interval
@@ -45,13 +45,13 @@ def settings_columns(settings: Mapping[str, object], global_batch: int) -> dict[
 
 
 def results_table(rows: Iterable[Mapping[str, object]]) -> str:
-    """The table of the SOK DLRM benchmark's README, as markdown.
+    """Makes the table of the SOK DLRM benchmark's README, as Markdown.
 
     Args:
-        rows: values by key, as the JSON event "result" holds them.
+        rows: Values by key for each row, as the event "result" holds them.
 
     Returns:
-        Header, alignment and one line a row, without a final newline.
+        Header, alignment and one line per row, without a final newline.
     """
     lines = [[title for title, _ in _COLUMNS], [":---:"] * len(_COLUMNS)]
     lines += [[_cell(key, row[key]) for _, key in _COLUMNS] for row in rows]
@@ -59,16 +59,16 @@ def results_table(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def exit_criterion(settings: Mapping[str, object], completed_steps: int, auc: float | None) -> str:
-    """What ended a run, in the words of the table.
+    """Says in the words of the table what ended a run.
 
     Args:
-        settings: as `Reporter` takes them.
-        completed_steps: iterations at the end of the run.
-        auc: of the last evaluation, None if there was none.
+        settings: The run's flags by name, as for `Reporter`.
+        completed_steps: Number of steps done at the end of the run.
+        auc: AUC of the last evaluation; None if there was none.
 
     Returns:
-        "AUC > 0.8025" only if that was reached by an evaluation that could stop the run;
-        else the number of steps that `early_stop` asked for, else the epochs.
+        "AUC > 0.8025" only if an evaluation that could stop the run reached it; otherwise the
+        number of steps if `early_stop` set it, otherwise the number of epochs.
     """
     target, early_stop = settings.get("auc_target"), settings.get("early_stop")
     reached = auc is not None and isinstance(target, (int, float)) and auc > target
@@ -81,14 +81,14 @@ def exit_criterion(settings: Mapping[str, object], completed_steps: int, auc: fl
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """A quotient; NaN where the denominator is not positive."""
+    """Divides; NaN if the denominator is not positive."""
     return numerator / denominator if denominator > 0 else math.nan
 
 
 def millions(samples_per_second: float) -> str:
-    """A throughput as the benchmark prints it, such as "12.08M"."""
+    """Formats a throughput as the benchmark does, such as "12.08M"."""
     value = samples_per_second / 1e6
-    # Two digits would leave nothing of what a laptop reaches.
+    # With two digits, a laptop's throughput would be zero.
     return f"{value:.4f}M" if value < 0.1 else f"{value:.2f}M"
 
 

@@ -1,8 +1,8 @@
-"""The folder of a run: events, TensorBoard, results table and picture, and what if it fails.
+"""The folder of a run: event log, TensorBoard files, results table and plot.
 
-A file that cannot be written at the start stops the run before it has cost anything. One
-that fails later (a disk that filled up) only ends the writing of files: hours of training
-are worth more than their log.
+If a file cannot be written at the start, the run stops before it has cost anything. If one fails
+later, say on a full disk, only the writing of files ends: hours of training are worth more than
+their log.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import os
 from collections.abc import Mapping
 from typing import Callable
 
-from dlrm.reporting.event_files import EventLog, TensorBoardLog
+from dlrm.formats import atomic_files
+from dlrm.reporting.event_log import EventLog
 from dlrm.reporting.machine import hardware, versions
 from dlrm.reporting.plot import History, plot_run
+from dlrm.reporting.tensorboard_log import TensorBoardLog
 
 
 class RunFolder:
     """Writes the files of one run.
 
     Args:
-        path: the folder; created when missing; None writes nothing.
-        warn: told in one line when a file failed after the start.
+        path: The folder, created if missing; None writes nothing.
+        warn: Called with one line if a file fails after the start.
 
     Raises:
-        ValueError: the folder cannot be written, named in one line.
+        ValueError: The folder cannot be written; one line for the user.
     """
 
     def __init__(self, path: str | None, warn: Callable[[str], None]) -> None:
@@ -48,12 +50,12 @@ class RunFolder:
         """Records the start of the run, and what it runs on.
 
         Args:
-            step: completed iterations.
-            fields: of the event "start".
-            settings: TensorBoard's hyperparameters.
+            step: Number of steps done.
+            fields: Fields of the event "start".
+            settings: Hyperparameters for TensorBoard.
 
         Raises:
-            ValueError: the folder cannot be written, named in one line.
+            ValueError: The folder cannot be written; one line for the user.
         """
         if self._events is None or self._tensorboard is None:
             return
@@ -76,10 +78,10 @@ class RunFolder:
         """Records an event.
 
         Args:
-            event: its kind.
-            step: completed iterations.
-            fields: further keys of its JSON line.
-            curves: TensorBoard scalars at this step by tag.
+            event: The kind of event.
+            step: Number of steps done.
+            fields: Further keys of its JSON line.
+            curves: TensorBoard scalars at this step, by tag.
         """
         if self._events is None or self._tensorboard is None:
             return
@@ -95,21 +97,19 @@ class RunFolder:
         """Writes `result.md` and `run.png`.
 
         Args:
-            text: markdown.
-            history: points of the picture.
-            auc_target: drawn as a line when given.
-            title: of the picture.
+            text: Markdown of the results.
+            history: Points of the plot.
+            auc_target: Drawn as a line, if given.
+            title: Title of the plot.
 
         Returns:
-            The folder, None if nothing was written.
+            The folder; None if nothing was written.
         """
         if self._events is None or self._path is None:
             return None
         path = os.path.join(self._path, "result.md")
         try:
-            with open(f"{path}.partial", "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(f"{path}.partial", path)
+            atomic_files.write_text(path, text)
             plot_run(os.path.join(self._path, "run.png"), history, auc_target, title)
         except OSError as error:
             self._give_up(error)
@@ -120,7 +120,7 @@ class RunFolder:
         """Marks the run as ended and closes the files.
 
         Args:
-            success: whether it came to its regular end.
+            success: Whether the run came to its regular end.
         """
         if self._tensorboard is not None:
             try:

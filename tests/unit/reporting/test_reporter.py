@@ -14,14 +14,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlrm.metrics import Evaluation
 from dlrm.reporting import Reporter, results_table
-from dlrm.reporting.event_files import EventLog
+from dlrm.reporting.event_log import EventLog
 from dlrm.reporting.plot import DPI, HEIGHT_INCHES, WIDTH_INCHES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,14 +45,9 @@ ITERATION = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    step: int
-    auc: float
-    log_loss: float = 0.5
-    normalised_entropy: float = 0.9
-    samples: int = 5000
-    seconds: float = 1.5
+def evaluation(step: int, auc: float, **figures: Any) -> Evaluation:
+    others = {"log_loss": 0.5, "normalised_entropy": 0.9, "samples": 5000, "seconds": 1.5}
+    return Evaluation(step, auc, **{**others, **figures})
 
 
 class Clock:
@@ -86,13 +81,13 @@ def tell(reporter: Reporter, clock: Clock, last_auc: float = 0.76) -> None:
     clock.now += 4.0
     reporter.step(100, 0.69, 12.0)
     clock.now += 1.5
-    reporter.evaluation(Evaluation(100, 0.70))
+    reporter.evaluation(evaluation(100, 0.70))
     clock.now += 2.0
     reporter.step(200, math.nan, 24.0)
     clock.now += 3.0
     reporter.step(300, 0.51, 24.0)
     clock.now += 1.5
-    reporter.evaluation(Evaluation(300, last_auc))
+    reporter.evaluation(evaluation(300, last_auc))
     reporter.finish(
         "AUC target reached",
         training_seconds=9.0,
@@ -543,7 +538,7 @@ def test_progress_bar_on_a_terminal(
 
 def test_import_is_light() -> None:
     script = (
-        "import sys, reporting; "
+        "import sys, dlrm.reporting; "
         "heavy = {'tensorflow', 'tensorboard', 'matplotlib', 'rich', 'numpy'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
@@ -552,7 +547,7 @@ def test_import_is_light() -> None:
 
 def test_no_tensorflow_in_a_whole_run(tmp_path: Path) -> None:
     script = (
-        "import sys; from reporting import Reporter; "
+        "import sys; from dlrm.reporting import Reporter; "
         f"r = Reporter({str(tmp_path)!r}, {{}}, rank=0, size=1, global_batch=1, total_steps=1); "
         "r.start(); r.step(1, 0.5, 1.0); "
         "r.finish('', training_seconds=1, evaluation_seconds=0, total_seconds=1, steps=1); "

@@ -1,94 +1,28 @@
-"""The append-only files of a run: JSON lines of events and TensorBoard's event file.
+"""TensorBoard's event file of a run: curves and hyperparameters.
 
-Knows nothing of training and never imports TensorFlow: TensorBoard's own package is
-enough to write its files. Both classes write unbuffered, so what a crash leaves behind
-is complete up to the last event, and a full disk is reported by the write that met it.
+Knows nothing of training and never imports TensorFlow: TensorBoard's own package suffices to write
+its files. They are written unbuffered, as the event log is.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import math
 import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
-
-def jsonable(value: object) -> object:
-    """Turns a value into what strict JSON can hold.
-
-    Args:
-        value: anything; mappings and sequences are converted item by item.
-
-    Returns:
-        The value itself where JSON knows it, `None` for a float that is not finite, a
-        plain number for a NumPy scalar, and the text of anything else.
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "item"):
-        return jsonable(cast(Any, value).item())
-    return str(value)
-
-
-class EventLog:
-    """Appends events to a file, one JSON object a line.
-
-    A line that an earlier crash left without its end is closed first, so that it can
-    spoil nothing but itself.
-
-    Args:
-        path: the file; created when missing, its folder must exist.
-
-    Raises:
-        OSError: the file cannot be opened, read or written.
-    """
-
-    def __init__(self, path: str) -> None:
-        # Read access too: the last byte says whether an earlier line was cut short.
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
-        if self._file.seek(0, os.SEEK_END) > 0:
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                _write_all(self._file, b"\n")
-
-    def write(self, event: str, step: int, fields: Mapping[str, object]) -> None:
-        """Appends one event.
-
-        Args:
-            event: its kind, such as "step".
-            step: completed iterations.
-            fields: further keys of the line.
-
-        Raises:
-            OSError: the line could not be written whole.
-        """
-        line = {"event": event, "time": time.time(), "step": step, **fields}
-        text = json.dumps(jsonable(line), allow_nan=False)
-        _write_all(self._file, text.encode() + b"\n")
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        self._file.close()
+from dlrm.reporting.event_log import jsonable, write_all
 
 
 class TensorBoardLog:
     """Writes scalars and hyperparameters as one TensorBoard event file.
 
     Args:
-        folder: where the event file goes; created when missing.
+        folder: Folder of the event file; created if missing.
 
     Raises:
-        OSError: the folder or the file cannot be written.
+        OSError: The folder or the file cannot be written.
     """
 
     def __init__(self, folder: str) -> None:
@@ -96,8 +30,8 @@ class TensorBoardLog:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         os.makedirs(folder, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names, so the
-        # time comes first, down to what tells two runs of one process apart.
+        # TensorBoard reads the files of a folder in the order of their names, so the time comes
+        # first, precise enough to distinguish two runs of one process.
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{socket.gethostname()}"
         self._file = open(os.path.join(folder, f"{name}.{os.getpid()}"), "xb", buffering=0)  # noqa: SIM115
@@ -109,11 +43,11 @@ class TensorBoardLog:
         """Writes one point of several curves.
 
         Args:
-            step: completed iterations, the x of the curves.
-            values: the y of each curve by its tag.
+            step: Number of steps done, the x of the curves.
+            values: The y of each curve, by its tag.
 
         Raises:
-            OSError: the file could not be written.
+            OSError: The file could not be written.
         """
         from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
@@ -124,11 +58,11 @@ class TensorBoardLog:
         """Opens this run's row in TensorBoard's table of hyperparameters.
 
         Args:
-            settings: the hyperparameters; what is no bool, number or text is written as text.
-            metric_tags: the scalars to show beside them; their last value counts.
+            settings: The hyperparameters. Values other than bools, numbers and text become text.
+            metric_tags: Scalars to show beside them, with their last value.
 
         Raises:
-            OSError: the file could not be written.
+            OSError: The file could not be written.
         """
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 
@@ -154,10 +88,10 @@ class TensorBoardLog:
         """Marks this run's row as finished or failed.
 
         Args:
-            success: whether the run came to its regular end.
+            success: Whether the run came to its regular end.
 
         Raises:
-            OSError: the file could not be written.
+            OSError: The file could not be written.
         """
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -192,19 +126,13 @@ class TensorBoardLog:
 
 
 class _WholeWrites:
-    """Gives TensorBoard's record writer a file whose writes are whole or raise."""
+    """A file for TensorBoard's record writer, whose writes are complete or raise."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
 
     def write(self, data: bytes) -> None:
-        _write_all(self._file, data)
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    # An unbuffered write may be short when the disk fills up; half an event is a failure.
-    if file.write(data) != len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        write_all(self._file, data)
 
 
 def _hparam(value: object) -> bool | float | str:
