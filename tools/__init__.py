@@ -1,1 +1,1 @@
-"""Programs that diagnose a machine: `doctor`, `gpu_check`."""
+"""Programs beside the product: `doctor` and `gpu_check` diagnose a machine, `flags` writes docs."""

@@ -1,0 +1,68 @@
+"""Writes docs/flags.md, the table of all flags, from the fields of dlrm/config.py.
+
+python3 -m tools.flags
+
+Knows the settings alone; loads nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dlrm import cli
+from dlrm.config import SECTIONS, SETTINGS, Setting
+from dlrm.formats import atomic_files
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
+
+_HEAD = """\
+# Flags of main.py
+
+<!-- Written by `python3 -m tools.flags` from dlrm/config.py. Change the fields there, not this page. -->
+
+`python3 main.py --help` prints the same. A flag is given as `--name=value`; a switch also as `--name` or `--noname`.
+`--flagfile=FILE` reads flags from a file, one a line, such as those in `presets/`; flags after it override it.
+
+A run that resumes from a checkpoint may change any flag in *italics*. The others affect what is trained; if one of them
+differs from the checkpoint's, the run says so.
+"""
+
+
+def page() -> str:
+    """Returns the page as Markdown: one table per section, in the order of the fields."""
+    parts = [_HEAD]
+    for section, kind in SECTIONS.items():
+        summary = kind.__doc__.splitlines()[0]
+        rows = [row(setting) for setting in SETTINGS if setting.section == section]
+        head = ["| flag | default | |", "| --- | --- | --- |"]
+        parts.append("\n".join([f"## {section.capitalize()}", "", summary, "", *head, *rows, ""]))
+    return "\n".join(parts)
+
+
+def row(setting: Setting) -> str:
+    """Returns one flag's line of the table."""
+    name = f"`--{setting.name}`" if setting.affects_training else f"*`--{setting.name}`*"
+    choices = f" ({', '.join(f'`{choice}`' for choice in setting.choices)})"
+    return f"| {name} | {default(setting)} | {setting.help}{choices if setting.choices else ''} |"
+
+
+def default(setting: Setting) -> str:
+    """Returns a default as one writes it on the command line; empty if the flag is unset."""
+    if setting.default is None:
+        return ""
+    if isinstance(setting.default, bool):
+        return "`true`" if setting.default else "`false`"
+    if isinstance(setting.default, tuple):
+        return f"`{','.join(map(str, setting.default))}`"
+    return f"`{setting.default}`"
+
+
+def main() -> int:
+    """Writes the page; returns the exit code."""
+    atomic_files.write_text(PAGE, page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_code(main))
