@@ -16,7 +16,8 @@ import tensorflow as tf
 from dlrm.config import Config
 from dlrm.embedding import sok_storage as sok
 from dlrm.train.build import join
-from tools import gpu_check
+from tools.gpu_check.checks import run_check
+from tools.gpu_check.setup import CheckSetup
 
 BATCH = 96
 
@@ -24,12 +25,11 @@ BATCH = 96
 def main(kernels: str, folder: str, checks: list[str]) -> None:
     """Runs the checks."""
     tf.load_library(kernels)
-    # There is no GPU to ask for.
     sok.load = lambda: sparse_operation_kit
-    gpu_check.require_gpu = lambda: None
     collective = join(Config.of(use_synthetic_dataset=True))
-    bench = gpu_check.Bench(collective, BATCH)
-    found = [gpu_check.verdict(name, bench) for name in checks]
+    setup = CheckSetup(collective, BATCH)
+    setup.require_gpu = lambda: None  # type: ignore[method-assign]
+    found = [run_check(name, setup) for name in checks]
     texts = collective.gather_text(json.dumps(found, default=str))
     if collective.rank == 0:
         Path(folder, "found.json").write_text(json.dumps([json.loads(text) for text in texts]))

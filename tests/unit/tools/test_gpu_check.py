@@ -11,8 +11,9 @@ import pytest
 
 from dlrm.distributed.collective import Collective
 from tests.support.processes import horovodrun, run
-from tools import gpu_check
-from tools.gpu_check import Bench, FailedError, SkippedError, compared, verdict
+from tools.gpu_check.checks import CHECKS, run_check
+from tools.gpu_check.setup import CheckSetup, FailedError, SkippedError
+from tools.gpu_check.training_checks import compare_losses
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +39,7 @@ def test_a_gpu_is_expected() -> None:
 
 
 def raising(error: Exception) -> Any:
-    def check(bench: Bench) -> Any:
+    def check(setup: CheckSetup) -> Any:
         raise error
 
     return check
@@ -53,13 +54,15 @@ def raising(error: Exception) -> Any:
     ],
 )
 def test_verdicts(error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpu_check.CHECKS, "devices", raising(error))
-    line = verdict("devices", Bench(Collective(), 8))
+    monkeypatch.setitem(CHECKS, "devices", raising(error))
+    line = run_check("devices", CheckSetup(Collective(), 8))
     assert line["verdict"] == expected
     assert "\n" not in line["words"]
 
 
 def test_losses_that_part_fail() -> None:
-    assert compared(1e-3, [0.5, 0.4], [0.5, 0.4001])[1]["difference"] == pytest.approx(2.5e-4)
+    assert compare_losses(1e-3, [0.5, 0.4], [0.5, 0.4001]).data["difference"] == pytest.approx(
+        2.5e-4
+    )
     with pytest.raises(FailedError, match=r"differ by 2\.5e-02"):
-        compared(1e-3, [0.5, 0.4], [0.5, 0.41])
+        compare_losses(1e-3, [0.5, 0.4], [0.5, 0.41])

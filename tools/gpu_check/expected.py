@@ -1,6 +1,6 @@
 """What tables and interaction must give, in NumPy float64: the references of tools.gpu_check.
 
-Knows the interface of the tables and of the interaction; nothing of runs or verdicts.
+Knows the interface of the tables and of the interaction, but neither runs nor verdicts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ LEARNING_RATE = 0.5
 
 
 class IdCase(NamedTuple):
-    """Ids of all ranks, int64 [size, samples, tables], and the settings that they are for."""
+    """Ids to look up, and the settings for them.
+
+    Attributes:
+        name: For the report.
+        compress: Whether the exchange sends each distinct id once.
+        bad_ids: What to do with ids outside their table: `error`, `clip` or `zero`.
+        ids: int64 [size, samples, tables], the ids of all ranks.
+    """
 
     name: str
     compress: bool
@@ -29,30 +36,36 @@ class IdCase(NamedTuple):
 
 
 def id_cases(size: int) -> Iterator[IdCase]:
-    """Plain, repeated, no and out-of-range ids, with and without `compress`."""
+    """Yields plain, repeated, no and out-of-range ids, without and with `compress`."""
     generator = np.random.default_rng(5)
     plain = generator.integers(0, VOCAB_SIZES, [size, SAMPLES, len(VOCAB_SIZES)])
     beyond = plain.copy()
     beyond[:, ::3, 1] += VOCAB_SIZES[1]
     beyond[:, 1::5, 2] = -1
-    for compress in (False, True):
-        yield IdCase("plain ids", compress, "error", plain)
-        yield IdCase("repeated ids", compress, "error", plain // 1000)
-        yield IdCase("no ids", compress, "error", plain[:, :0])
-        yield IdCase("ids out of range, clipped", compress, "clip", beyond)
-        yield IdCase("ids out of range, zero", compress, "zero", beyond)
+    for compress, note in (False, ""), (True, ", compressed"):
+        yield IdCase(f"plain ids{note}", compress, "error", plain)
+        yield IdCase(f"repeated ids{note}", compress, "error", plain // 1000)
+        yield IdCase(f"no ids{note}", compress, "error", plain[:, :0])
+        yield IdCase(f"ids out of range, clipped{note}", compress, "clip", beyond)
+        yield IdCase(f"ids out of range, zero{note}", compress, "zero", beyond)
 
 
 def table_error(tables: embedding.Embedding, collective: Collective, case: IdCase) -> float:
-    """One lookup and update; the largest relative error of vectors and of this rank's rows."""
+    """Looks up and updates once; returns the largest relative error of vectors and rows.
+
+    Args:
+        tables: The tables to check; they keep the update.
+        collective: The ranks.
+        case: The ids of all ranks.
+    """
     ids, rank, size, table = case.ids, collective.rank, collective.size, tables.table
     rows = table.initial(tf.range(table.rows, dtype=tf.int64)).numpy().astype(np.float64)
     inside = (ids >= 0) & (ids < table.vocab_sizes)
     keys = np.clip(ids, 0, np.array(table.vocab_sizes) - 1) + table.offsets
-    there = inside if case.bad_ids == "zero" else np.ones_like(inside)
-    expected = rows[keys[rank]] * there[rank][..., None]
+    valid = inside if case.bad_ids == "zero" else np.ones_like(inside)
+    expected = rows[keys[rank]] * valid[rank][..., None]
     gradients = np.random.default_rng(7).standard_normal([*ids.shape, table.width], np.float32)
-    np.subtract.at(rows, keys[there], LEARNING_RATE * gradients[there].astype(np.float64))
+    np.subtract.at(rows, keys[valid], LEARNING_RATE * gradients[valid].astype(np.float64))
 
     @tf.function
     def step(ids: tf.Tensor, gradient: tf.Tensor) -> Any:
@@ -67,7 +80,15 @@ def table_error(tables: embedding.Embedding, collective: Collective, case: IdCas
 
 
 def interaction_error(interact: Any, dtype: str, tables: int, width: int) -> float:
-    """The largest relative error of the output and both gradients."""
+    """Returns the largest relative error of the output and of both gradients.
+
+    Args:
+        interact: The interaction; it maps [batch, width] and [batch, tables, width] to
+            [batch, output width].
+        dtype: Type of its inputs and output.
+        tables: Number of vectors beside the bottom one.
+        width: Values of a vector.
+    """
     batch = 257
     generator = np.random.default_rng(11)
     shapes = [batch, width], [batch, tables, width], [batch, interaction_width(width, tables)]
@@ -97,7 +118,7 @@ def interaction_error(interact: Any, dtype: str, tables: int, width: int) -> flo
 
 
 def relative(found: Any, expected: Any) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Returns the norm of the difference divided by the norm of what was expected."""
     if not expected.size:
         return 0.0
     return float(np.linalg.norm(found - expected)) / float(np.linalg.norm(expected))
