@@ -1,12 +1,18 @@
-"""The data of a run: opens its two parts, checks that they fit, and plans this rank's batches.
+"""The data: opens training and test samples, and cuts them into this rank's batches.
 
-A batch is a `dlrm.data.Batch`, one rank's share of a global batch of G samples over N ranks:
+    data_dir/train, data_dir/test        or synthetic samples
+        |                                a `Source` reads any range of samples
+    global batch  [G samples]            G = --global_batch_size, the same samples for any N ranks
+        |                                `Batches` takes this rank's share and reads ahead
+    `Batch`       [B samples]            B = G / N
 
-    dense   float32 [G / N, num_dense]   finite; the logarithm, if any, is already taken
-    ids     int32   [G / N, tables]      one id a table; the embedding checks their range
-    labels  float32 [G / N]              0 or 1
+A `dlrm.data.Batch` is one rank's share of a global batch:
 
-To train on data of your own, write a `dlrm.data.Source` and open it here.
+    dense   float32 [B, D]   D dense features; finite, and already scaled, by a logarithm if any
+    ids     int32   [B, T]   one id for each of T tables; the embedding checks their range
+    labels  float32 [B]      0 or 1
+
+To train on other data, write a `dlrm.data.Source` and open it here.
 """
 
 from __future__ import annotations
@@ -30,26 +36,26 @@ from dlrm.data.verify import verify
 
 
 def open_data(config: Config, rank: int, size: int) -> Data:
-    """Opens training and test data and plans this rank's batches.
+    """Opens training and test data, and plans this rank's batches.
 
     Args:
         config: The settings of the run.
-        rank: This process's number, from 0.
+        rank: Rank of this process, from 0.
         size: Number of ranks.
 
     Raises:
-        ValueError: Files that are missing, malformed, damaged (as far as `verify_data` looks), or
-            do not fit each other or the settings.
+        ValueError: Files are missing, malformed or damaged (as far as `verify_data` looks), or do
+            not fit each other or the settings.
     """
     train, test = (
         synthetic_sources(config) if config.data.use_synthetic_dataset else file_sources(config)
     )
     return Data(
-        # Where one only evaluates, the training data may be smaller than a batch.
+        # For an evaluation alone, the training data may be smaller than a batch.
         train=batches(config, train, rank, size, drop_remainder=config.run.mode == "train"),
         test=batches(config, test, rank, size, drop_remainder=False),
         num_dense=train.num_dense,
-        # A test file split on its own may name fewer ids; the tables are those of the larger.
+        # A test file that was split on its own may have fewer ids; the larger count is the table's.
         vocab_sizes=tuple(map(max, zip(train.vocab_sizes, test.vocab_sizes))),
         fingerprints={"training": train.fingerprint, "test": test.fingerprint},
         notes=check_files(config, rank, size),
@@ -57,7 +63,7 @@ def open_data(config: Config, rank: int, size: int) -> Data:
 
 
 def synthetic_sources(config: Config) -> tuple[Source, Source]:
-    """Training and test samples of the synthetic benchmark."""
+    """Makes the training and test samples of the synthetic benchmark."""
     train, test = (
         SyntheticSource(SYNTHETIC_VOCAB_SIZES, SYNTHETIC_NUM_DENSE, samples, config.run.seed + part)
         for part, samples in enumerate((SYNTHETIC_TRAIN_SAMPLES, SYNTHETIC_TEST_SAMPLES))
@@ -66,10 +72,10 @@ def synthetic_sources(config: Config) -> tuple[Source, Source]:
 
 
 def file_sources(config: Config) -> tuple[Source, Source]:
-    """Training and test samples of the files in `data_dir`.
+    """Opens the training and test samples in `data_dir`.
 
     Raises:
-        ValueError: Files that are missing or malformed, or parts with different columns.
+        ValueError: Files are missing or malformed, or the parts have different columns.
     """
     assert config.data.data_dir is not None
     parts = [
@@ -88,7 +94,7 @@ def file_sources(config: Config) -> tuple[Source, Source]:
 
 
 def parts_of(config: Config) -> tuple[str, ...]:
-    """The folders below `data_dir` that the run reads; an evaluation needs only `test`."""
+    """Names the folders in `data_dir` that the run reads; an evaluation needs only `test`."""
     assert config.data.data_dir is not None
     train = os.path.join(config.data.data_dir, "train")
     if config.run.mode == "test" and not os.path.exists(train):
@@ -99,7 +105,7 @@ def parts_of(config: Config) -> tuple[str, ...]:
 def batches(
     config: Config, source: Source, rank: int, size: int, *, drop_remainder: bool
 ) -> Batches:
-    """One rank's batches of a source."""
+    """Cuts a source into one rank's batches."""
     return Batches(source, config.data.global_batch_size, rank, size, drop_remainder=drop_remainder)
 
 
@@ -107,10 +113,10 @@ def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
     """Checks the data files as `verify_data` says; each file is read by one rank.
 
     Returns:
-        What the check of their content found worth saying, a line each.
+        Remarks of the check of their content, a line each.
 
     Raises:
-        ValueError: The first thing that is wrong with this rank's share of the files.
+        ValueError: The first fault in this rank's share of the files.
     """
     if config.data.use_synthetic_dataset or config.data.verify_data == "off":
         return ()

@@ -1,9 +1,25 @@
-"""DLRM's dense part in Keras: bottom MLP, dot interaction, top MLP.
+"""The model: bottom MLP, dot interaction and top MLP of a DLRM, in Keras.
 
-Takes embedding vectors as an input, so it knows nothing of tables, ranks or training.
+                        logit [B]
+                            |
+                         top MLP
+                            |
+          [B, W + T (T + 1) / 2 and padding]
+                            |
+      interaction: products of all pairs of vectors
+            |                          |
+       [B, 1 x W]                  [B, T x W]
+            |                          |
+       bottom MLP         embedding tables, on all ranks
+            |                          |
+       dense [B, D]                ids [B, T]
+
+B samples with D dense and T categorical features each; vectors have W values. The vectors are an
+input here: the model knows nothing of tables, ranks or training. The layers are in `dlrm/layers/`.
+To train another dense part, build it in `build_model`.
 
 Reference: Naumov et al., Deep Learning Recommendation Model for Personalization and
-Recommendation Systems, 2019.
+Recommendation Systems, 2019, https://arxiv.org/abs/1906.00091.
 """
 
 from __future__ import annotations
@@ -22,16 +38,19 @@ from dlrm.layers.mlp import MLP
 Interaction = Callable[..., tf.Tensor]  # bottom [batch, width], *vectors -> [batch, any width]
 
 
+SEEDS_PER_MLP = 500  # each layer takes two, so models of different seeds share none
+
+
 class DLRM(keras.Model):
-    """Logits from dense features and embedding vectors.
+    """Computes logits from dense features and embedding vectors.
 
     Args:
-        bottom_units: layers of the bottom MLP; the last equals the vectors' width.
-        top_units: layers of the top MLP; the last one gives the logit.
-        seed: decides the initial weights.
+        bottom_units: Units of each layer of the bottom MLP; the last equals the vectors' width.
+        top_units: Units of each layer of the top MLP; the last one gives the logit.
+        seed: Seed of the initial weights.
         dtype: Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`.
         interact: Combines the bottom MLP's output and the vectors for the top MLP.
-        compile_mlps: have XLA compile each MLP by itself, for where it cannot compile all.
+        compile_mlps: Whether XLA compiles each MLP separately, for where it cannot compile all.
     """
 
     def __init__(
@@ -46,28 +65,37 @@ class DLRM(keras.Model):
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
         self._interact = interact
-        seed *= 1000  # far enough apart that layers of two seeds share no initialiser
         both: dict[str, Any] = {"compiled": compile_mlps, "dtype": dtype}
         self.bottom = MLP(
-            bottom_units, last_relu=True, input_first=False, seed=seed, name="bottom", **both
+            bottom_units,
+            last_relu=True,
+            input_first=False,
+            seed=2 * seed * SEEDS_PER_MLP,
+            name="bottom",
+            **both,
         )
         self.top = MLP(
-            top_units, last_relu=False, input_first=True, seed=seed + 500, name="top", **both
+            top_units,
+            last_relu=False,
+            input_first=True,
+            seed=(2 * seed + 1) * SEEDS_PER_MLP,
+            name="top",
+            **both,
         )
 
     def call(self, dense: tf.Tensor, vectors: tf.Tensor | Sequence[tf.Tensor]) -> tf.Tensor:
-        """Logits of a batch.
+        """Computes the logits of a batch.
 
         Args:
-            dense: float32 [batch, num_dense].
-            vectors: [batch, tables, width]; the tables may come as several tensors.
+            dense: float32 [B, D].
+            vectors: [B, T, W]; the tables may come as several tensors.
 
         Returns:
-            float32 [batch].
+            float32 [B].
         """
-        bottom = self.bottom(dense)
+        bottom = self.bottom(dense)  # [B, W]
         vectors = [tf.cast(tensor, bottom.dtype) for tensor in tf.nest.flatten(vectors)]
-        interaction = self._interact(bottom, *vectors)
+        interaction = self._interact(bottom, *vectors)  # [B, width of the interaction]
         return tf.cast(tf.squeeze(self.top(interaction), axis=1), tf.float32)
 
 

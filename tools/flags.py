@@ -19,13 +19,14 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
 _HEAD = """\
 # Flags of main.py
 
-<!-- Written by `python3 -m tools.flags` from dlrm/config.py. Change the fields there, not this page. -->
+<!-- Written by `python3 -m tools.flags` from dlrm/config.py. Change the fields, not this page. -->
 
-`python3 main.py --help` prints the same. A flag is given as `--name=value`; a switch also as `--name` or `--noname`.
-`--flagfile=FILE` reads flags from a file, one a line, such as those in `presets/`; flags after it override it.
+`python3 main.py --help` prints the same. A flag is given as `--name=value`; a switch also as
+`--name` or `--noname`. `--flagfile=FILE` reads flags from a file, one per line, such as those in
+`presets/`; flags after it override it.
 
-A run that resumes from a checkpoint may change any flag in *italics*. The others affect what is trained; if one of them
-differs from the checkpoint's, the run says so.
+A run that resumes from a checkpoint may change any flag in *italics*. The others affect what is
+trained; if one of them differs from the checkpoint's, the run says so.
 """
 
 

@@ -1,6 +1,7 @@
 """The dot interaction in plain TensorFlow, and the padded width of its output.
 
-`interact_op` computes the same values and gradients in one fused operation.
+`interact_op` computes the same values and gradients in one fused operation. Shapes: B samples, T
+tables, F = 1 + T vectors of W values that interact, P = F T / 2 pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ALIGNMENT = 8  # the interaction's width is padded to a multiple of this, for te
 
 
 def interaction_width(width: int, tables: int) -> int:
-    """Values a sample that `dot_interaction` gives, padding included."""
+    """Counts the values per sample that `dot_interaction` returns, padding included."""
     values = width + tables * (tables + 1) // 2
     return -(-values // ALIGNMENT) * ALIGNMENT
 
@@ -23,20 +24,20 @@ def interaction_width(width: int, tables: int) -> int:
 def dot_interaction(
     bottom: tf.Tensor, *vectors: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
-    """The bottom output beside the dot products of all pairs of vectors.
+    """Concatenates the bottom output and the dot products of all pairs of vectors.
 
-    With X = [bottom, vectors] of F = 1 + tables rows, the pairs are the strict lower triangle of
-    X X^T in row-major order.
+    With X = [bottom, vectors], F rows, the pairs are the strict lower triangle of X X^T in
+    row-major order.
 
     Args:
-        bottom: [batch, width], the bottom MLP's output.
-        vectors: [batch, tables, width], same type; the tables may come as several tensors.
+        bottom: [B, W], output of the bottom MLP.
+        vectors: [B, T, W], same type; the tables may come as several tensors.
 
     Returns:
-        [batch, interaction_width(width, tables)]: bottom, pairs, zero padding.
+        [B, interaction_width(W, T)]: bottom, pairs, zero padding.
 
     Raises:
-        ValueError: ranks or widths that do not match.
+        ValueError: Ranks or widths do not match.
     """
     width = bottom.shape[-1]
     for tensor in vectors:
@@ -51,22 +52,22 @@ def dot_interaction(
     pairs = features * tables // 2
     padding = interaction_width(width, tables) - width - pairs
 
-    stacked = tf.concat([bottom[:, None], *vectors], axis=1)
-    products = tf.matmul(stacked, stacked, transpose_b=True)
-    # Runs of a row are copied whole; a gather of single values is several times slower on CPUs.
-    triangle = [products[:, row, :row] for row in range(1, features)]
+    stacked = tf.concat([bottom[:, None], *vectors], axis=1)  # [B, F, W]
+    products = tf.matmul(stacked, stacked, transpose_b=True)  # [B, F, F]
+    # Each row's part is one slice; a gather of single values is several times slower on CPUs.
+    triangle = [products[:, row, :row] for row in range(1, features)]  # P columns in all
     zeros = tf.zeros([tf.shape(bottom)[0], padding], bottom.dtype)
     output = tf.concat([bottom, *triangle, zeros], axis=1)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # Row r of the triangle begins at pair r (r - 1) / 2. Every slice is as long as the longest,
-        # so that all are copied alike; what it takes beyond its own row is masked.
-        pair_gradients = tf.pad(upstream[:, width:], [[0, 0], [0, features]])
+        # Row r of the triangle begins at pair r (r - 1) / 2. All slices are as long as the longest
+        # one, so that they stack to a matrix; what a slice takes beyond its row is masked.
+        pair_gradients = tf.pad(upstream[:, width:], [[0, 0], [0, features]])  # [B, P + ...]
         begins = [row * (row - 1) // 2 for row in range(features)]
         rows = tf.concat([pair_gradients[:, begin : begin + features] for begin in begins], axis=1)
         mask = tf.constant(np.tril(np.ones([features, features]), -1), rows.dtype)
-        lower = tf.reshape(rows, [-1, features, features]) * mask
-        # X X^T is symmetric: one product with both triangles filled gives all of dX.
+        lower = tf.reshape(rows, [-1, features, features]) * mask  # [B, F, F]
+        # X X^T is symmetric: one product with both triangles filled gives all of dX, [B, F, W].
         stacked_gradient = tf.matmul(lower + tf.linalg.matrix_transpose(lower), stacked)
         first, *others = tf.split(stacked_gradient, sizes, axis=1)
         return (upstream[:, :width] + first[:, 0], *others)

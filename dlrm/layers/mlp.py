@@ -1,7 +1,8 @@
-"""Fully connected layers whose backward pass is written out by hand.
+"""Fully connected layers whose backward pass is written by hand.
 
-Two things that automatic differentiation does not offer depend on it: the order in which gradients
-are finished, and forward and backward passes that XLA compiles on their own.
+This offers two things that automatic differentiation does not: control over the order in which
+gradients are computed, and forward and backward passes that XLA compiles separately. Knows tensors
+only. Shapes: B samples, I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ class MLP(keras.layers.Layer):
     """Fully connected layers with ReLU between them.
 
     Args:
-        units: outputs of each layer.
-        last_relu: whether the last layer has a ReLU too.
-        input_first: whether the backward pass finishes the gradient of the input before it begins
-            those of the kernels. What comes before this MLP then need not wait for them: on the way
-            back, the exchange of the vectors' gradient overlaps with half of this MLP's products.
-        compiled: whether XLA compiles forward and backward pass by themselves.
-        seed: decides the initial weights: Glorot normal kernels, biases N(0, 1/sqrt(units)).
-        name: of the layer.
+        units: Number of outputs of each layer.
+        last_relu: Whether the last layer has a ReLU too.
+        input_first: Whether the backward pass computes the gradient of the input before those of
+            the kernels. Whatever feeds this MLP can then start its backward pass early; in a DLRM
+            the all-to-all of the vector gradients overlaps with the kernel gradients.
+        compiled: Whether XLA compiles forward and backward pass, each as one program.
+        seed: Seed of the initial weights: Glorot normal kernels, biases N(0, 1 / sqrt(units)).
+            Layer i uses seed + 2 i and seed + 2 i + 1.
+        name: Name of the layer, which its weights' names begin with.
         dtype: Keras policy.
     """
 
@@ -47,7 +49,7 @@ class MLP(keras.layers.Layer):
         self._seed = seed
 
     def build(self, input_shape: Sequence[int]) -> None:
-        """Makes kernel and bias of each layer."""
+        """Creates kernel and bias of each layer."""
         self._kernels, self._biases = [], []
         sizes = [input_shape[-1], *self._units]
         for index, shape in enumerate(zip(sizes, sizes[1:])):
@@ -67,7 +69,7 @@ class MLP(keras.layers.Layer):
             )
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[batch, features] -> [batch, units of the last layer]."""
+        """Applies the layers; [B, I of the first layer] -> [B, O of the last layer]."""
 
         @tf.custom_gradient
         def layers(inputs: tf.Tensor, *weights: tf.Tensor) -> tuple[tf.Tensor, Any]:
@@ -86,23 +88,29 @@ class MLP(keras.layers.Layer):
     def _forward(
         self, inputs: tf.Tensor, kernels: Sequence[tf.Tensor], biases: Sequence[tf.Tensor]
     ) -> list[tf.Tensor]:
-        """The input and every layer's output."""
+        """Returns the input [B, I] and every layer's output [B, O]."""
         outputs = [inputs]
         for index, (kernel, bias) in enumerate(zip(kernels, biases)):
-            values = tf.nn.bias_add(tf.matmul(outputs[-1], kernel), bias)
+            values = tf.nn.bias_add(tf.matmul(outputs[-1], kernel), bias)  # [B, O]
             outputs.append(tf.nn.relu(values) if self._has_relu(index) else values)
         return outputs
 
     def _backward(
         self, outputs: Sequence[tf.Tensor], kernels: Sequence[tf.Tensor], upstream: tf.Tensor
     ) -> list[tf.Tensor]:
-        """Gradients of the input, the kernels and the biases."""
-        errors: list[tf.Tensor] = []
+        """Returns the gradients of the input [B, I], the kernels [I, O] and the biases [O].
+
+        Args:
+            outputs: What `_forward` returned.
+            kernels: [I, O] for each layer.
+            upstream: [B, O], gradient of the last layer's output.
+        """
+        errors: list[tf.Tensor] = []  # [B, O] for each layer: gradients before its ReLU
         for index, kernel in reversed(list(enumerate(kernels))):
             if self._has_relu(index):
                 upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs[index + 1])
             errors.insert(0, upstream)
-            upstream = tf.matmul(upstream, kernel, transpose_b=True)
+            upstream = tf.matmul(upstream, kernel, transpose_b=True)  # [B, I]
         with tf.control_dependencies([upstream] if self._input_first else []):
             of_kernels = [
                 tf.matmul(x, error, transpose_a=True) for x, error in zip(outputs, errors)
