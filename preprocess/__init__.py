@@ -1,1 +1,1 @@
-"""Raw click logs to record files, and synthetic raw logs to try them on."""
+"""Turns raw click logs into record files, and generates synthetic logs."""

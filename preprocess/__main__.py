@@ -1,6 +1,6 @@
 """Command line of preprocessing: `python3 -m preprocess RAW [RAW ...] --output DIR --rules=NAME`.
 
-It turns flags into options and errors into one line; it knows nothing of how either is used.
+It turns flags into options and prints the summary; it must not know how the options are used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from dlrm import cli
 from preprocess.ingest import ENGINES, preprocess
 from preprocess.options import Options
 from preprocess.progress import PassProgress
@@ -22,25 +23,39 @@ from preprocess.user_schema import read_user_schema
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python3 -m preprocess",
-        description="Turn raw click logs (label, integers, hexadecimal hashes; tab-separated) into"
-        " record files or split folders, with dictionaries, records.json and checksums. A run that"
-        " was killed continues when it is started again with the same command.",
+        description="Convert raw click logs (label, integers, hexadecimal hashes; tab-separated)"
+        " to record files or split folders, with dictionaries, records.json and checksums. To"
+        " continue a run that was killed, start it again with the same command.",
     )
     add = parser.add_argument
-    add("raw", nargs="+", help="logs in order, plain or .gz (Spark: also hdfs://, s3a://)")
-    add("--output", required=True, metavar="DIR", help="folder to write")
+    add(
+        "raw",
+        nargs="+",
+        help="raw logs in order, plain or .gz; Spark also reads hdfs:// and s3a://",
+    )
+    add("--output", required=True, metavar="DIR", help="output folder")
     add(
         "--rules",
         choices=RULE_NAMES,
         required=True,
-        help="mlperf and dlrm: ids by first appearance; spark: by count, rare ones share id 0;"
-        " generic: as --schema says",
+        help="mlperf and dlrm: ids in order of first appearance; spark: ids in order of count, rare"
+        " values share id 0; generic: as described by --schema",
     )
-    add("--schema", type=Path, metavar="YAML", help="the columns of your own logs (generic)")
-    add("--engine", choices=ENGINES, default="polars", help="one machine, or Spark: same bytes")
-    add("--master", help="Spark's master (default: spark-submit's, else local[*])")
+    add(
+        "--schema",
+        type=Path,
+        metavar="YAML",
+        help="description of your own columns, for --rules=generic; see schema_example.yaml",
+    )
+    add(
+        "--engine",
+        choices=ENGINES,
+        default="polars",
+        help="polars: one machine; spark: a cluster; both write the same bytes",
+    )
+    add("--master", help="Spark's master (default: that of spark-submit, otherwise local[*])")
     add(
         "--frequency_threshold",
         type=int,
@@ -51,30 +66,42 @@ def _parser() -> argparse.ArgumentParser:
         "--max_table_rows",
         type=int,
         metavar="M",
-        help="hashes are taken modulo M first (default: mlperf 40000000, others off)",
+        help="take hashes modulo M first (default: mlperf 40000000, others off)",
     )
     add(
         "--split",
         choices=("fraction", "terabyte"),
         default="fraction",
-        help="fraction: the last rows validate and test; terabyte: the last file's first half"
-        " tests, its second half validates",
+        help="fraction: the last rows are for validation and test; terabyte: the first half of the"
+        " last file is for test, its second half for validation",
     )
-    add("--test_fraction", type=float, default=0.1, metavar="F")
-    add("--validation_fraction", type=float, default=0.0, metavar="F")
-    add("--shuffle", type=int, metavar="SEED", help="shuffle the rows that train")
-    add("--columns", action="store_true", help="write split folders as split_bin.py does")
-    add("--pack_ids", action="store_true", help="with --columns: pack ids into fewer words")
-    add("--dictionary", default="", metavar="DIR", help="use the ids of an earlier output")
-    add("--max_bad_rows", type=int, default=0, metavar="N", help="leave out up to N bad rows")
-    add("--restart", action="store_true", help="forget an unfinished run in --output")
-    add("--num_dense", type=int, default=13)
-    add("--num_categorical", type=int, default=26)
+    add("--test_fraction", type=float, default=0.1, metavar="F", help="test rows")
+    add(
+        "--validation_fraction", type=float, default=0.0, metavar="F",
+        help="fraction of rows for validation",
+    )  # fmt: skip
+    add("--shuffle", type=int, metavar="SEED", help="shuffle the training rows with this seed")
+    add("--columns", action="store_true", help="write split folders, as split_bin.py does")
+    add(
+        "--pack_ids",
+        action="store_true",
+        help="with --columns: pack several ids into one 32-bit word",
+    )
+    add(
+        "--dictionary",
+        default="",
+        metavar="DIR",
+        help="reuse the ids of this earlier output folder",
+    )
+    add("--max_bad_rows", type=int, default=0, metavar="N", help="skip up to N bad rows")
+    add("--restart", action="store_true", help="discard an unfinished run in --output")
+    add("--num_dense", type=int, default=13, help="number of integer columns")
+    add("--num_categorical", type=int, default=26, help="number of hash columns")
     for name, mebibytes, what in (
-        ("--block_mib", 16, "parsed at once"),
-        ("--part_mib", 1024, "after which progress is kept"),
+        ("--block_mib", 16, "MiB of text to parse at once"),
+        ("--part_mib", 1024, "MiB of text between two saved states"),
     ):
-        add(name, type=int, default=mebibytes, help=f"text {what}; output does not depend on it")
+        add(name, type=int, default=mebibytes, help=f"{what}; does not change the output")
     return parser
 
 
@@ -83,7 +110,9 @@ def _options(flags: argparse.Namespace) -> Options:
         if getattr(flags, name) < 1:
             raise ValueError(f"--{name}: expected 1 or more, found {getattr(flags, name)}")
     if (flags.rules == GENERIC) != (flags.schema is not None):
-        raise ValueError("--schema: expected with --rules=generic and only there; give both")
+        raise ValueError(
+            "--schema: expected together with --rules=generic and only there; give both or neither"
+        )
     if flags.rules == GENERIC:
         user = read_user_schema(flags.schema)
         schema, rules, split = user.schema, user.rules, user.split
@@ -107,30 +136,29 @@ def _options(flags: argparse.Namespace) -> Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line and returns the exit code."""
+    return cli.exit_code(
+        lambda: _run(arguments), "interrupted; run the same command again to continue"
+    )
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     flags = _parser().parse_args(arguments)
     style = "bar" if sys.stdout.isatty() else "lines"
-    try:
-        summary = preprocess(
-            flags.raw,
-            flags.output,
-            _options(flags),
-            partial(PassProgress, style=style),
-            engine=flags.engine,
-            restart=flags.restart,
-            master=flags.master,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    _report(summary)
+    summary = preprocess(
+        flags.raw,
+        flags.output,
+        _options(flags),
+        partial(PassProgress, style=style),
+        engine=flags.engine,
+        restart=flags.restart,
+        master=flags.master,
+    )
+    _print_summary(summary)
     return 0
 
 
-def _report(summary: Summary) -> None:
+def _print_summary(summary: Summary) -> None:
     content = summary.description
     samples = [f"{name} {content[f'{name}_samples']:,}" for name in ("train", "validation", "test")]
     print(f"{', '.join(samples)}; {sum(content['vocab_sizes']):,} table rows")
@@ -138,7 +166,7 @@ def _report(summary: Summary) -> None:
     if content["dense_values_raised"]:
         print(f"{content['dense_values_raised']:,} dense values below {lowest} raised to {lowest}")
     if content["bad_rows"]:
-        print(f"{content['bad_rows']:,} bad rows left out; the first:")
+        print(f"{content['bad_rows']:,} bad rows skipped; the first:")
         for row in content["first_bad_rows"]:
             print(f"  {row}")
     rows = summary.rows

@@ -1,6 +1,6 @@
-"""Rows that are no good: counted, the first ones named by file and line, refused if too many.
+"""Counts bad rows, describes the first ones, and refuses more than the limit.
 
-It must not know about how they were found.
+This module must not know how they are found.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ NAMED = 10
 
 @dataclass
 class BadRows:
-    """The bad rows met so far.
+    """The bad rows found so far.
 
     Attributes:
-        limit: So many are left out; one more is an error.
-        count: How many there were.
-        first: The first ten, each as "file, line N: what is wrong".
+        limit: The number of bad rows that are skipped; one more is an error.
+        count: The number of bad rows so far.
+        first: The first ten of them, each as "file, line N: what is wrong".
     """
 
     limit: int = 0
@@ -26,14 +26,14 @@ class BadRows:
     first: list[str] = field(default_factory=list)
 
     def add(self, count: int, named: Iterable[str]) -> None:
-        """Counts rows that come after all counted before.
+        """Counts bad rows that come after all rows counted before.
 
         Args:
-            count: How many.
-            named: What is wrong with them, in order; at least the first ten.
+            count: The number of bad rows.
+            named: Descriptions of them, in order; at least of the first ten.
 
         Raises:
-            ValueError: There are now more than the limit.
+            ValueError: There are now more bad rows than the limit.
         """
         self.count += count
         for text in named:
@@ -47,5 +47,5 @@ class BadRows:
             return self.first[0]
         return (
             f"expected at most --max_bad_rows={self.limit} bad rows, found more:"
-            f" {'; '.join(self.first)}; mend the logs or allow more"
+            f" {'; '.join(self.first)}; correct the logs or allow more"
         )

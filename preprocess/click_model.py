@@ -1,7 +1,8 @@
-"""The planted click model behind the synthetic logs: features, true logits, labels.
+"""A generative click model for the synthetic logs: features, true logits and labels.
 
-It must not know about text, files or command lines. Everything is drawn from counter-seeded
-generators, so that block `b` of a given seed is the same whatever comes before or after it.
+The model is known: its true click probabilities give the best AUC that any trained model can reach.
+Each block of rows is drawn from its own generator, seeded by the block's index, so that a block
+does not depend on the others. This module must not know about text, files or command lines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from dlrm.formats.zip_strict import zip_strict
 
 BLOCK_ROWS = 65536
-"""Rows drawn from one generator; part of the data's definition, so not an option."""
+"""Rows drawn from one generator. It is part of the definition of the data, so it is no option."""
 
 _MODEL_STREAM, _CALIBRATION_STREAM, _BLOCK_STREAM = 0, 1, 2
 _MAX_DENSE = 99_999_999
@@ -25,20 +26,20 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClickModelOptions:
-    """What the planted model is made of.
+    """The sizes and strengths of the click model.
 
     Attributes:
-        vocab_sizes: Rows of each table; the missing value comes on top.
-        num_dense: Integer features.
-        zipf: Exponent s of the power law, probability of the id of rank r about (r+1)^-s.
-        ctr: Share of positives aimed at.
+        vocab_sizes: Number of ids of each table, not counting the missing value.
+        num_dense: Number of integer features.
+        zipf: Exponent s of the power law; the id of rank r has a probability of about (r+1)^-s.
+        ctr: Fraction of positive labels aimed at.
         dense_strength: Standard deviation of the dense part of the logit.
-        id_strength: Standard deviation of the sum of the per-id effects.
-        pair_strength: Standard deviation of the sum of the id-pair effects.
-        pairs: Pairs of tables that interact.
-        pair_rank: Width of the latent vectors whose dot product is a pair's effect.
-        missing: Mean share of missing values; column c has 0, 1 or 2 times it (c modulo 3).
-        negative: Share of -1 among dense values.
+        id_strength: Standard deviation of the sum of the effects of single ids.
+        pair_strength: Standard deviation of the sum of the effects of pairs of ids.
+        pairs: Number of pairs of tables that interact.
+        pair_rank: Width of the latent vectors whose dot product is the effect of a pair.
+        missing: Mean fraction of missing values; column c has (c modulo 3) times this fraction.
+        negative: Fraction of -1 among dense values.
     """
 
     vocab_sizes: tuple[int, ...]
@@ -54,10 +55,10 @@ class ClickModelOptions:
     negative: float = 0.01
 
     def __post_init__(self) -> None:
-        """Refuse values that no data can have.
+        """Refuses values that no data can have.
 
         Raises:
-            ValueError: Naming the option, what was expected and what was found.
+            ValueError: A value is out of range; the message names the option.
         """
         if not self.vocab_sizes or min(self.vocab_sizes) < 1:
             raise ValueError(
@@ -82,15 +83,15 @@ class ClickModelOptions:
 
 @dataclass(frozen=True)
 class SampleBlock:
-    """Consecutive rows, one array a column.
+    """Consecutive rows of samples, with their true logits.
 
     Attributes:
-        dense: Integers [num_dense, rows]; meaningless where `dense_missing`.
-        dense_missing: Bool [num_dense, rows].
-        ids: Id of each table [tables, rows]; the table's size stands for missing.
-        labels: 0 or 1 [rows].
-        logits: True logits, float64 [rows].
-        logits_without_pairs: The same without the pair effects, float64 [rows].
+        dense: The dense values, int32 [num_dense, rows]; arbitrary where `dense_missing`.
+        dense_missing: Whether a dense value is missing, bool [num_dense, rows].
+        ids: The ids, int32 [tables, rows]; the size of the table marks a missing value.
+        labels: The labels, bool [rows].
+        logits: The true logits, float64 [rows].
+        logits_without_pairs: The true logits without the effects of pairs, float64 [rows].
     """
 
     dense: NDArray[np.int32]
@@ -102,7 +103,11 @@ class SampleBlock:
 
 
 def power_law_probabilities(size: int, exponent: float) -> NDArray[np.float64]:
-    """Probabilities of ranks 0..size-1: the integral of x^-exponent over [rank+1, rank+2]."""
+    """Returns the probabilities of ranks 0 to size - 1, float64 [size].
+
+    The probability of a rank is proportional to the integral of x^-exponent over
+    [rank + 1, rank + 2].
+    """
     edges = np.arange(1, size + 2, dtype=np.float64)
     cumulative = np.log(edges) if exponent == 1 else edges ** (1 - exponent) / (1 - exponent)
     weights = np.diff(cumulative)
@@ -110,28 +115,35 @@ def power_law_probabilities(size: int, exponent: float) -> NDArray[np.float64]:
 
 
 def power_law_ranks(uniform: Float32, size: int, exponent: float) -> NDArray[np.int32]:
-    """Ranks drawn by inverting the continuous power law; `uniform` lies in [0, 1)."""
+    """Draws ranks, int32 [rows], by inverting the cumulative power law.
+
+    Args:
+        uniform: Uniform numbers in [0, 1), float32 [rows].
+        size: The number of ranks.
+        exponent: The exponent of the power law.
+    """
     if exponent == 1:
         x = np.exp(uniform * np.float32(np.log(size + 1)))
     else:
         span = np.float32((size + 1.0) ** (1 - exponent) - 1)
         x = np.power(1 + uniform * span, np.float32(1 / (1 - exponent)))
-    # Rounding may carry the last values one past the end.
+    # Rounding may move the last values one past the end.
     return np.clip(x.astype(np.int32) - 1, 0, size - 1)
 
 
 class ClickModel:
-    """Draws blocks of rows and knows their true click probabilities.
+    """Draws blocks of rows together with their true click probabilities.
 
-    logit = bias + sum of dense weights * (ln(max(x, 0) + 1) - its mean) + sum of per-id effects
-    + sum over the chosen pairs of tables of the dot product of two latent vectors. Missing and
-    negative dense values count as 0, as they do after preprocessing. Per-id effects and latent
-    vectors have mean 0 under the ids' distribution, so a pair's effect cannot be had from either
-    of its tables alone. The only noise is the Bernoulli draw of the label.
+    The logit of a row is the sum of a bias, the weighted ln(max(x, 0) + 1) of its dense values
+    (centred and scaled), the effect of each id, and for each chosen pair of tables the dot product
+    of the latent vectors of its two ids. Missing and negative dense values count as 0, as they do
+    after preprocessing. The effects and the latent vectors have mean 0 under the distribution of
+    the ids, so that the effect of a pair cannot be predicted from either id alone. The only noise
+    is the Bernoulli draw of the label.
 
     Args:
-        options: Sizes and strengths.
-        seed: The same seed gives the same rows.
+        options: The sizes and strengths.
+        seed: The seed; the same seed gives the same rows.
     """
 
     def __init__(self, options: ClickModelOptions, seed: int) -> None:
@@ -139,7 +151,7 @@ class ClickModel:
         self.seed = seed
         rng = self._generator(_MODEL_STREAM, 0)
         num_dense, tables = options.num_dense, len(options.vocab_sizes)
-        # Medians from 0 to about 20 and heavy right tails, as counters of events have.
+        # Medians from 0 to about 20 and heavy right tails, as counts of events have.
         self._dense_mean = rng.uniform(0.3, 3.0, num_dense).astype(np.float32)
         self._dense_spread = rng.uniform(0.6, 1.5, num_dense).astype(np.float32)
         self._dense_missing = self._missing_rates(num_dense)
@@ -166,14 +178,14 @@ class ClickModel:
         self._calibrate()
 
     def id_probabilities(self, table: int) -> NDArray[np.float64]:
-        """Probabilities of a table's ids, the last one being the missing value's, [size + 1]."""
+        """Returns the probabilities of a table's ids and, last, of the missing value, [size + 1]."""
         options = self.options
         present = power_law_probabilities(options.vocab_sizes[table], options.zipf)
         missing = self._id_missing[table]
         return np.append(present * (1 - missing), missing)
 
     def block(self, index: int) -> SampleBlock:
-        """Draws block `index`: BLOCK_ROWS rows, the same at every call."""
+        """Draws the `BLOCK_ROWS` rows of block `index`; every call returns the same rows."""
         return self._draw(self._generator(_BLOCK_STREAM, index))
 
     def _generator(self, stream: int, index: int) -> np.random.Generator:
@@ -187,8 +199,9 @@ class ClickModel:
     def _choose_pairs(self, rng: np.random.Generator) -> list[tuple[int, int]]:
         """Matches tables at random among the smallest that have 3 rows or more.
 
-        Small, because every combination of hot ids must be seen often enough to be learnt, and
-        because the usual initial vectors of small tables are long enough for products to start.
+        Small tables, because a model must see every combination of frequent ids often enough, and
+        because the usual initial vectors of small tables are large enough for their products to
+        grow.
         """
         sizes = np.asarray(self.options.vocab_sizes)
         order = np.argsort(sizes, kind="stable")
@@ -198,7 +211,7 @@ class ClickModel:
         return [(int(chosen[2 * i]), int(chosen[2 * i + 1])) for i in range(count)]
 
     def _calibrate(self) -> None:
-        """Centres and scales the dense part, then finds the bias that gives the wanted rate."""
+        """Centres and scales the dense part, and finds the bias that gives the click rate."""
         sample = self._draw(self._generator(_CALIBRATION_STREAM, 0))
         dense = self._dense_part(sample.dense, sample.dense_missing)
         self._dense_offset = float(dense.mean())
@@ -213,6 +226,12 @@ class ClickModel:
                 high = self.bias
 
     def _draw(self, rng: np.random.Generator) -> SampleBlock:
+        """Draws one block.
+
+        The order of the draws defines the data: for each dense column its log-normal values and
+        then which are missing or -1, for each table its ids and then which are missing, and at
+        last the labels.
+        """
         options = self.options
         rows = BLOCK_ROWS
         dense = np.empty((options.num_dense, rows), np.int32)
@@ -237,6 +256,7 @@ class ClickModel:
     def _dense_part(
         self, dense: NDArray[np.int32], missing: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
+        """Returns the weighted sum of the logarithms, before centring and scaling, [rows]."""
         total = np.zeros(dense.shape[1], np.float32)
         for column, weight in enumerate(self._dense_weights):
             known = np.where(missing[column], 0, np.maximum(dense[column], 0))
@@ -246,7 +266,7 @@ class ClickModel:
     def _logits(
         self, dense: NDArray[np.int32], missing: NDArray[np.bool_], ids: NDArray[np.int32]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """True logits with and without the pair effects, each [rows]."""
+        """Returns the true logits with and without the effects of pairs, each float64 [rows]."""
         alone = (self._dense_part(dense, missing) - self._dense_offset) * self._dense_scale
         alone += self.bias
         for effect, column in zip_strict(self._effects, ids):
@@ -264,7 +284,7 @@ def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _standardised(values: NDArray[np.float64], probabilities: NDArray[np.float64]) -> Float32:
-    """Columns of `values` with mean 0 and variance 1 under `probabilities`, [ids, columns]."""
+    """Shifts and scales columns to mean 0 and variance 1 under `probabilities`, [ids, columns]."""
     centred = values - probabilities @ values
     spread = np.sqrt(probabilities @ centred**2)
     return (centred / np.maximum(spread, 1e-9)).astype(np.float32)

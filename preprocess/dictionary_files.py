@@ -1,8 +1,8 @@
-"""The dictionaries of a result as Parquet: `dictionary/table_0.parquet` and so on.
+"""The dictionaries of a result as Parquet files: `dictionary/table_0.parquet` and so on.
 
-Columns: `feature` (index of the table), `value` (the number that a field stands for, after the
-modulus), `id`, `count` (rows that hold it); in the order of the ids. Values that share id 0 are not
-in it. It must not know about how ids are made.
+The columns are `feature` (index of the table), `value` (the number of the field, after the
+modulus), `id` and `count` (number of rows with the value). Rows are in order of the ids; values
+that share id 0 are left out. This module must not know how ids are assigned.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SCHEMA = {"feature": pl.Int32, "value": pl.UInt32, "id": pl.Int32, "count": pl.I
 
 
 def table_name(table: int) -> str:
-    """File of a table's dictionary, within the output folder."""
+    """Returns the path of a table's dictionary within the output folder."""
     return f"{DICTIONARY}/table_{table}.parquet"
 
 
 @dataclass(frozen=True)
 class TableIds:
-    """One table's dictionary.
+    """The dictionary of one table.
 
     Attributes:
-        values: In the order of their ids, uint32 [values].
-        counts: Rows that hold each, int64 [values].
-        first_id: Id of the first value.
-        vocab_size: Rows of the table.
+        values: The values in order of their ids, uint32 [values].
+        counts: The number of rows with each value, int64 [values].
+        first_id: The id of the first value.
+        vocab_size: The number of rows of the embedding table.
     """
 
     values: NDArray[np.uint32]
@@ -45,7 +45,7 @@ class TableIds:
 
 
 def write_table(folder: Path, table: int, ids: TableIds) -> None:
-    """Writes one table's dictionary into a result's folder; equal content gives equal bytes."""
+    """Writes a table's dictionary into an output folder; equal content gives equal bytes."""
     path = folder / table_name(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = len(ids.values)
@@ -62,11 +62,11 @@ def write_table(folder: Path, table: int, ids: TableIds) -> None:
 
 
 def read_table(folder: Path, table: int, vocab_size: int) -> TableIds:
-    """Reads one table's dictionary from a result's folder.
+    """Reads a table's dictionary from an output folder.
 
     Raises:
-        ValueError: It is not one.
-        OSError: It cannot be read.
+        ValueError: The file is not a dictionary, or its ids do not fit the table.
+        OSError: The file cannot be read.
     """
     path = folder / table_name(table)
     try:
@@ -84,34 +84,36 @@ def read_table(folder: Path, table: int, vocab_size: int) -> TableIds:
     )
 
 
-def check_reuse(description: dict[str, object], place: str, options: Options) -> list[int]:
-    """The vocabulary sizes of an earlier result whose dictionary is to be used.
+def check_reuse(description: dict[str, object], folder: str, options: Options) -> list[int]:
+    """Returns the vocabulary sizes of an earlier result whose dictionary is reused.
 
     Args:
-        description: Its `records.json`.
-        place: Its folder, for messages.
-        options: What is asked for now.
+        description: The content of its `records.json`.
+        folder: Its folder, for error messages.
+        options: The options of the present run.
 
     Raises:
-        ValueError: It was made by other rules, or for another number of tables.
+        ValueError: The result was made by other rules or has another number of tables.
     """
     rules = options.rules
     expected = {"rules": rules.name, "max_table_rows": rules.max_table_rows}
     for key, value in expected.items():
         if description.get(key) != value:
             raise ValueError(
-                f"--dictionary={place}: expected one made with {key} {value}, found"
+                f"--dictionary={folder}: expected one made with {key} {value}, found"
                 f" {description.get(key)}; give the same rules"
             )
     sizes = description["vocab_sizes"]
     assert isinstance(sizes, list)
     if len(sizes) != options.num_categorical:
         raise ValueError(
-            f"--dictionary={place}: expected {options.num_categorical} tables, found {len(sizes)}"
+            f"--dictionary={folder}: expected {options.num_categorical} tables, found {len(sizes)}"
         )
     return sizes
 
 
 def read_description(folder: Path) -> dict[str, object]:
-    """`records.json` of an earlier result."""
-    return read_json_object(folder / RECORDS, "give --dictionary the output folder of an ingest")
+    """Reads `records.json` of an earlier result."""
+    return read_json_object(
+        folder / RECORDS, "give --dictionary the output folder of an earlier run"
+    )

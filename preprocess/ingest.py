@@ -1,4 +1,4 @@
-"""Raw logs to a result, by the engine that the user names; both write the same bytes."""
+"""The entry point of preprocessing: runs the chosen engine; both engines write the same bytes."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def preprocess(
     restart: bool = False,
     master: str | None = None,
 ) -> Summary:
-    """Writes record files (or split folders), their dictionaries, description and checksums.
+    """Writes record files or split folders with their dictionaries, description and checksums.
 
-    Nothing appears under its final name before all rows have been read and written. What a killed
-    run finished is not done again.
+    No file appears under its final name before all rows have been read and written. A run that was
+    killed is continued; what it finished is not done again.
 
     Args:
-        sources: Raw logs, plain, `.gz` or Parquet, in order.
-        output: Folder, made if absent.
-        options: Rules, splits, and what to write.
-        progress: Makes each pass's display; silent by default.
-        engine: "polars", or "spark", which alone takes `hdfs://` and `s3a://`.
-        restart: Forget an unfinished run in `output`.
-        master: Spark's master; None leaves it to spark-submit, or is all local cores.
+        sources: The raw logs in order: plain text, `.gz` or Parquet.
+        output: The output folder; it is created if absent.
+        options: The rules, the split and the kind of output.
+        progress: Makes the progress display of each pass; silent by default.
+        engine: "polars" or "spark"; only "spark" reads `hdfs://` and `s3a://`.
+        restart: Whether to discard an unfinished run in `output`.
+        master: Spark's master; None takes that of spark-submit, or all local cores.
 
     Raises:
-        ValueError: For too many bad rows, named by file and line; for rows that cannot be split as
-            asked; if an unfinished run in `output` had other options.
+        ValueError: There are too many bad rows (the message names file and line), the rows cannot
+            be split as asked, or an unfinished run in `output` had other options.
         OSError: A file cannot be read or written.
     """
     names = [str(source) for source in sources]
     if engine == "spark":
-        # Spark is not needed by others, and slow to import.
+        # Importing Spark takes seconds, and only this engine needs it.
         from preprocess.engine_spark.ingest import ingest as ingest_on_spark
 
         return ingest_on_spark(names, str(output), options, progress, restart, master)

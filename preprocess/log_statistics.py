@@ -1,6 +1,7 @@
-"""What a run learns about its logs, and `records.json`, which says it.
+"""Statistics of the raw logs, and the description of a result, `records.json`, made from them.
 
-Whichever engine learns it, the same logs give the same content. It must not know about files.
+The same logs give the same statistics whichever engine collects them. This module must not know
+about engines or files.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from preprocess.splits import TEST, TRAIN, VALIDATION
 
 @dataclass
 class LogStatistics:
-    """What a run learns.
+    """Statistics of all logs of a run.
 
     Attributes:
-        rows_by_file: Good rows of each file.
-        positives: Rows with label 1.
-        raised_dense: Dense values that were below the lowest one.
-        missing: For each table, rows without a value.
-        distinct: For each table, its distinct values.
-        unknown: For each table, rows whose value has no id of its own.
-        vocab_sizes: For each table, its rows.
-        bad_rows: Rows left out.
-        first_bad_rows: The first ten of them.
+        rows_by_file: Number of good rows of each file.
+        positives: Number of rows with label 1.
+        raised_dense: Number of dense values that were raised to the lowest one allowed.
+        missing: Number of rows without a value, by table.
+        distinct: Number of distinct values, by table.
+        unknown: Number of rows whose value does not have its own id, by table.
+        vocab_sizes: Number of rows of the embedding table, by table.
+        bad_rows: Number of bad rows, which are skipped.
+        first_bad_rows: Descriptions of the first ten bad rows.
     """
 
     rows_by_file: list[int]
@@ -41,14 +42,14 @@ class LogStatistics:
 
     @property
     def rows(self) -> int:
-        """Good rows of all files."""
+        """Number of good rows of all files."""
         return sum(self.rows_by_file)
 
     def check_rows(self, sources: Sequence[str]) -> None:
-        """Refuse logs without rows.
+        """Refuses logs without good rows.
 
         Raises:
-            ValueError: Naming them.
+            ValueError: There are no good rows; the message names the logs.
         """
         if not self.rows:
             raise ValueError(
@@ -59,13 +60,13 @@ class LogStatistics:
 def describe(
     files: Sequence[str], options: Options, statistics: LogStatistics, samples: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The content of `records.json`.
+    """Returns the content of `records.json`.
 
     Args:
-        files: Names of the logs.
-        options: What was asked for.
-        statistics: What was learnt.
-        samples: Rows of each split.
+        files: The names of the logs.
+        options: The options of the run.
+        statistics: The statistics of the logs.
+        samples: The number of rows of each split, by name.
     """
     rules = options.rules
     return {

@@ -1,6 +1,6 @@
-"""What to make of the logs: every choice that decides the bytes written, and a few that do not.
+"""The options of a run: every choice that decides the bytes written, and a few that do not.
 
-It must not know about flags' spelling on the command line, of engines or of files.
+This module must not know about the command line, the engines or the files.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from preprocess.splits import SplitRule
 
 @dataclass(frozen=True)
 class Options:
-    """What to make of the logs.
+    """How the logs are turned into a result.
 
     Attributes:
-        rules: Meaning of the fields.
-        schema: The fields.
-        split: Which rows train, validate and test.
-        shuffle: Seed of the order of the rows that train; None keeps that of the logs.
-        columns: Write split folders, as split_bin.py does, instead of record files.
-        pack_ids: With `columns`, pack the ids of a row into fewer words.
-        dictionary: Folder of an earlier result whose ids are used; "" makes a new dictionary.
-        max_bad_rows: So many bad rows are left out; with more the run fails.
-        block_bytes: Text parsed at once; the output does not depend on it.
-        part_bytes: Text after which progress is made durable; nor on this.
+        rules: How fields become numbers and ids.
+        schema: The fields of a row.
+        split: Which rows are for training, validation and test.
+        shuffle: The seed of the order of the training rows; None keeps the order of the logs.
+        columns: Whether to write split folders, as split_bin.py does, instead of record files.
+        pack_ids: Whether to pack the ids of a row into fewer words; only with `columns`.
+        dictionary: The folder of an earlier result whose ids are used; "" makes new ids.
+        max_bad_rows: The number of bad rows that are skipped; one more is an error.
+        block_bytes: Bytes of text parsed at once; the output does not depend on it.
+        part_bytes: Bytes of text between two saved states; the output does not depend on it.
     """
 
     rules: Rules
@@ -42,10 +42,10 @@ class Options:
     part_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself.
+        """Refuses options that contradict each other.
 
         Raises:
-            ValueError: Naming the option, what was expected and what was found.
+            ValueError: An option is out of range or contradicts another; the message names it.
         """
         if self.max_bad_rows < 0:
             raise ValueError(f"--max_bad_rows: expected 0 or more, found {self.max_bad_rows}")
@@ -56,21 +56,21 @@ class Options:
 
     @property
     def num_dense(self) -> int:
-        """Dense columns of a record."""
+        """Number of dense columns of a record."""
         return len(self.schema.dense)
 
     @property
     def num_categorical(self) -> int:
-        """Categorical columns of a record."""
+        """Number of categorical columns of a record."""
         return len(self.schema.categorical)
 
     @property
     def width(self) -> int:
-        """int32 numbers in a record."""
+        """Number of int32 values in a record."""
         return 1 + self.num_dense + self.num_categorical
 
     def identity(self, engine: str) -> dict[str, str]:
-        """What must not change between the beginning of a run and its continuation, by flag."""
+        """Returns, by flag, what must be the same when an unfinished run is continued."""
         rules = self.rules
         details = repr((self.schema, rules.lowest_by_column, rules.thresholds, rules.moduli))
         choices: dict[str, object] = {

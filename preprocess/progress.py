@@ -1,6 +1,6 @@
-"""How far a pass is: a bar on a terminal, a plain line now and then elsewhere, or nothing.
+"""Shows the progress of a pass: a bar on a terminal, occasional lines elsewhere, or nothing.
 
-It must not know about what is being done.
+This module must not know what a pass does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class PassProgress:
-    """Shows one pass; used as a context manager around it.
+    """Shows the progress of one pass, as a context manager around it.
 
     Args:
-        title: What the pass does.
-        total: Units in all; 0 if not known.
-        style: "bar", "lines" or "silent".
+        title: A short description of the pass.
+        total: The number of units of work; 0 if it is not known.
+        style: One of "bar", "lines" and "silent".
     """
 
     def __init__(self, title: str, total: int, style: str = "silent") -> None:
@@ -57,7 +57,7 @@ class PassProgress:
             self._bar.stop()
 
     def advance(self, done: int, rows: int) -> None:
-        """Shows that `done` units and `rows` rows are done."""
+        """Shows that `done` units of work and `rows` rows are done."""
         now = time.perf_counter()
         rate = f"{rows / max(now - self._start, 1e-9):,.0f} rows/s"
         if self._bar is not None:
@@ -69,4 +69,4 @@ class PassProgress:
 
 
 Progress = Callable[[str, int], PassProgress]
-"""Makes the display of a pass from its title and the units it has."""
+"""Makes the display of a pass from its title and its number of units."""

@@ -1,30 +1,31 @@
-"""What the preprocessing rules mean, in one place and by name.
+"""The definitions of the preprocessing rules, by name.
 
-It must not know about files or text; any engine that follows these definitions writes the same ids.
+Any engine that follows these definitions writes the same ids. This module must not know about
+files or text.
 
-Common to all: a missing dense value is 0; a categorical field is its hexadecimal number, taken
-modulo `max_table_rows` when that is given; counts and dictionaries cover all good rows, whichever
-part they end in. A row's number is its position among the good rows of all files in order; bad
-rows that are left out have no number. A value's first appearance is the least number of a row that
-holds it.
+Common to all rules: A missing dense value is 0. A categorical field is its hexadecimal number,
+taken modulo `max_table_rows` if that is given. Counts and dictionaries cover all good rows,
+whichever split they belong to. The number of a row is its position among the good rows of all
+files in order; skipped bad rows have no number. The first appearance of a value is the lowest
+number of a row that has it.
 
-`mlperf`, `dlrm`: dense values below 0 become 0; a missing category is the value 0 and nothing
-    else; ids follow the order of first appearance. With a threshold T > 0 the values seen fewer
-    than T times share id 0 and the others follow from 1. The training side takes ln(x + 1).
-`spark`: dense values below -1 become -1, so that ln(x + 2) is finite; id 0 is always reserved,
-    for values seen fewer than T times and for missing ones; the other values get ids from 1 by
-    count (descending) and then value (ascending). A missing category is not a value: it is never
-    counted and is always id 0, however frequent. NVIDIA's DeepLearningExamples do the same: their
-    Spark script drops nulls before it counts and fills unmatched rows with 0 after its join. It
-    leaves ties to Spark's sort; here they are defined.
-`generic`: each of these choices as the user's schema says, with a threshold and a modulus for each
+`mlperf`, `dlrm`: Dense values below 0 become 0. A missing category is the same as the value 0. Ids
+    follow the order of first appearance. With a threshold T > 0, values seen fewer than T times
+    share id 0 and the others get ids from 1. Training takes ln(x + 1).
+`spark`: Dense values below -1 become -1, so that ln(x + 2) is finite. Id 0 is always reserved for
+    values seen fewer than T times and for missing ones; the other values get ids from 1 in order
+    of count (descending) and value (ascending). A missing category is not a value: it is never
+    counted and always gets id 0. NVIDIA's DeepLearningExamples do the same: their Spark script
+    drops nulls before it counts and fills unmatched rows with 0 after its join. It leaves the order
+    of equal counts to Spark's sort; here it is defined.
+`generic`: The user's schema makes each of these choices, with a threshold and a modulus for each
     table and a lowest value for each dense column.
 
-With a dictionary of an earlier run its ids are taken as they are, and a value that it lacks gets
+With the dictionary of an earlier run its ids are used as they are, and a value that it lacks gets
 id 0. Where no threshold reserves id 0, that is also the id of the first value.
 
-Rows that train may be shuffled: they then stand in the order of `shuffle_key`, which is one to one
-in the row number, so that seed and row number alone decide.
+Training rows may be shuffled: they are then sorted by `shuffle_key`, which maps row numbers one to
+one, so that the order depends on the seed and the row numbers alone.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ class Rules:
     """One way to turn raw fields into a record.
 
     Attributes:
-        name: What the user calls it.
-        dense_log_offset: The training side applies ln(x + offset).
-        lowest_dense: Smaller dense values are raised to this one.
-        missing_is_value: A missing category counts as the value 0; otherwise it is id 0.
-        special_id: Id 0 is reserved even when no threshold is given.
-        by_count: Ids in order of count and value; otherwise of first appearance.
-        frequency_threshold: Values seen fewer times share id 0; 0 and 1 drop none.
-        max_table_rows: Categorical numbers are taken modulo this; None leaves them.
-        lowest_by_column: Instead of `lowest_dense` for some dense columns, by index.
-        thresholds: Instead of `frequency_threshold` for some tables, by index.
-        moduli: Instead of `max_table_rows` for some tables, by index.
+        name: The name that the user gives.
+        dense_log_offset: Training takes ln(x + dense_log_offset) of dense values.
+        lowest_dense: The lowest dense value; smaller ones are raised to it.
+        missing_is_value: Whether a missing category counts as the value 0; otherwise it gets id 0.
+        special_id: Whether id 0 is reserved even without a threshold.
+        by_count: Whether ids are in order of count and value; otherwise of first appearance.
+        frequency_threshold: Values seen fewer times share id 0; 0 and 1 have no effect.
+        max_table_rows: The modulus of categorical numbers; None leaves them as they are.
+        lowest_by_column: Values that replace `lowest_dense`, by index of the dense column.
+        thresholds: Values that replace `frequency_threshold`, by index of the table.
+        moduli: Values that replace `max_table_rows`, by index of the table.
     """
 
     name: str
@@ -71,19 +72,19 @@ class Rules:
     moduli: Mapping[int, int] | None = None
 
     def lowest(self, column: int) -> int:
-        """The least value of a dense column."""
+        """Returns the lowest value of a dense column."""
         return (self.lowest_by_column or {}).get(column, self.lowest_dense)
 
     def threshold(self, table: int) -> int:
-        """Values of the table seen fewer times than this share id 0."""
+        """Returns the count below which values of a table share id 0."""
         return (self.thresholds or {}).get(table, self.frequency_threshold)
 
     def modulus(self, table: int) -> int | None:
-        """Numbers of the table are taken modulo this."""
+        """Returns the modulus of a table's numbers, or None if they are left as they are."""
         return (self.moduli or {}).get(table, self.max_table_rows)
 
     def first_id(self, table: int) -> int:
-        """The first id that stands for one value: 1 where id 0 is reserved."""
+        """Returns the first id that belongs to a single value: 1 where id 0 is reserved."""
         return int(self.special_id or self.threshold(table) > 0)
 
 
@@ -104,10 +105,10 @@ RULE_NAMES = (*NAMED_RULES, GENERIC)
 def rules_by_name(
     name: str, frequency_threshold: int | None = None, max_table_rows: int | None = None
 ) -> Rules:
-    """The rules called `name`, with their defaults unless numbers are given.
+    """Returns the rules of a name, with their defaults unless numbers are given.
 
     Raises:
-        ValueError: For an unknown name or a number out of range.
+        ValueError: The name is unknown or a number is out of range.
     """
     if name not in _RULES:
         raise ValueError(f"--rules: expected one of {', '.join(_RULES)}, found {name!r}")
@@ -117,10 +118,10 @@ def rules_by_name(
 def with_numbers(
     rules: Rules, frequency_threshold: int | None, max_table_rows: int | None
 ) -> Rules:
-    """The rules with other numbers where some are given.
+    """Returns the rules with the given numbers in place of their own.
 
     Raises:
-        ValueError: For a number out of range.
+        ValueError: A number is out of range.
     """
     if frequency_threshold is not None:
         if frequency_threshold < 0:
@@ -138,16 +139,16 @@ def with_numbers(
 def ranked(
     rules: Rules, table: int, values: NDArray[np.uint32], counts: NDArray[np.int64]
 ) -> NDArray[np.intp]:
-    """Which values get an id of their own, in the order of these ids.
+    """Selects the values that get their own id, in order of these ids.
 
     Args:
-        rules: Which values keep an id, and in which order.
-        table: Index of the table.
-        values: Distinct values in order of first appearance [values].
-        counts: How often each was seen [values].
+        rules: The threshold and the order of the ids.
+        table: The index of the table.
+        values: The distinct values in order of first appearance, uint32 [values].
+        counts: The number of rows with each value, int64 [values].
 
     Returns:
-        Indices into `values`; the first has id `rules.first_id(table)`, and so on.
+        Indices into `values`: the first gets id `rules.first_id(table)`, the next one more.
     """
     kept = np.flatnonzero(counts >= rules.threshold(table))
     if rules.by_count:
@@ -156,17 +157,20 @@ def ranked(
 
 
 def shuffle_seed(seed: int) -> int:
-    """What is added to every row's multiple of `MIX_STEP`: seeds that are near lie apart."""
+    """Returns the number that is added to each row's multiple of `MIX_STEP`.
+
+    It is mixed, so that neighbouring seeds give unrelated orders.
+    """
     word = np.array([seed], np.int64).view(np.uint64) + np.uint64(1)
     return int(_mixed(word * np.uint64(MIX_STEP))[0])
 
 
 def shuffle_key(seed: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Where rows stand among the shuffled: ascending, as unsigned numbers; no two are equal.
+    """Returns the keys by which shuffled rows are sorted, uint64 [rows]; no two are equal.
 
     Args:
-        seed: Any 64-bit number.
-        rows: Row numbers [rows].
+        seed: The seed, any 64-bit number.
+        rows: The row numbers, uint64 [rows].
     """
     return _mixed(rows * np.uint64(MIX_STEP) + np.uint64(shuffle_seed(seed)))
 

@@ -1,7 +1,8 @@
-"""The fields of a raw log: their order, their roles, and which text is a good row.
+"""The fields of a raw log: their order, their roles, and which lines are good rows.
 
-A row is good or bad by `Schema.line_pattern` and the ranges named there, whichever engine reads it;
-`Schema.fault` says in words what is wrong with a bad one. It must not know about ids or of engines.
+`Schema.line_pattern` and the ranges named there decide whether a row is good, whichever engine
+reads it; `Schema.fault` describes what is wrong with a bad one. This module must not know about ids
+or engines.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 LABEL, DENSE, CATEGORICAL, SPLIT, IGNORED = "label", "dense", "categorical", "split", "ignored"
 INTEGER, HEX, TEXT = "integer", "hex", "text"
 FORMATS = {"tsv": "\t", "csv": ",", "parquet": "\t"}
-"""Formats and what separates their fields; Parquet rows are laid out as tab-separated text."""
+"""The delimiter of each format; Parquet rows are converted to tab-separated text."""
 
 _INT32 = range(-(2**31), 2**31)
 _UINT32 = range(2**32)
-_LONGEST_NUMBER = 10  # digits of a 32-bit number, leading zeros apart
+_LONGEST_NUMBER = 10  # digits of a 32-bit number without leading zeros
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class LogField:
     """One field of a row.
 
     Attributes:
-        name: What messages and Parquet files call it.
-        role: "label", "dense", "categorical", "split" (tells the part a row belongs to) or
-            "ignored".
-        kind: "integer"; "hex", at most 8 digits; or "text", which stands for its CRC-32.
+        name: Its name in error messages and Parquet files.
+        role: One of "label", "dense", "categorical", "split" (its text decides the split of the
+            row) and "ignored".
+        kind: One of "integer", "hex" (at most 8 digits) and "text" (its number is its CRC-32).
     """
 
     name: str
@@ -42,11 +43,11 @@ class Schema:
     """The fields of a log.
 
     Attributes:
-        fields: In the order of the file.
-        dense: Positions in `fields` of the dense columns, in the order of the record.
-        categorical: The same for the categorical ones.
-        format: "tsv", "csv" or "parquet".
-        header: The first line of each file names the columns.
+        fields: The fields in the order of the file.
+        dense: The positions in `fields` of the dense columns, in the order of the record.
+        categorical: The positions in `fields` of the categorical columns, in that order.
+        format: One of "tsv", "csv" and "parquet".
+        header: Whether the first line of each file names the columns.
     """
 
     fields: tuple[LogField, ...]
@@ -57,39 +58,39 @@ class Schema:
 
     @property
     def delimiter(self) -> str:
-        """What separates the fields of a line."""
+        """The character that separates the fields of a line."""
         return FORMATS[self.format]
 
     @property
     def label(self) -> int:
-        """Position of the label."""
+        """Position of the label in `fields`."""
         return next(i for i, field in enumerate(self.fields) if field.role == LABEL)
 
     @property
     def split(self) -> int | None:
-        """Position of the field that tells a row's part, if there is one."""
+        """Position of the field that decides the split of a row, or None without one."""
         return next((i for i, field in enumerate(self.fields) if field.role == SPLIT), None)
 
     @property
     def numeric(self) -> bool:
-        """Whether every field is a number, so that a reader of numbers can be used."""
+        """Whether every field is a number, so that Polars' CSV reader can be used."""
         return all(
             field.role in (LABEL, DENSE) or (field.role == CATEGORICAL and field.kind == HEX)
             for field in self.fields
         )
 
     def line_pattern(self) -> str:
-        r"""A regular expression that a good line (without its line end) matches as a whole.
+        r"""Returns a regular expression that matches good lines as a whole, without line end.
 
-        Written in what the expressions of Java and of Rust share. Beside it a good row is UTF-8,
-        its dense values fit int32 and its integer categories uint32.
+        It uses only what the regular expressions of Java and Rust have in common. In addition, a
+        good row is UTF-8, its dense values fit int32 and its integer categories uint32.
         """
         delimiter = re.escape(self.delimiter) if self.delimiter != "\t" else r"\t"
         patterns = (_pattern(field, delimiter, self.format) for field in self.fields)
         return rf"\A{delimiter.join(patterns)}\z"
 
     def fault(self, line: bytes) -> str | None:
-        """What is wrong with a line (without its line end), or None."""
+        """Describes what is wrong with a line, without its line end; None if it is good."""
         fields = line.split(self.delimiter.encode())
         if len(fields) != len(self.fields):
             kind = "tab" if self.delimiter == "\t" else "comma"
@@ -144,10 +145,10 @@ def _pattern(field: LogField, delimiter: str, log_format: str) -> str:
 
 
 def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
-    """Criteo's layout: a label, integers, hashes; tab-separated, without a header.
+    """Returns Criteo's schema: a label, integers and hashes; tab-separated, without a header.
 
     Raises:
-        ValueError: For a number of columns that no log has.
+        ValueError: A number of columns is out of range.
     """
     if num_dense < 0 or num_categorical < 1:
         raise ValueError(
@@ -164,7 +165,7 @@ def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
 
 
 def text_hash(texts: Sequence[str]) -> list[int]:
-    """The number that each text stands for: CRC-32 of its UTF-8 bytes."""
+    """Returns the number of each text: the CRC-32 of its UTF-8 bytes."""
     return [zlib.crc32(text.encode()) for text in texts]
 
 

@@ -1,6 +1,6 @@
-"""AUC and log loss of true probabilities over any number of rows, in constant memory.
+"""AUC and log loss of scores over any number of rows, in constant memory.
 
-It must not know about where scores and labels come from.
+This module must not know where scores and labels come from.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ScoreHistogram:
         self._loss = 0.0
 
     def add(self, logits: NDArray[np.float64], labels: NDArray[np.bool_]) -> None:
-        """Counts rows.
+        """Adds rows.
 
         Args:
-            logits: Scores [rows].
-            labels: 0 or 1 [rows].
+            logits: The scores, float64 [rows].
+            labels: The labels, bool [rows].
         """
         scaled = (logits + _LIMIT) * (_BINS / (2 * _LIMIT))
         bins = np.clip(scaled, 0, _BINS - 1).astype(np.int64)
@@ -42,20 +42,20 @@ class ScoreHistogram:
 
     @property
     def rows(self) -> int:
-        """Rows counted."""
+        """Number of rows added."""
         return int(self._counts.sum())
 
     @property
     def positives(self) -> int:
-        """Rows with label 1."""
+        """Number of rows with label 1."""
         return int(self._counts[1].sum())
 
     def auc(self) -> float | None:
-        """Area under the ROC curve; None when only one class was seen."""
+        """Returns the area under the ROC curve, or None if the labels are all the same."""
         negatives, positives = self._counts
         auc = auc_from_counts(positives, negatives)
         return None if math.isnan(auc) else auc
 
     def log_loss(self) -> float | None:
-        """Mean log loss of the logits; None when nothing was counted."""
+        """Returns the mean log loss of the logits, or None if no row was added."""
         return self._loss / self.rows if self.rows else None

@@ -1,4 +1,7 @@
-"""Which rows train, validate and test."""
+"""Decides which rows are for training, validation and test.
+
+This module must not know about engines or files.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from dlrm.formats.zip_strict import zip_strict
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
 NAMES = (TRAIN, VALIDATION, TEST)
-"""A row's tag is an index into this."""
+"""The names of the splits; the tag of a row is an index into this tuple."""
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """Consecutive rows [start, stop) of one split."""
+    """Consecutive rows [start, stop) that belong to one split."""
 
     name: str
     start: int
@@ -24,14 +27,14 @@ class RowRange:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How rows are dealt to the splits.
+    """How rows are divided into splits.
 
     Attributes:
-        by: "fraction": the last rows test, those before them validate; "terabyte": the last
-            file's first half tests, its second half validates; "file": by the file's name;
-            "column": by the text of the split field.
-        test: What tests: a fraction, or names or texts.
-        validation: The same for validation.
+        by: "fraction": the last rows are for test, those before them for validation. "terabyte":
+            the first half of the last file is for test, its second half for validation. "file":
+            the name of the file decides. "column": the text of the split field decides.
+        test: The test rows: a fraction, or file names, or texts.
+        validation: The validation rows, given in the same way.
     """
 
     by: str = "fraction"
@@ -39,10 +42,10 @@ class SplitRule:
     validation: float | tuple[str, ...] = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no log can satisfy, before it is read.
+        """Refuses rules that no log can satisfy, before any log is read.
 
         Raises:
-            ValueError: Naming what was expected and found.
+            ValueError: A name is unknown or a fraction is out of range.
         """
         if self.by not in ("fraction", "terabyte", "file", "column"):
             raise ValueError(f"--split: expected fraction or terabyte, found {self.by!r}")
@@ -51,17 +54,17 @@ class SplitRule:
 
     @property
     def validates(self) -> bool:
-        """Whether there are rows for validation."""
+        """Whether there is a validation split."""
         return self.by == "terabyte" or bool(self.validation)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The splits there are, train first."""
+        """The names of the splits in use, training first."""
         return (TRAIN, VALIDATION, TEST) if self.validates else (TRAIN, TEST)
 
     @property
     def tags(self) -> Mapping[str, int]:
-        """For "column": the tag of each text that does not train."""
+        """The tag of each file name or text that is not for training."""
         assert isinstance(self.validation, tuple) or not self.validation
         assert isinstance(self.test, tuple)
         validation = self.validation or ()
@@ -71,10 +74,12 @@ class SplitRule:
         }
 
     def parts(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[RowRange]:
-        """The splits in the order of their rows; one may come in several parts. Not for "column".
+        """Returns the row ranges of the splits, in order; a split may have several.
+
+        Not for "column", where the tag of each row decides.
 
         Raises:
-            ValueError: No row is left for training, or a file is named that there is not.
+            ValueError: No row is left for training, or a named file is absent.
         """
         if self.by == "terabyte":
             return split_terabyte(rows_by_file)
@@ -100,10 +105,10 @@ class SplitRule:
 
 
 def check_training(samples: Mapping[str, int], by: str) -> None:
-    """Refuse a split that leaves nothing to train on.
+    """Refuses a split without training rows.
 
     Raises:
-        ValueError: Naming the rows there are.
+        ValueError: There are no training rows; the message gives the rows of each split.
     """
     if not samples.get(TRAIN):
         found = ", ".join(f"{rows} {name}" for name, rows in samples.items())
@@ -111,15 +116,15 @@ def check_training(samples: Mapping[str, int], by: str) -> None:
 
 
 def tail_rows(rows: int, fraction: float) -> int:
-    """Rows in the last `fraction` of `rows`, rounded down from the fraction as it is written."""
-    # Through the decimal text: 0.29 * 100 is 28.999... in binary floating point.
+    """Returns `fraction` of `rows`, rounded down, with the fraction taken as written in decimal."""
+    # By way of the decimal text: 0.29 * 100 is 28.999... in binary floating point.
     return int(Fraction(str(fraction)) * rows)
 
 
 def split_by_fraction(
     rows: int, validation_fraction: float, test_fraction: float
 ) -> list[RowRange]:
-    """Train first, then validation (if asked for), then test, all in the order of the rows.
+    """Returns the ranges for training, validation (if asked for) and test, in this order.
 
     Raises:
         ValueError: A fraction is out of range or no row is left for training.
@@ -133,7 +138,7 @@ def split_by_fraction(
     if train <= 0:
         raise ValueError(
             f"--split=fraction: expected rows left for training, found {rows} rows of which"
-            f" {validation} validate and {test} test; lower the fractions"
+            f" {validation} are for validation and {test} for test; lower the fractions"
         )
     parts = [RowRange(TRAIN, 0, train)]
     if validation_fraction > 0:
@@ -142,10 +147,12 @@ def split_by_fraction(
 
 
 def split_terabyte(rows_by_file: Sequence[int]) -> list[RowRange]:
-    """All files but the last train; of the last one ceil(n/2) rows test, the rest validate.
+    """Returns all files but the last for training, and the halves of the last for test, validation.
+
+    With n rows in the last file, ceil(n / 2) are for test.
 
     Raises:
-        ValueError: There is one file only, or no row for training.
+        ValueError: There is only one file, or no row for training.
     """
     last = rows_by_file[-1]
     train = sum(rows_by_file[:-1])

@@ -1,4 +1,4 @@
-"""What a run says of itself when it is done."""
+"""The summary of a finished run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """The result of a run and its duration.
 
     Attributes:
         description: The content of `records.json`.
-        first_seconds: Duration of parsing and of making the dictionaries.
-        second_seconds: Duration of writing.
+        first_seconds: Seconds for pass one: parsing, and building the dictionaries.
+        second_seconds: Seconds for pass two: writing the data files.
     """
 
     description: dict[str, Any]
@@ -22,5 +22,5 @@ class Summary:
 
     @property
     def rows(self) -> int:
-        """Rows in all splits."""
+        """Number of rows in all splits."""
         return sum(self.description[f"{name}_samples"] for name in ("train", "validation", "test"))

@@ -1,9 +1,9 @@
 """Synthetic click logs in Criteo's raw format, with the best possible AUC beside them.
 
 `python3 -m preprocess.synthetic logs.tsv --rows 1000000 --seed 1` writes `logs.tsv` and
-`logs.json`. Rows come in blocks, so memory does not grow with them, and row i depends on the seed
-and the model options alone: a longer log begins with the shorter one. It must not know about
-preprocessing or training.
+`logs.json`. Rows are generated in blocks, so that memory does not grow with their number. Row i
+depends only on the seed and the options of the click model: a longer log begins with the shorter
+one. This module must not know about preprocessing or training.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm import cli
 from dlrm.formats.json_files import write_json_object
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.click_model import BLOCK_ROWS, ClickModel, ClickModelOptions, SampleBlock
@@ -31,20 +32,20 @@ DEFAULT_VOCAB_SIZES = (
     5000, 120, 30, 1500, 250, 3, 700, 60, 10, 3500, 400, 100, 15,
     900, 200, 40, 4, 300, 20, 2500, 1200, 2000, 500, 80, 150, 6,
 )  # fmt: skip
-"""26 tables, 19,588 rows: small enough for a million rows to teach every hot id."""
+"""26 tables, 19,588 rows: small enough that a million rows suffice to train every frequent id."""
 
 _HASH_MULTIPLIER = np.uint32(0x9E3779B1)
 
 
 def category_hash(table: int, ids: NDArray[np.integer]) -> NDArray[np.uint32]:
-    """32-bit hash of each id; one to one within a table, so that no two ids collide.
+    """Returns a 32-bit hash of each id; within a table no two ids collide.
 
     Args:
-        table: Index of the table.
-        ids: Ids, any shape.
+        table: The index of the table.
+        ids: The ids, any shape.
 
     Returns:
-        uint32 of the same shape.
+        The hashes, uint32 of the same shape.
     """
     values = ids.astype(np.uint32) + np.uint32((table + 1) * 0x85EBCA6B & 0xFFFFFFFF)
     # Odd products and right-shift xors are each invertible modulo 2^32.
@@ -55,7 +56,7 @@ def category_hash(table: int, ids: NDArray[np.integer]) -> NDArray[np.uint32]:
 
 
 def _digit_table(strings: Sequence[bytes]) -> NDArray[np.uint32]:
-    """Four characters per number, as one uint32 each; NUL marks a character to drop."""
+    """Returns strings of four characters as one uint32 each; NUL characters are dropped later."""
     return np.frombuffer(b"".join(strings), dtype="<u4")
 
 
@@ -65,10 +66,10 @@ _DECIMAL4_PADDED = _digit_table([b"%04d" % n for n in range(10000)])
 
 
 def format_rows(block: SampleBlock, vocab_sizes: Sequence[int], rows: int) -> bytes:
-    """The first `rows` rows of a block as tab-separated text.
+    """Returns the first `rows` rows of a block as tab-separated text.
 
-    Every field is laid out at its greatest width with NUL for what is absent, and the NULs are
-    dropped in one sweep: no row is ever handled alone.
+    Every field is laid out at its greatest width and padded with NUL; then all NULs are dropped at
+    once. No loop runs over rows.
     """
     dense = block.dense[:, :rows]
     width = 1 + 10 * len(dense) + 9 * len(block.ids) + 1
@@ -101,7 +102,7 @@ def format_rows(block: SampleBlock, vocab_sizes: Sequence[int], rows: int) -> by
 
 
 def output_paths(output: Path, files: int) -> list[Path]:
-    """Names of the logs: `output` itself, or `name.0.tsv`, `name.1.tsv` and so on.
+    """Returns the names of the logs: `output` itself, or `name.0.tsv`, `name.1.tsv` and so on.
 
     Raises:
         ValueError: The name ends neither in `.tsv` nor in `.tsv.gz`.
@@ -127,22 +128,22 @@ def generate(
     files: int = 1,
     test_fraction: float = 0.1,
 ) -> dict[str, Any]:
-    """Writes `rows` rows over `files` logs and the description beside them.
+    """Writes `rows` rows into `files` logs, and the description beside them.
 
     Args:
-        output: Name of the log, ending in `.tsv` or `.tsv.gz`; see `output_paths` for several.
-        rows: Rows in all; file k of K holds rows [k*rows//K, (k+1)*rows//K).
-        seed: The same seed and options give the same rows.
-        options: The planted model.
-        files: Number of logs.
-        test_fraction: Share of the rows, at the end, that `best_auc_test` judges.
+        output: The name of the log, ending in `.tsv` or `.tsv.gz`; see `output_paths` for several.
+        rows: The number of rows of all logs; file k of K holds rows [k*rows//K, (k+1)*rows//K).
+        seed: The seed; the same seed and options give the same rows.
+        options: The options of the click model.
+        files: The number of logs.
+        test_fraction: The fraction of rows, at the end, on which `best_auc_test` is computed.
 
     Returns:
-        What was written to the `.json` file: rows, positives, the best AUC and log loss that any
-        model can reach (those of the true probabilities), and the AUC without pair effects.
+        The content of the `.json` file: rows, positives, the best AUC and log loss that any model
+        can reach (those of the true probabilities), and the AUC without pair effects.
 
     Raises:
-        ValueError: A number or the name is unusable.
+        ValueError: A number is out of range or the name has another ending.
     """
     if rows < 1 or files < 1 or files > rows:
         raise ValueError(
@@ -190,7 +191,7 @@ def generate(
 def _write_parts(
     logs: Sequence[BinaryIO], ends: Sequence[int], first: int, count: int, text: bytes
 ) -> None:
-    """Writes rows [first, first + count) to the files whose row ranges they fall in."""
+    """Writes rows [first, first + count), given as text, to the logs that hold these rows."""
     start = 0
     lines: NDArray[np.intp] | None = None
     for log, end in zip_strict(logs, ends):
@@ -206,42 +207,56 @@ def _write_parts(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    defaults = ClickModelOptions(DEFAULT_VOCAB_SIZES)
-    parser = argparse.ArgumentParser(
-        prog="python3 -m preprocess.synthetic", description=(__doc__ or "").split("\n\n")[0]
+    """Runs the command line and returns the exit code."""
+    return cli.exit_code(lambda: _run(arguments), "interrupted; nothing was written")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog="python3 -m preprocess.synthetic",
+        description="Write synthetic click logs in Criteo's raw format, with the best possible AUC"
+        " in a .json file beside them.",
     )
-    parser.add_argument("output", type=Path, help="log to write, *.tsv or *.tsv.gz")
-    parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--files", type=int, default=1, help="logs to spread the rows over")
-    parser.add_argument("--test_fraction", type=float, default=0.1)
-    parser.add_argument("--vocab_sizes", type=json.loads, default=list(DEFAULT_VOCAB_SIZES),
-                        help="JSON list, rows of each table")  # fmt: skip
-    for field in fields(ClickModelOptions):
-        if field.name != "vocab_sizes":
-            value = getattr(defaults, field.name)
-            parser.add_argument(f"--{field.name}", type=type(value), default=value)
-    flags = vars(parser.parse_args(arguments))
-    try:
-        sizes = flags["vocab_sizes"]
-        if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
-            raise ValueError(f"--vocab_sizes: expected a JSON list of integers, found {sizes!r}")
-        options = ClickModelOptions(
-            **{f.name: flags[f.name] for f in fields(ClickModelOptions) if f.name != "vocab_sizes"},
-            vocab_sizes=tuple(sizes),
-        )
-        start = time.perf_counter()
-        content = generate(
-            flags["output"], flags["rows"], flags["seed"], options,
-            flags["files"], flags["test_fraction"],
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    add = parser.add_argument
+    add("output", type=Path, help="log to write, *.tsv or *.tsv.gz")
+    add("--rows", type=int, required=True, help="number of rows")
+    add("--seed", type=int, default=1, help="seed of the click model and of the rows")
+    add("--files", type=int, default=1, help="number of logs to divide the rows into")
+    add("--test_fraction", type=float, default=0.1, help="fraction of rows for best_auc_test")
+    add("--vocab_sizes", type=json.loads, default=list(DEFAULT_VOCAB_SIZES),
+        help="number of rows of each table, as a JSON list")  # fmt: skip
+    defaults = ClickModelOptions(DEFAULT_VOCAB_SIZES)
+    for name, text in _OPTION_HELP.items():
+        value = getattr(defaults, name)
+        add(f"--{name}", type=type(value), default=value, help=text)
+    return parser
+
+
+_OPTION_HELP = {
+    "num_dense": "number of integer columns",
+    "zipf": "exponent of the power law of the ids",
+    "ctr": "fraction of positive labels aimed at",
+    "dense_strength": "standard deviation of the dense part of the logit",
+    "id_strength": "standard deviation of the sum of the effects of single ids",
+    "pair_strength": "standard deviation of the sum of the effects of pairs of ids",
+    "pairs": "number of pairs of tables that interact",
+    "pair_rank": "width of the latent vectors of a pair",
+    "missing": "mean fraction of missing values",
+    "negative": "fraction of -1 among dense values",
+}
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    flags = vars(_parser().parse_args(arguments))
+    sizes = flags["vocab_sizes"]
+    if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
+        raise ValueError(f"--vocab_sizes: expected a JSON list of integers, found {sizes!r}")
+    options = ClickModelOptions(tuple(sizes), **{name: flags[name] for name in _OPTION_HELP})
+    start = time.perf_counter()
+    content = generate(
+        flags["output"], flags["rows"], flags["seed"], options,
+        flags["files"], flags["test_fraction"],
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     rows = content["rows"]
     print(f"{rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s; "

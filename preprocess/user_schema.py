@@ -41,7 +41,7 @@ _NUMBER_LIMITS = {
 
 @dataclass(frozen=True)
 class UserSchema:
-    """What the file says."""
+    """The content of a schema file."""
 
     schema: Schema
     rules: Rules
@@ -49,11 +49,11 @@ class UserSchema:
 
 
 def read_user_schema(path: Path) -> UserSchema:
-    """Reads a schema.
+    """Reads a schema file.
 
     Raises:
-        ValueError: Naming the file, what was expected and what was found.
-        OSError: It cannot be read.
+        ValueError: The file is malformed; the message names the file and the key.
+        OSError: The file cannot be read.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -65,10 +65,10 @@ def read_user_schema(path: Path) -> UserSchema:
 
 
 def parse_user_schema(content: Any) -> UserSchema:
-    """Turns the content of a schema file into what it means.
+    """Checks the content of a schema file and converts it.
 
     Raises:
-        ValueError: Naming the key, what was expected and what was found.
+        ValueError: The content is malformed; the message names the key.
     """
     if not isinstance(content, dict):
         raise ValueError(f"expected keys such as label and categorical, found {content!r}")
@@ -105,12 +105,12 @@ def _schema(
     given = 1 + len(dense) + len(categorical) + (split.get("by") == "column")
     columns = [str(name) for name in content.get("columns", roles)]
     if len(roles) != given or len(set(columns)) != len(columns):
-        raise ValueError("expected each column once, in one role; found one more often")
+        raise ValueError("expected each column once, with one role; found one that is repeated")
     absent = [name for name in roles if name not in columns]
     if absent:
         raise ValueError(f"columns: expected {', '.join(absent)} among them, found {columns}")
     if log_format != "parquet" and "columns" not in content:
-        raise ValueError("columns: expected all columns in the order of the file, found no list")
+        raise ValueError("columns: expected all columns in the order of the file, found none")
     if log_format == "parquet":
         columns = [name for name in columns if name in roles]
     fields = tuple(LogField(name, *roles.get(name, (IGNORED, TEXT))) for name in columns)
@@ -158,7 +158,7 @@ def _split(split: Mapping[str, Any]) -> SplitRule:
 
 
 def _entries(content: Mapping[str, Any], key: str, known: set[str]) -> list[Mapping[str, Any]]:
-    """Columns given by name alone or by name and more."""
+    """Returns a list of columns as mappings; a column may be given by its name alone."""
     given = content.get(key, [])
     if not isinstance(given, list):
         raise ValueError(f"{key}: expected a list of columns, found {given!r}")

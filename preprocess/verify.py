@@ -1,7 +1,7 @@
-"""Command line of the checks: `python3 -m preprocess.verify DIR`.
+"""Command line of verification: `python3 -m preprocess.verify DIR`.
 
-Checks what preprocess or split_bin.py wrote and prints one screen about it; what is wrong is named
-on stderr, a line each. The checks are `verification`'s, which training uses as well.
+It checks what preprocess or split_bin.py wrote, prints a report of one screen, and writes one line
+to stderr for each fault. The checks are those of `dlrm.data.verify`, which training uses as well.
 """
 
 from __future__ import annotations
@@ -12,41 +12,42 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlrm import cli
 from dlrm.data.verify import LEVELS, verify
 from preprocess.verify_report import screen
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python3 -m preprocess.verify",
         description="Check sizes, checksums, labels, dense values and ids of record files or split"
-        " folders, and show what is in them. Memory: eight bytes a table row at level full.",
+        " folders, and print a summary of them. Level full needs eight bytes of memory for each"
+        " table row.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what preprocess or split wrote")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder that preprocess or split_bin.py wrote"
+    )
     parser.add_argument(
         "--level",
         choices=LEVELS,
         default="full",
-        help="size: descriptions and sizes only; full: every byte (default)",
+        help="size: check descriptions and file sizes only; full: read every byte (default)",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 0, or 1 if anything is wrong."""
+    """Runs the command line and returns the exit code: 0, or 1 if anything is wrong."""
+    return cli.exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     flags = _parser().parse_args(arguments)
     start = time.perf_counter()
-    try:
-        report = verify(flags.folder, flags.level, statistics=flags.level == "full")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report = verify(flags.folder, flags.level, statistics=flags.level == "full")
     print(screen(report, time.perf_counter() - start))
     for fault in report.faults:
-        print(f"error: {fault}", file=sys.stderr)
+        cli.print_error(fault)
     return 1 if report.faults else 0
 
 

@@ -1,4 +1,4 @@
-"""One screen about checked data, as text. It reads a report and no files."""
+"""Formats the report of verified data as text for one screen; it must not read files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dlrm.data.verify import Part, Report
 
 
 def screen(report: Report, seconds: float) -> str:
-    """What the data is, part by part and feature by feature, and the outcome.
+    """Returns a table of the parts, a table of the features, and the outcome.
 
     Args:
-        report: What the check found.
-        seconds: How long it took.
+        report: The result of the checks.
+        seconds: The duration of the checks.
     """
     lines = [*_parts(report), ""]
     if report.counts is not None:
@@ -48,7 +48,7 @@ def _labels(part: Part) -> str:
 
 
 def _features(report: Report) -> list[str]:
-    """A line a feature; missing and unknown values are those of all rows of the logs."""
+    """Returns a line for each feature; missing and unknown values are those of all rows."""
     counts, description = report.counts, report.description or {}
     assert counts is not None
     rows = sum(description.get("rows_by_file") or [])

@@ -1,1 +1,1 @@
-"""Ingest on one machine: Polars parses, NumPy numbers; memory grows with the distinct values."""
+"""The engine for one machine: Polars parses text, and NumPy assigns the ids."""

@@ -1,4 +1,4 @@
-"""Raw logs as blocks of whole lines: plain text, gzip, or Parquet laid out as text.
+"""Reads raw logs as blocks of whole lines: plain text, gzip, or Parquet converted to text.
 
 Reading can begin wherever an earlier block ended. This module must not know about what a line holds
 beyond its line end: LF or CRLF.
@@ -28,9 +28,12 @@ _PARQUET_ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where to begin: before the line `line` (from 1) of a file, which `offset` bytes precede.
+    """The position at which reading begins.
 
-    Offsets count text, after decompression; in a Parquet file they count rows.
+    Attributes:
+        file: The index of the file.
+        line: The number of the next line, from 1.
+        offset: Bytes of text before that line, after decompression; in Parquet files, rows.
     """
 
     file: int = 0
@@ -43,13 +46,13 @@ class TextBlock:
     """Whole lines of one file.
 
     Attributes:
-        file: Index of the file.
-        line: Number of the first line, from 1.
+        file: The index of the file.
+        line: The number of the first line, from 1.
         text: The lines, the last of which may lack its line end.
-        position: Bytes of the stored file read so far.
-        lines: Number of lines.
-        delimiters: Number of delimiters.
-        offset: As a `ResumePoint` has it, after this block.
+        position: Bytes of the stored file that have been read so far.
+        lines: The number of lines.
+        delimiters: The number of delimiters in the text.
+        offset: The offset of the `ResumePoint` after this block.
     """
 
     file: int
@@ -62,24 +65,24 @@ class TextBlock:
 
     @property
     def end(self) -> ResumePoint:
-        """Where the next block of this file begins."""
+        """The position at which the next block of this file begins."""
         return ResumePoint(self.file, self.line + self.lines, self.offset)
 
 
 def read_blocks(
     paths: Sequence[Path], schema: Schema, block_bytes: int, start: ResumePoint | None = None
 ) -> Generator[TextBlock, None, None]:
-    """Blocks of all files in order, read and decompressed ahead in a thread.
+    """Yields the blocks of all files in order; a thread reads and decompresses ahead.
 
     Args:
-        paths: Logs; those ending in `.gz` are decompressed.
+        paths: The logs; those ending in `.gz` are decompressed.
         schema: The format, and whether the first line is a header.
-        block_bytes: Text aimed at in each block.
-        start: Where to begin; None: at the beginning.
+        block_bytes: The approximate number of bytes of text in a block.
+        start: The position at which to begin; None is the beginning of the first file.
 
     Raises:
-        ValueError: Naming file and line if a line is longer than a megabyte or a gzip file is
-            damaged.
+        ValueError: A line is longer than a megabyte or a gzip file is damaged; the message names
+            file and line.
         OSError: A file cannot be read.
     """
     first = start or ResumePoint()
@@ -122,7 +125,10 @@ def read_blocks(
 def _text_blocks(
     path: Path, schema: Schema, block_bytes: int, start: ResumePoint
 ) -> Iterator[TextBlock]:
-    """Blocks of a text file; a header is checked and counted as a line, but is in no block."""
+    """Yields the blocks of a text file.
+
+    A header is checked and counted as a line, but is in no block.
+    """
     delimiter = ord(schema.delimiter)
     line, offset = start.line, start.offset
     with open(path, "rb", buffering=0) as raw:
@@ -172,7 +178,7 @@ def _skip(source: gzip.GzipFile | FileIO, offset: int) -> None:
     while offset:
         data = source.read(min(offset, _SKIP_BYTES))
         if not data:
-            raise EOFError("the text ends before the resume_point to continue from")
+            raise EOFError("the text ends before the position to continue from")
         offset -= len(data)
 
 
@@ -189,15 +195,15 @@ def _check_header(path: Path, schema: Schema, line: bytes) -> None:
 def _parquet_blocks(
     path: Path, schema: Schema, block_bytes: int, start: ResumePoint
 ) -> Iterator[TextBlock]:
-    """Blocks of a Parquet file; its rows become lines, its nulls empty fields."""
+    """Yields the blocks of a Parquet file; its rows become lines, and nulls become empty fields."""
     try:
         names = set(pl.read_parquet_schema(path))
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: expected a Parquet file, found {error}") from None
     absent = [field.name for field in schema.fields if field.name not in names]
     if absent:
-        raise ValueError(f"{path}: expected columns {', '.join(absent)}, found none so called")
-    # What would end a field or a line becomes a space.
+        raise ValueError(f"{path}: expected columns {', '.join(absent)}, found none of these names")
+    # Characters that would end a field or a line become spaces.
     columns = [
         pl.col(field.name).cast(pl.String).str.replace_all(r"[\t\r\n]", " ")
         for field in schema.fields
@@ -222,7 +228,7 @@ def _parquet_blocks(
 
 def _count(text: bytes, byte: int) -> int:
     array = np.frombuffer(text, np.uint8)
-    # Piecewise, so that the comparison's result stays in the cache.
+    # In pieces, so that the result of the comparison stays in the cache.
     return sum(
         int(np.count_nonzero(array[start : start + _COUNT_BYTES] == byte))
         for start in range(0, len(array), _COUNT_BYTES)

@@ -1,8 +1,8 @@
-"""A table's distinct values, numbered as they first appear, with their counts.
+"""Numbers the distinct values of a table in order of first appearance, and counts them.
 
-An open-addressing hash table in NumPy: a batch is looked up in a handful of array passes, and
-unlike a join it costs nothing per batch for the values already known. It must not know about files
-or rules.
+This is an open-addressing hash table in NumPy. A lookup takes a few passes over the array of values
+to look up; unlike a join, its cost does not grow with the number of values already known. This
+module must not know about files or rules.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LEAST_PIECE = 1024
 class Dictionary:
     """Maps 32-bit values to provisional ids 0, 1, 2, ... in order of first appearance.
 
-    A slot holds `value << 32 | id + 1` in one word, so that one gather brings both; 0 is empty.
-    At most half of the slots are taken. Memory: 16 to 32 bytes a value in slots, 12 to 24 in
-    values and counts.
+    A slot holds `value << 32 | id + 1` in one 64-bit word, so that one gather returns both; 0 marks
+    an empty slot. At most half of the slots are used. Each value takes 16 to 32 bytes of slots and
+    12 to 24 bytes of values and counts.
     """
 
     def __init__(self) -> None:
@@ -44,22 +44,22 @@ class Dictionary:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How often each was encoded, int64 [values]."""
+        """Number of times each value was encoded, int64 [values]."""
         return self._counts[: self._size]
 
     def encode(self, values: UInt32) -> Int32:
-        """Provisional ids of `values`, adding those not seen before and counting all.
+        """Returns the provisional ids of `values`; adds new values and counts all of them.
 
         Args:
-            values: Uint32 [rows].
+            values: The values, uint32 [rows].
 
         Returns:
-            int32 [rows].
+            The provisional ids, int32 [rows].
         """
         ids = self._find(values)
         new = np.flatnonzero(ids < 0)
         while new.size:
-            # In growing pieces, as room is made for every row of a piece, repeated or not.
+            # In growing pieces: space is made for every row of a piece, even for repeated values.
             piece = new[: max(_LEAST_PIECE, self._size)]
             self._add(values[piece])
             ids[new] = self._find(values[new])
@@ -68,24 +68,29 @@ class Dictionary:
         return ids
 
     def extend(self, values: UInt32) -> None:
-        """Numbers distinct values that are not present, in order, without counting them."""
+        """Adds distinct new values in order, without counting them."""
         self._add(values)
 
     def count(self, ids: Int32) -> None:
-        """Counts provisional ids that were given out."""
+        """Counts rows by their provisional ids, which must exist.
+
+        Args:
+            ids: The provisional ids, int32 [rows].
+        """
         if 4 * len(ids) >= self._size:
             self._counts[: self._size] += np.bincount(ids, minlength=self._size)
         else:
             np.add.at(self._counts, ids, 1)
 
     def _home(self, values: UInt32) -> NDArray[np.intp]:
+        """Returns the slot at which the search for each value begins, by multiplicative hashing."""
         return ((values * _MULTIPLIER) >> np.uint32(32 - self._bits)).astype(np.intp)
 
     def _find(self, values: UInt32) -> Int32:
-        """Ids of `values`, -1 for those that are absent."""
+        """Returns the ids of `values`, int32 [rows]; -1 marks absent values."""
         slots = self._home(values)
         words = self._slots.take(slots)
-        # An empty slot holds 0 in its low half and so gives -1.
+        # The low half of an empty slot is 0, which gives -1.
         ids = words.astype(np.uint32).view(np.int32) - 1
         pending = np.flatnonzero((words != 0) & ((words >> _HIGH) != values))
         mask = len(self._slots) - 1
@@ -100,11 +105,11 @@ class Dictionary:
         return ids
 
     def _add(self, values: UInt32) -> None:
-        """Numbers values that are not present, in order; they may repeat among themselves."""
+        """Adds new values in order of first appearance; `values` may repeat themselves."""
         if 2 * (self._size + len(values)) > len(self._slots):
             self._grow(self._size + len(values))
-        slots = self._place(values, np.arange(1, len(values) + 1, dtype=np.uint64))
-        # Each value's slot now names the row where it first stands; those rows give the order.
+        slots = self._insert(values, np.arange(1, len(values) + 1, dtype=np.uint64))
+        # The slot of each value now holds the row of its first appearance, which gives the order.
         words = self._slots.take(slots)
         rows = np.arange(1, len(values) + 1, dtype=np.uint32)
         first = np.flatnonzero(words.astype(np.uint32) == rows)
@@ -116,6 +121,7 @@ class Dictionary:
         self._size = size
 
     def _grow(self, size: int) -> None:
+        """Makes space for `size` values and inserts the present ones again."""
         while 2 * size > 1 << self._bits:
             self._bits += 1
         values, counts = self.values, self.counts
@@ -125,17 +131,17 @@ class Dictionary:
         self._values[: self._size] = values
         self._counts[: self._size] = counts
         self._slots = np.zeros(1 << self._bits, np.uint64)
-        self._place(self.values, np.arange(1, self._size + 1, dtype=np.uint64))
+        self._insert(self.values, np.arange(1, self._size + 1, dtype=np.uint64))
 
-    def _place(self, values: UInt32, numbers: NDArray[np.uint64]) -> NDArray[np.intp]:
-        """Puts absent values into the first free slot from each home on.
+    def _insert(self, values: UInt32, numbers: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Inserts absent values, each into the first free slot from its home slot on.
 
         Args:
-            values: Uint32 [rows]; equal ones share a slot and keep the first one's number.
-            numbers: Low half of each word [rows].
+            values: The values, uint32 [rows]; equal ones share a slot, with the first one's number.
+            numbers: The low half of each word, uint64 [rows].
 
         Returns:
-            The slot of each value [rows].
+            The slot of each value, intp [rows].
         """
         words = (values.astype(np.uint64) << _HIGH) | numbers
         slots = self._home(values)
@@ -144,7 +150,7 @@ class Dictionary:
         sought, tried = words, slots
         while pending.size:
             free = np.flatnonzero(self._slots.take(tried) == 0)[::-1]
-            # Of several words for one slot the last one written stays: the first, so reversed.
+            # If several words go to one slot, the last one stays. Reversed, that is the first.
             self._slots[tried[free]] = sought[free]
             left = (self._slots.take(tried) >> _HIGH) != (sought >> _HIGH)
             slots[pending] = tried

@@ -1,4 +1,7 @@
-"""A whole ingest on one machine: learn, number, write, publish; each continues a killed one."""
+"""A complete run on one machine: build the vocabulary, assign ids, write, publish.
+
+Each step continues where a killed run stopped.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats import atomic_files
 from dlrm.formats import packed_ids as packing
 from dlrm.formats.checksums import FileSum
 from preprocess.dictionary_files import (
@@ -36,17 +40,17 @@ from preprocess.summary import Summary
 def ingest(
     sources: Sequence[str], output: str, options: Options, progress: Progress, restart: bool
 ) -> Summary:
-    """Makes a result, or continues the making of one.
+    """Makes a result, or continues an unfinished run.
 
     Args:
-        sources: Raw logs, plain, `.gz` or Parquet, in order.
-        output: Folder, made if absent.
-        options: What to make of the logs.
-        progress: Makes each pass's display.
-        restart: Forget an unfinished run in `output`.
+        sources: The raw logs in order: plain text, `.gz` or Parquet.
+        output: The output folder; it is created if absent.
+        options: The options of the run.
+        progress: Makes the progress display of each pass.
+        restart: Whether to discard an unfinished run in `output`.
 
     Raises:
-        ValueError: For too many bad rows, or rows that cannot be split as asked.
+        ValueError: There are too many bad rows, or the rows cannot be split as asked.
         OSError: A file cannot be read or written.
     """
     paths = [Path(source) for source in sources]
@@ -66,7 +70,7 @@ def ingest(
 
 
 class PolarsIngest:
-    """One ingest; `go` enters at the step that the journal names."""
+    """The steps of a run; `run` begins with the step that the journal names."""
 
     def __init__(
         self,
@@ -86,7 +90,11 @@ class PolarsIngest:
         self._journal = journal
 
     def run(self, state: dict[str, Any]) -> Summary:
-        """Runs the steps that the journal's state does not name as done."""
+        """Runs the steps that are left.
+
+        Args:
+            state: The state that the journal has; empty at first.
+        """
         start = time.perf_counter()
         if state.get("phase", "vocabulary") == "vocabulary":
             state = self._number(self._build_vocabulary(state))
@@ -115,7 +123,7 @@ class PolarsIngest:
             first_pass.statistics.check_rows(list(map(str, self._sources)))
             self._splits(first_pass.statistics)
         except ValueError:
-            # Another command is needed, which could not continue this one.
+            # The user needs another command, which could not continue this run.
             self._store.remove(WORK)
             raise
         return first_pass
@@ -128,7 +136,7 @@ class PolarsIngest:
         )
 
     def _number(self, first_pass: FirstPass) -> dict[str, Any]:
-        """Gives final ids, writes dictionaries; returns the state with which writing begins."""
+        """Assigns the final ids and writes the dictionaries; returns the state before pass two."""
         statistics, options = first_pass.statistics, self._options
         old = _old_tables(options)
         for table, dictionary in enumerate(first_pass.dictionaries):
@@ -144,7 +152,7 @@ class PolarsIngest:
             statistics.vocab_sizes.append(ids.vocab_size)
             with open(self._ids_file(table), "wb", buffering=0) as file:
                 write_all(file, np.maximum(final, 0))
-                os.fsync(file.fileno())
+            atomic_files.sync_file(self._ids_file(table))
         first_pass.dictionaries.clear()
         return {
             "phase": "write",
@@ -196,7 +204,10 @@ def _old_tables(options: Options) -> list[TableIds] | None:
 def _new_ids(
     options: Options, table: int, dictionary: Dictionary
 ) -> tuple[TableIds, NDArray[np.int32]]:
-    """A new dictionary, and the final id of each provisional one; -1 for those without."""
+    """Makes a new dictionary, and the final id of each provisional id, int32 [values + 1].
+
+    Values without their own id have -1, as has the last entry, which is for missing values.
+    """
     values, counts = dictionary.values, dictionary.counts
     kept = ranked(options.rules, table, values, counts)
     first = options.rules.first_id(table)
@@ -206,7 +217,10 @@ def _new_ids(
 
 
 def _old_ids(ids: TableIds, dictionary: Dictionary) -> NDArray[np.int32]:
-    """The id that an earlier dictionary has for each provisional one; -1 for those without."""
+    """Returns the id that an earlier dictionary has for each provisional id, int32 [values + 1].
+
+    Values that it lacks have -1, as has the last entry, which is for missing values.
+    """
     order = np.argsort(ids.values)
     ascending = ids.values[order]
     values = dictionary.values

@@ -1,7 +1,8 @@
-"""Blocks of text as columns of numbers, strictly checked.
+"""Parses blocks of text into columns of numbers, with strict checks.
 
-Blocks whose fields are all numbers go through Polars' reader of numbers; where that is in doubt,
-and for other fields, each line is held to the schema's pattern. It must not know about ids.
+If all fields are numbers, Polars' CSV reader parses a block. If that leaves any doubt, or if there
+are other fields, each line is matched with the schema's pattern. This module must not know about
+ids.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ _HEX_DIGITS = 8
 
 @dataclass(frozen=True)
 class ParsedRows:
-    """Parsed rows, one array a column; missing values read 0.
+    """Parsed rows, with one array for each column; missing values are 0.
 
     Attributes:
-        file: Index of the file.
-        labels: Int32 [rows].
-        dense: Num_dense arrays, int32 [rows].
-        categories: Num_categorical arrays, uint32 [rows].
-        missing: For each category bool [rows], or None where no value is missing.
-        tags: Int32 [rows], the split of each row, or None if the row does not tell.
+        file: The index of the file.
+        labels: The labels, int32 [rows].
+        dense: The dense columns, num_dense arrays of int32 [rows].
+        categories: The categorical columns, num_categorical arrays of uint32 [rows].
+        missing: For each categorical column, bool [rows], or None if no value is missing.
+        tags: The tag of each row's split, int32 [rows], or None without a split field.
     """
 
     file: int
@@ -44,13 +45,13 @@ class ParsedRows:
 
 
 class LogParser:
-    """Turns blocks into batches.
+    """Parses blocks of text.
 
     Args:
-        paths: The files, for messages.
-        schema: The fields.
-        bad_rows: Where rows that are no good are counted.
-        tags: Split of each text of the split field that does not train.
+        paths: The files, for error messages.
+        schema: The fields of a row.
+        bad_rows: Counts the bad rows.
+        tags: The tag of each text of the split field that is not for training.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class LogParser:
         ])  # fmt: skip
 
     def parse(self, block: TextBlock) -> ParsedRows:
-        """The good rows of a block.
+        """Returns the good rows of a block.
 
         Raises:
-            ValueError: Naming file and line of the first bad rows, if there are too many.
+            ValueError: There are too many bad rows; the message names file and line of the first.
         """
-        # Polars would let pass "+5" and " 5".
+        # Polars would accept "+5" and " 5".
         if self._schema.numeric and b"+" not in block.text and b" " not in block.text:
             batch = self._read_numbers(block)
             if batch:
@@ -88,7 +89,7 @@ class LogParser:
         return self._read_lines(block)
 
     def _read_numbers(self, block: TextBlock) -> ParsedRows | None:
-        """A block of good rows, or None if one may be bad."""
+        """Parses a block with Polars' CSV reader; returns None if any row may be bad."""
         try:
             frame = pl.read_csv(
                 block.text,
@@ -106,7 +107,7 @@ class LogParser:
             longest = frame.select(hashes.str.len_bytes().max()).row(0)
         except pl.exceptions.PolarsError:
             return None
-        # Short lines are padded in silence, so delimiters are counted; long ones are errors above.
+        # Polars pads short lines silently, so delimiters are counted; long lines are errors above.
         expected = block.lines * (frame.width - 1)
         labels = numbers[self._label]
         if (
@@ -131,7 +132,7 @@ class LogParser:
         )
 
     def _read_lines(self, block: TextBlock) -> ParsedRows:
-        """The good rows of any block, found line by line."""
+        """Parses a block line by line, and counts its bad rows."""
         raw = block.text.split(b"\n")[: block.lines]
         raw = [line.removesuffix(b"\r") for line in raw]
         frame, good = self._fields(raw)
@@ -160,7 +161,7 @@ class LogParser:
         )
 
     def _fields(self, raw: list[bytes]) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-        """The columns of all lines, and which lines are good."""
+        """Returns the columns of all lines, and which lines are good, bool [lines]."""
         texts, decoded = _decoded(raw)
         lines = pl.Series("line", texts, pl.String)
         good = lines.str.contains(self._pattern) & pl.Series(decoded)
@@ -187,7 +188,7 @@ class LogParser:
 
 
 def _decoded(raw: list[bytes]) -> tuple[list[str], list[bool]]:
-    """Lines as text, and which of them are UTF-8."""
+    """Decodes lines; returns their texts and which of them are UTF-8."""
     try:
         return b"\n".join(raw).decode().split("\n"), [True] * len(raw)
     except UnicodeDecodeError:
@@ -203,7 +204,7 @@ def _decoded(raw: list[bytes]) -> tuple[list[str], list[bool]]:
 
 
 def _hashed(texts: pl.Series) -> pl.Series:
-    """Each text's number; null for empty ones. A text that comes often is hashed once."""
+    """Returns the number of each text, null for empty texts; hashes each distinct text once."""
     distinct = texts.unique().drop_nulls()
     numbers = text_hash(distinct.to_list())
     hashes = dict(zip_strict(distinct.to_list(), numbers))

@@ -1,16 +1,14 @@
-"""Pass one: parse all text once, number every category provisionally, keep the rows.
+"""Pass one builds the vocabulary: it parses all text once and gives every value a provisional id.
 
-Provisional ids follow first appearance, so they depend on the rows alone. The work goes in parts;
-a finished part leaves its records (`rows-N.bin`, the label, dense columns, provisional ids and
-perhaps the split's tag) and the values that were new in it (`values-N.bin`). With those a killed
-pass continues: the values rebuild the dictionaries and the records their counts, so that nothing
-is written twice.
+Provisional ids follow first appearance, so that they depend on the rows alone. The pass is divided
+into parts. A finished part leaves its records (`rows-N.bin`: label, dense columns, provisional ids
+and, with a split field, the tag) and the values that were new in it (`values-N.bin`). A killed pass
+continues from these files: the values restore the dictionaries, and the records restore the counts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats import atomic_files
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import BadRows
 from preprocess.engine_polars.blocks import ResumePoint, TextBlock, read_blocks
@@ -38,14 +37,14 @@ Save = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class FirstPass:
-    """What pass one knows; all but the dictionaries is in the journal.
+    """The result of pass one so far; the journal keeps all of it but the dictionaries.
 
     Attributes:
-        statistics: What is known of the logs.
-        resume_point: Where to go on.
-        parts: Rows of each finished part.
-        new_values: For each finished part, how many values of each table were new.
-        dictionaries: One a table.
+        statistics: The statistics of the rows so far.
+        resume_point: The position after the last finished part.
+        parts: The number of rows of each finished part.
+        new_values: For each finished part, the number of new values of each table.
+        dictionaries: The dictionary of each table.
     """
 
     statistics: LogStatistics
@@ -55,7 +54,7 @@ class FirstPass:
     dictionaries: list[Dictionary] = field(default_factory=list)
 
     def state(self) -> dict[str, Any]:
-        """What the journal keeps."""
+        """Returns the state that the journal keeps."""
         return {
             "phase": "vocabulary",
             "statistics": asdict(self.statistics),
@@ -66,7 +65,7 @@ class FirstPass:
 
 
 def rows_file(work: Path, part: int) -> Path:
-    """Provisional records of a part."""
+    """Returns the path of the provisional records of a part."""
     return work / f"rows-{part:05}.bin"
 
 
@@ -75,7 +74,7 @@ def _values_file(work: Path, part: int) -> Path:
 
 
 def record_columns(options: Options) -> int:
-    """int32 numbers in a provisional record."""
+    """Returns the number of int32 values in a provisional record."""
     return options.width + (options.schema.split is not None)
 
 
@@ -87,18 +86,18 @@ def build_vocabulary(
     save: Save,
     display: PassProgress,
 ) -> FirstPass:
-    """Parses all logs from where `state` says, or from the beginning.
+    """Parses all logs, from the resume point in `state` or from the beginning.
 
     Args:
-        sources: The logs.
-        work: Folder of the parts.
-        options: What to make of the logs.
-        state: What the journal has; empty at first.
-        save: Makes a state durable.
-        display: Shows the pass.
+        sources: The raw logs in order.
+        work: The folder of the parts.
+        options: The options of the run.
+        state: The state that the journal has; empty at first.
+        save: Saves a state durably.
+        display: Shows the progress.
 
     Raises:
-        ValueError: Naming file and line if there are too many bad rows.
+        ValueError: There are too many bad rows; the message names file and line of the first.
         OSError: A file cannot be read or written.
     """
     first_pass = _restored(work, options, state, len(sources))
@@ -131,7 +130,7 @@ def build_vocabulary(
 
 
 def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int) -> FirstPass:
-    """The dictionaries and statistics that the finished parts hold."""
+    """Restores the result of the finished parts from the journal's state and their files."""
     tables = options.num_categorical
     if not state:
         statistics = LogStatistics([0] * files, missing=[0] * tables)
@@ -154,6 +153,7 @@ def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int
 
 
 def _recount(path: Path, options: Options, dictionaries: Sequence[Dictionary]) -> None:
+    """Counts the values of a finished part again, from its provisional records."""
     columns = record_columns(options)
     with open(path, "rb") as file:
         while len(flat := np.fromfile(file, RECORD_TYPE, _RECOUNT_ROWS * columns)):
@@ -164,7 +164,7 @@ def _recount(path: Path, options: Options, dictionaries: Sequence[Dictionary]) -
 
 
 class _Recorder:
-    """Encodes batches while the next is parsed, and makes finished parts durable meanwhile."""
+    """Encodes rows while the next block is parsed, and saves finished parts in the background."""
 
     def __init__(self, work: Path, options: Options, first_pass: FirstPass, save: Save) -> None:
         self._work = work
@@ -172,9 +172,9 @@ class _Recorder:
         self._first_pass = first_pass
         self._save = save
         self._encoder = ThreadPoolExecutor(1, "encoder")
-        self._keeper = ThreadPoolExecutor(1, "keeper")
+        self._saver = ThreadPoolExecutor(1, "saver")
         self._encoding: Future[None] | None = None
-        self._keeping: Future[None] | None = None
+        self._saving: Future[None] | None = None
         self._known = [len(dictionary) for dictionary in first_pass.dictionaries]
         self._rows = self._text = 0
         self._file = open(rows_file(work, len(first_pass.parts)), "wb", buffering=0)  # noqa: SIM115
@@ -184,41 +184,45 @@ class _Recorder:
 
     def __exit__(self, *error: object) -> None:
         self._encoder.shutdown()
-        self._keeper.shutdown()
+        self._saver.shutdown()
         self._file.close()
-        if not any(error) and self._keeping:
-            self._keeping.result()
+        if not any(error) and self._saving:
+            self._saving.result()
 
-    def add(self, batch: ParsedRows) -> None:
-        """Takes a batch; what the one before it went wrong with is raised here."""
+    def add(self, rows: ParsedRows) -> None:
+        """Encodes rows in the background; raises the error of the previous ones, if any."""
         self._settle()
-        self._first_pass.statistics.rows_by_file[batch.file] += len(batch.labels)
-        self._rows += len(batch.labels)
+        self._first_pass.statistics.rows_by_file[rows.file] += len(rows.labels)
+        self._rows += len(rows.labels)
         self._encoding = self._encoder.submit(
-            _encode, batch, self._options, self._first_pass, self._file
+            _encode, rows, self._options, self._first_pass, self._file
         )
 
     def text_bytes(self, more: int) -> int:
-        """Text in the part so far."""
+        """Adds to the bytes of text in the present part, and returns their sum."""
         self._text += more
         return self._text
 
     def finish(self, resume_point: ResumePoint) -> None:
-        """Ends the part; it becomes durable in the background."""
+        """Ends the present part; it is saved in the background.
+
+        Args:
+            resume_point: The position after the part.
+        """
         self._settle()
         first_pass, part = self._first_pass, len(self._first_pass.parts)
         if resume_point == first_pass.resume_point:
             return
-        if self._keeping:
-            self._keeping.result()
+        if self._saving:
+            self._saving.result()
         fresh = [d.values[known:] for d, known in zip_strict(first_pass.dictionaries, self._known)]
         first_pass.resume_point = resume_point
         first_pass.parts.append(self._rows)
         first_pass.new_values.append([len(values) for values in fresh])
         self._known = [len(dictionary) for dictionary in first_pass.dictionaries]
         values = np.concatenate(fresh)
-        self._keeping = self._keeper.submit(
-            self._keep, self._file, _values_file(self._work, part), values, first_pass.state()
+        self._saving = self._saver.submit(
+            self._save_part, self._file, _values_file(self._work, part), values, first_pass.state()
         )
         self._rows = self._text = 0
         self._file = open(rows_file(self._work, part + 1), "wb", buffering=0)  # noqa: SIM115
@@ -228,19 +232,19 @@ class _Recorder:
             self._encoding.result()
             self._encoding = None
 
-    def _keep(
+    def _save_part(
         self, rows: Any, path: Path, values: NDArray[np.uint32], state: Mapping[str, Any]
     ) -> None:
         with rows:
-            os.fsync(rows.fileno())
+            atomic_files.sync(rows.fileno(), rows.name)
         with open(path, "wb", buffering=0) as file:
             write_all(file, values.astype("<u4", copy=False))
-            os.fsync(file.fileno())
+        atomic_files.sync_file(path)
         self._save(state)
 
 
 def _encode(batch: ParsedRows, options: Options, first_pass: FirstPass, output: Any) -> None:
-    """Appends a batch as provisional records; -1 is a missing category that is no value."""
+    """Appends rows as provisional records; -1 marks a missing category that is not a value."""
     rules, statistics = options.rules, first_pass.statistics
     first_table = 1 + len(batch.dense)
     records = np.empty((len(batch.labels), record_columns(options)), RECORD_TYPE)

@@ -1,9 +1,9 @@
-"""Pass two: final ids, and each row to the file of its split.
+"""Pass two replaces provisional ids by final ones and writes each row to the files of its split.
 
-It reads the parts of pass one and appends to the outputs. A part is removed when what was made of
-it is on disk, so that the disk never holds more than the result and the parts to come. Rows that
-shall be shuffled are first dealt to buckets by the leading bits of their key, and each bucket is
-sorted in memory.
+It reads the parts of pass one and appends to the outputs. A part is removed when its rows are on
+disk in their final form, so that the disk never holds more than the result and the remaining parts.
+Rows to be shuffled are first scattered to buckets by the leading bits of their key; then each
+bucket is sorted in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -20,7 +19,9 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.engine_polars.vocabulary import RECORD_TYPE, Save, record_columns, rows_file
+from dlrm.formats import atomic_files
+from preprocess.engine_polars.background_saver import BackgroundSaver, Save
+from preprocess.engine_polars.vocabulary import RECORD_TYPE, record_columns, rows_file
 from preprocess.files import write_all
 from preprocess.options import Options
 from preprocess.outputs import OutputFile, output_files
@@ -29,7 +30,7 @@ from preprocess.rules import shuffle_key
 from preprocess.splits import NAMES, TRAIN, RowRange
 
 _COPY_ROWS = 32768
-_DEAL_ROWS = 1 << 18  # so that a bucket's share of them is worth a write
+_SCATTER_ROWS = 1 << 18  # enough that each bucket gets many of them in one write
 _BUCKET_BYTES = 256 << 20
 
 Int32 = NDArray[np.int32]
@@ -38,15 +39,15 @@ Pack = Callable[[Int32], Int32]
 
 @dataclass
 class WriteProgress:
-    """How far pass two is; the journal keeps all of it.
+    """The progress of pass two; the journal keeps all of it.
 
     Attributes:
-        parts: Parts of pass one that are done.
-        buckets: Buckets that are done.
-        bits: Leading bits of a key that name its bucket.
-        sizes: Bytes of each bucket.
-        sums: Bytes and CRC-32 of each output.
-        samples: Rows of each split so far.
+        parts: The number of parts of pass one that are done.
+        buckets: The number of buckets that are done.
+        bits: The number of leading bits of a key that are the index of its bucket.
+        sizes: The size of each bucket in bytes.
+        sums: The size in bytes and the CRC-32 of each output, by name.
+        samples: The number of rows of each split so far.
     """
 
     parts: int = 0
@@ -56,19 +57,28 @@ class WriteProgress:
     sums: dict[str, tuple[int, int]] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Returns a copy for the journal, which does not change while writing goes on."""
+        return {
+            **vars(self),
+            "sizes": list(self.sizes),
+            "sums": dict(self.sums),
+            "samples": dict(self.samples),
+        }
+
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What pass two is to do.
+    """The input of pass two.
 
     Attributes:
-        work: Folder of the parts and of the outputs.
-        options: What to make of the rows.
-        parts: Rows of each part of pass one.
-        splits: Ranges of rows; None where each row's tag tells.
-        ids: By table, final id of each provisional id, the last one the missing value's; None
-            where provisional ids are final.
-        pack: Packs ids [rows, tables] into words [rows, words].
+        work: The folder of the parts and of the outputs.
+        options: The options of the run.
+        parts: The number of rows of each part of pass one.
+        splits: The row ranges of the splits; None if each row has a tag.
+        ids: For each table, the final id of each provisional id and, last, of a missing value;
+            None if the provisional ids are final.
+        pack: Packs ids [rows, tables] into words [rows, words]; None leaves them.
     """
 
     work: Path
@@ -80,14 +90,14 @@ class WritePlan:
 
     @property
     def train_rows(self) -> int:
-        """At most so many rows train."""
+        """An upper bound of the number of training rows."""
         if self.splits is None:
             return sum(self.parts)
         return sum(part.stop - part.start for part in self.splits if part.name == TRAIN)
 
 
 class _Outputs:
-    """The data files, cut back to what the journal knows of and appended to from there."""
+    """The data files, truncated to the sizes in the journal and open for appending."""
 
     def __init__(self, plan: WritePlan, written: WriteProgress) -> None:
         self._plan = plan
@@ -106,7 +116,7 @@ class _Outputs:
                 self._files[split].append((output, file))
 
     def append(self, split: str, records: Int32) -> None:
-        """Appends final records [rows, width] to a split."""
+        """Appends final records, int32 [rows, width], to a split."""
         self._written.samples[split] += len(records)
         for output, file in self._files[split]:
             values = records[:, output.start : output.stop]
@@ -119,10 +129,10 @@ class _Outputs:
             self._written.sums[output.name] = (size + len(data), zlib.crc32(data, crc))
 
     def sync(self) -> None:
-        """Waits until all is on disk."""
+        """Brings all files to the disk."""
         for files in self._files.values():
-            for _, file in files:
-                os.fsync(file.fileno())
+            for output, file in files:
+                atomic_files.sync(file.fileno(), output.name)
 
     def close(self) -> None:
         """Closes the files."""
@@ -137,29 +147,32 @@ def write(
     """Writes the data files into the work folder.
 
     Args:
-        plan: What to do.
-        state: What the journal has of pass two; empty at first.
-        save: Makes a state of pass two durable.
-        display: Shows the pass, in rows.
+        plan: The input.
+        state: The state of pass two that the journal has; empty at first.
+        save: Saves a state of pass two durably.
+        display: Shows the progress, in rows.
     """
     written = WriteProgress(**state)
     if not state and plan.options.shuffle is not None:
         width = plan.options.width * RECORD_TYPE.itemsize
-        # At least one, so that no shift is by the whole width of a key.
+        # At least one, because a shift by the whole width of a key is undefined.
         written.bits = max(1, (plan.train_rows * width // _BUCKET_BYTES).bit_length())
         written.sizes = [0] * (1 << written.bits)
     outputs = _Outputs(plan, written)
-    saver = _BackgroundSaver(save)
+    saver = BackgroundSaver(save)
     try:
         done = sum(plan.parts[: written.parts])
         for part in range(written.parts, len(plan.parts)):
             for records in _final_records(plan, part):
-                _deal(plan, written, outputs, done, records)
+                _distribute(plan, written, outputs, done, records)
                 done += len(records)
                 display.advance(done, done)
             written.parts += 1
             saver.save(
-                outputs.sync, _bucket_files(plan, written), written, [rows_file(plan.work, part)]
+                written.snapshot(),
+                outputs.sync,
+                _bucket_files(plan, written),
+                [rows_file(plan.work, part)],
             )
         for bucket in range(written.buckets, len(written.sizes)):
             path = _bucket_file(plan, bucket)
@@ -167,78 +180,21 @@ def write(
                 saver.wait()
                 outputs.append(TRAIN, _sorted_bucket(plan, path))
             written.buckets += 1
-            saver.save(outputs.sync, [], written, [path])
+            saver.save(written.snapshot(), outputs.sync, [], [path])
     finally:
         saver.close()
         outputs.close()
     return written
 
 
-class _BackgroundSaver:
-    """Makes what was written durable, then the journal, then removes what is needed no more."""
-
-    def __init__(self, save: Save) -> None:
-        self._save = save
-        self._thread = ThreadPoolExecutor(1, "saver")
-        self._last: Future[None] | None = None
-
-    def save(
-        self,
-        sync: Callable[[], None],
-        others: Sequence[Path],
-        written: WriteProgress,
-        needless: Sequence[Path],
-    ) -> None:
-        """Does so in the background, for the state as it is now."""
-        self.wait()
-        # A snapshot: what is appended meanwhile is cut off again if this state is resumed.
-        state = {
-            **vars(written),
-            "sizes": list(written.sizes),
-            "sums": dict(written.sums),
-            "samples": dict(written.samples),
-        }
-
-        def work() -> None:
-            sync()
-            for path in others:
-                _sync(path)
-            self._save(state)
-            for path in needless:
-                path.unlink(missing_ok=True)
-
-        self._last = self._thread.submit(work)
-
-    def wait(self) -> None:
-        """Waits for what is under way; what it went wrong with is raised here."""
-        if self._last:
-            last, self._last = self._last, None
-            last.result()
-
-    def close(self) -> None:
-        """Waits for all."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-
-
 def _bytes(values: Int32) -> memoryview:
     return values.reshape(-1).view(np.uint8).data
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _final_records(plan: WritePlan, part: int) -> Iterator[Int32]:
-    """Records of a part with their final ids, and perhaps the tag at the end."""
+    """Yields the records of a part with their final ids, int32 [rows, columns]."""
     columns = record_columns(plan.options)
-    rows = _COPY_ROWS if plan.options.shuffle is None else _DEAL_ROWS
+    rows = _COPY_ROWS if plan.options.shuffle is None else _SCATTER_ROWS
     with open(rows_file(plan.work, part), "rb", buffering=0) as file:
         left = plan.parts[part]
         while left:
@@ -252,10 +208,10 @@ def _final_records(plan: WritePlan, part: int) -> Iterator[Int32]:
             yield records
 
 
-def _deal(
+def _distribute(
     plan: WritePlan, written: WriteProgress, outputs: _Outputs, first: int, records: Int32
 ) -> None:
-    """Sends consecutive rows, the first of which has number `first`, to their splits."""
+    """Writes consecutive rows, the first one with number `first`, to their splits or buckets."""
     for split, rows in _splits(plan, first, records):
         final = records[rows, : plan.options.width]
         if split == TRAIN and plan.options.shuffle is not None:
@@ -268,6 +224,7 @@ def _deal(
 def _splits(
     plan: WritePlan, first: int, records: Int32
 ) -> Iterator[tuple[str, slice | NDArray[np.intp]]]:
+    """Yields each split with the indices of its rows in `records`."""
     if plan.splits is None:
         for tag, name in enumerate(NAMES):
             rows = np.flatnonzero(records[:, -1] == tag)
@@ -291,7 +248,14 @@ def _bucket_files(plan: WritePlan, written: WriteProgress) -> list[Path]:
 def _scatter(
     plan: WritePlan, written: WriteProgress, keys: NDArray[np.uint64], records: Int32
 ) -> None:
-    """Appends rows, each behind its key, to their buckets."""
+    """Appends rows, each preceded by its key, to the files of their buckets.
+
+    Args:
+        plan: The input.
+        written: The progress, whose bucket sizes are updated.
+        keys: The shuffle keys, uint64 [rows].
+        records: The final records, int32 [rows, width].
+    """
     buckets = (keys >> np.uint64(64 - written.bits)).astype(np.intp)
     order = np.argsort(buckets, kind="stable")
     keyed = np.empty((len(records), 2 + records.shape[1]), RECORD_TYPE)
@@ -303,7 +267,7 @@ def _scatter(
             continue
         data = _bytes(keyed[start:stop])
         with FileIO(os.open(_bucket_file(plan, bucket), os.O_RDWR | os.O_CREAT), "r+") as file:
-            # A killed run may have left more than the journal knows of.
+            # A killed run may have written more than the journal has recorded.
             file.truncate(written.sizes[bucket])
             file.seek(written.sizes[bucket])
             write_all(file, data)
@@ -311,6 +275,7 @@ def _scatter(
 
 
 def _sorted_bucket(plan: WritePlan, path: Path) -> Int32:
+    """Returns the records of a bucket in the order of their keys, int32 [rows, width]."""
     keyed = np.fromfile(path, RECORD_TYPE).reshape(-1, 2 + plan.options.width)
     keys = np.ascontiguousarray(keyed[:, :2]).view("<u8")[:, 0]
     return keyed[np.argsort(keys), 2:]
