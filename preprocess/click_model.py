@@ -178,7 +178,7 @@ class ClickModel:
         self._calibrate()
 
     def id_probabilities(self, table: int) -> NDArray[np.float64]:
-        """Returns the probabilities of a table's ids and, last, of the missing value, [size + 1]."""
+        """Returns the probabilities of a table's ids and, last, of a missing value, [size + 1]."""
         options = self.options
         present = power_law_probabilities(options.vocab_sizes[table], options.zipf)
         missing = self._id_missing[table]

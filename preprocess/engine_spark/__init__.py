@@ -1,1 +1,1 @@
-"""Ingest on Spark, local or on a cluster; no row passes through Python."""
+"""The engine for Spark, local or on a cluster; no row passes through Python."""

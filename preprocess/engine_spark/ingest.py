@@ -1,4 +1,7 @@
-"""A whole ingest on Spark: stage, number, write, publish; each step continues a killed one."""
+"""A complete run on Spark: stage rows, build the vocabulary, write, publish.
+
+Each step continues where a killed run stopped.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def ingest(
     restart: bool,
     master: str | None,
 ) -> Summary:
-    """Makes a result, or continues the making of one; see `preprocess.ingest.preprocess`."""
+    """Makes a result, or continues an unfinished run; see `preprocess.ingest.preprocess`."""
     with spark_session(master) as session:
         files = HadoopFiles(session)
         command = options.identity("spark")
@@ -86,7 +89,7 @@ def ingest(
 
 
 class SparkIngest:
-    """One ingest; the journal's state names the steps that are done."""
+    """The steps of a run; the state in the journal tells which of them are done."""
 
     def __init__(
         self,
@@ -118,7 +121,11 @@ class SparkIngest:
         return state
 
     def build_vocabulary(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Stages rows and dictionaries; returns the state with which writing begins."""
+        """Stages rows and values; returns the state before pass two.
+
+        Args:
+            state: The state that the journal has; empty at first.
+        """
         if "offsets" in state or "sums" in state:
             return state
         staged = self._parse(state)
@@ -127,7 +134,7 @@ class SparkIngest:
             statistics.check_rows(self._sources)
             self._splits(statistics)
         except ValueError:
-            # Another command is needed, which could not continue this one.
+            # The user needs another command, which could not continue this run.
             self._files.store(self._output).remove(WORK)
             raise
         state = {"staged": [asdict(file) for file in staged]}
@@ -159,7 +166,7 @@ class SparkIngest:
         return [self._stage(f"rows/{number}") for number in range(len(self._sources))]
 
     def _parse(self, state: dict[str, Any]) -> list[StagedFile]:
-        """Stages all files, several at a time; each that is done is in the journal."""
+        """Stages all files, several at a time; the journal records each finished one."""
         done: dict[str, Any] = dict(state.get("files", {}))
         left = [n for n in range(len(self._sources)) if str(n) not in done]
         if left:
@@ -203,14 +210,21 @@ class SparkIngest:
         return self._options.split.parts(statistics.rows_by_file, self._names)
 
     def _old_sizes(self) -> list[int]:
-        place = self._options.dictionary
-        text = self._files.store(place).read(RECORDS)
+        folder = self._options.dictionary
+        text = self._files.store(folder).read(RECORDS)
         if text is None:
-            raise FileNotFoundError(f"--dictionary={place}: expected {RECORDS} there, found none")
-        return check_reuse(json.loads(text), place, self._options)
+            raise FileNotFoundError(
+                f"--dictionary={folder}: expected {RECORDS} in the folder, found none; give the"
+                " output folder of an earlier run"
+            )
+        return check_reuse(json.loads(text), folder, self._options)
 
     def write(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Writes dictionaries and data files; returns the state with which publishing begins."""
+        """Writes dictionaries and data files; returns the state before publishing.
+
+        Args:
+            state: The state that `build_vocabulary` returned.
+        """
         if "sums" in state:
             return state
         options = self._options
@@ -249,7 +263,7 @@ class SparkIngest:
         return new_ids(self._session, self._stage("ranked"), offsets, known, self._options)
 
     def _write_dictionary(self, dictionary: DataFrame, vocab_sizes: list[int]) -> None:
-        """Writes each table's dictionary: here by the writer of all engines, elsewhere by Spark."""
+        """Writes each table's dictionary: on this machine with Polars, elsewhere with Spark."""
         store = self._files.store(self._output)
         if not isinstance(store, LocalStore):
             for table in range(len(vocab_sizes)):
@@ -260,7 +274,7 @@ class SparkIngest:
         parts = Path(self._work.toUri().getPath()) / "numbered"
         numbered = pl.scan_parquet(parts / "*.parquet")
         for table, size in enumerate(vocab_sizes):
-            # One table at a time is in memory here.
+            # Only one table at a time is in memory.
             frame = numbered.filter(pl.col("feature") == table).sort("id").collect()
             ids = TableIds(
                 frame["value"].cast(pl.UInt32).to_numpy(),

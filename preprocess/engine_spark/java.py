@@ -1,6 +1,6 @@
-"""The project's own Java classes on Spark: compiled once a session, used on data frames.
+"""Compiles the Java classes of this engine once for each Spark session, and applies them.
 
-It must not know about what the classes do.
+This module must not know what the classes do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PACKAGE = "dlrm.ingest"
 
 
 class JavaClasses:
-    """Our classes, sent to all workers and loaded here; see `java_classes`."""
+    """The Java classes of a session, sent to all workers and loaded here; see `java_classes`."""
 
     def __init__(self, session: SparkSession) -> None:
         self._session = session
@@ -28,18 +28,25 @@ class JavaClasses:
         self._loader = self._load(self._compiled())
 
     def new(self, name: str, *arguments: Any) -> Any:
-        """An object of a class, by the only constructor that it has."""
+        """Creates an object of a class with its only constructor."""
         values = self._array(self._jvm.java.lang.Object, arguments)
         made = self._loader.loadClass(f"{_PACKAGE}.{name}")
         return made.getConstructors()[0].newInstance(values)
 
     def rows(self, frame: DataFrame, function: Any, schema: str) -> DataFrame:
-        """What a function makes of each partition's rows: rows of a schema as SQL writes it."""
+        """Applies a Java function to each partition of a data frame.
+
+        Args:
+            frame: The input.
+            function: A Java `MapPartitionsFunction`.
+            schema: The schema of its output, in SQL's notation.
+        """
         types = self._jvm.org.apache.spark.sql.types.StructType.fromDDL(schema)
         encoder = self._jvm.org.apache.spark.sql.Encoders.row(types)
         return DataFrame(frame._jdf.mapPartitions(function, encoder).toDF(), self._session)
 
     def _compiled(self) -> dict[str, bytes]:
+        """Compiles all sources with the compiler that comes with Spark; returns classes by name."""
         util = self._jvm.org.codehaus.commons.compiler.util.resource
         janino = self._jvm.org.codehaus.janino
         context = self._jvm.java.lang.Thread.currentThread().getContextClassLoader()
@@ -52,7 +59,8 @@ class JavaClasses:
         return {entry.getKey(): bytes(entry.getValue()) for entry in classes.entrySet()}
 
     def _load(self, classes: dict[str, bytes]) -> Any:
-        # A fresh name each time: a session that lives on must not meet an older one.
+        """Writes the classes into a jar for the workers and returns a class loader for it."""
+        # A new name each time, so that a long-lived session does not find an older jar.
         descriptor, jar = tempfile.mkstemp(prefix="dlrm_ingest_", suffix=".jar")
         with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as archive:
             for name, content in classes.items():
@@ -71,5 +79,5 @@ class JavaClasses:
 
 @functools.lru_cache(maxsize=1)
 def java_classes(session: SparkSession) -> JavaClasses:
-    """The classes of a session."""
+    """Returns the classes of a session."""
     return JavaClasses(session)

@@ -1,9 +1,9 @@
-"""Ids for rows in Spark, and records of them.
+"""Looks up the ids of rows in Spark and makes records of them.
 
-Values differ in how often they come by many orders of magnitude. The frequent ones, as many as
-every worker can hold, are looked up where the rows are. The others are joined over a shuffle, each
-alone with its row's key, so that no row is ever joined as a whole; without the frequent ones no
-partition of that join is much larger than the rest.
+The frequencies of values differ by many orders of magnitude. The frequent values, as many as every
+worker can hold, are looked up where the rows are. The others are joined over a shuffle, each with
+the key of its row only, so that no complete row is ever shuffled for the join. Without the frequent
+values no partition of that join is much larger than the others.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pyspark.sql import functions as sf
 from preprocess.engine_spark.java import java_classes
 from preprocess.options import Options
 
-_HOT_VALUES = 1 << 22  # in 16 to 32 bytes each, on every worker
+_HOT_VALUES = 1 << 22  # 16 to 32 bytes each, on every worker
 
 
 @dataclass(frozen=True)
 class _HotIds:
-    """What every worker holds.
+    """The frequent values, which every worker holds.
 
     Attributes:
-        ids: Java's `HotIds`.
-        slots: Its array, as a broadcast.
-        least: The lowest count of a value in it; 0 if all values are.
+        ids: The Java object `HotIds`.
+        slots: The array of its hash tables, as a broadcast variable.
+        least: Values with at least this count are included; 0 if all values are.
     """
 
     ids: Any
@@ -39,18 +39,18 @@ def records(
     session: SparkSession, chunks: DataFrame, assignment: list[str], dictionary: DataFrame,
     options: Options,
 ) -> DataFrame:  # fmt: skip
-    """Records in slices, and ids to correct them by: (bucket, slice, key, feature, id).
+    """Makes records in slices, and the ids that are missing in them.
 
     Args:
         session: Spark.
-        chunks: Staged rows.
-        assignment: What Java's `RowNumbers` and `BucketAssignment` take.
-        dictionary: (feature, value, id, count).
-        options: The columns there are.
+        chunks: The staged rows.
+        assignment: The arguments of Java's `RowNumbers` and `BucketAssignment`.
+        dictionary: The dictionary (feature, value, id, count).
+        options: The options of the run.
 
     Returns:
-        Rows as Java's `RecordWriter` takes them, but in any order: a slice of records, or the id of
-        one value that `feature` has in the record of that key.
+        Rows (bucket, slice, key, feature, id) for Java's `RecordWriter`, in any order. A row has
+        either a slice of records, or the id of `feature` in the record with that key.
     """
     java = java_classes(session)
     hot = _hot(session, dictionary, options)
@@ -73,14 +73,18 @@ def records(
 
 
 def _hot(session: SparkSession, dictionary: DataFrame, options: Options) -> _HotIds:
+    """Selects the frequent values and broadcasts their ids.
+
+    Values are grouped by the number of binary digits of their count. Groups are included from the
+    most frequent one down, as long as all of them together have at most `_HOT_VALUES` values.
+    """
     java = java_classes(session)
-    # Of a count the binary digits.
     magnitude = sf.length(sf.bin("count")).alias("magnitude")
     found = {
         (row["feature"], row["magnitude"]): row["count"]
         for row in dictionary.groupBy("feature", magnitude).count().collect()
     }
-    held, shortest = 0, 0
+    held, shortest = 0, 0  # values so far, and digits of the lowest count included
     for digits in sorted({digits for _, digits in found}, reverse=True):
         held += sum(count for (_, own), count in found.items() if own == digits)
         if held > _HOT_VALUES:

@@ -1,8 +1,9 @@
-"""Text to staged rows in Spark: files are laid out as lines, which Java's `LineParser` reads.
+"""Parses text in Spark: Java's `LineParser` turns the lines of a file into staged rows.
 
-The good rows of a file are staged as Parquet, in chunks of bytes that Java's `Layout` describes,
-with their place: the partition of the file they came in and their number within it. A file is read
-alone, so that its partitions are its stretches in order; the order is checked all the same.
+The good rows of a file are staged as Parquet, in chunks of bytes that Java's `Layout` describes.
+Each chunk has its position: the partition of the file and the number of rows before it in that
+partition. Each file is read by itself, so that its partitions follow each other in the file; this
+order is checked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from preprocess.schema import CATEGORICAL, DENSE, HEX, INTEGER, LABEL, SPLIT, TE
 _STAGED = (
     "file int, partition int, before bigint, rows int, tags binary, data binary, summary string"
 )
-"""`before`: rows of the partition before the chunk; `summary`: of a partition, in its last row."""
+"""`before`: rows of the partition before the chunk; `summary`: only in the partition's last row."""
 
 _ROLES = (LABEL, DENSE, CATEGORICAL, SPLIT)
 _KINDS = (INTEGER, HEX, TEXT)
@@ -31,15 +32,15 @@ _KINDS = (INTEGER, HEX, TEXT)
 
 @dataclass
 class StagedFile:
-    """One file's staged rows.
+    """The staged rows of one file.
 
     Attributes:
-        rows: Good rows of each partition.
-        positives: Rows with label 1.
-        raised: Dense values that were below the lowest one.
-        missing: For each table, rows without a value.
-        bad_rows: Rows left out.
-        first_bad_rows: The first ten of them, in words.
+        rows: Number of good rows of each partition.
+        positives: Number of rows with label 1.
+        raised: Number of dense values that were raised to the lowest one allowed.
+        missing: Number of rows without a value, by table.
+        bad_rows: Number of bad rows, which are skipped.
+        first_bad_rows: Descriptions of the first ten bad rows.
     """
 
     rows: list[int]
@@ -58,12 +59,12 @@ def stage_file(
     Args:
         session: Spark.
         source: The file.
-        number: Its place among all files.
-        target: Folder to write.
-        options: What a row means.
+        number: The index of the file among all files.
+        target: The folder to write.
+        options: The options of the run.
 
     Raises:
-        ValueError: The file's partitions do not come in order, or its header is another.
+        ValueError: The partitions of the file are not in order, or its header is wrong.
     """
     java = java_classes(session)
     parser = java.new("LineParser", number, *_parser_arguments(options))
@@ -81,12 +82,12 @@ def stage_file(
 
 
 def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -> StagedFile:
-    """What was counted of a file, and its first bad rows in words.
+    """Sums up the counts of a file's partitions, and describes its first bad rows.
 
     Args:
-        source: The file, for messages.
+        source: The file, for error messages.
         partitions: The summaries of its partitions, in order.
-        options: Holds the schema.
+        options: The options of the run.
     """
     staged = StagedFile(
         [found["rows"] for found in partitions],
@@ -97,7 +98,7 @@ def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -
             for table in range(options.num_categorical)
         ],
     )
-    # Spark cuts a text file anywhere, so that a partition counts its own lines alone.
+    # Spark splits a text file anywhere, so a partition can number only its own lines.
     before = 0
     for found in partitions:
         for line, text in found["bad"]:
@@ -111,7 +112,7 @@ def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -
 
 
 def _parser_arguments(options: Options) -> list[Any]:
-    """What `LineParser` takes after the number of a file."""
+    """Returns the arguments of `LineParser` after the number of the file."""
     schema, rules = options.schema, options.rules
     lines = []
     for position, entry in enumerate(schema.fields):
@@ -139,16 +140,16 @@ def _parser_arguments(options: Options) -> list[Any]:
 
 
 def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
-    """The lines of a file, without LF, as their bytes."""
+    """Reads the lines of a file as bytes, without LF."""
     schema = options.schema
     if schema.format == "parquet":
         frame = session.read.parquet(source)
         absent = [field.name for field in schema.fields if field.name not in frame.columns]
         if absent:
             raise ValueError(
-                f"{source}: expected columns {', '.join(absent)}, found none so called"
+                f"{source}: expected columns {', '.join(absent)}, found none of these names"
             )
-        # What would end a field or a line becomes a space.
+        # Characters that would end a field or a line become spaces.
         texts = [
             sf.coalesce(
                 sf.regexp_replace(sf.col(f"`{field.name}`").cast("string"), r"[\t\r\n]", " "),
@@ -182,9 +183,9 @@ def _check_header(lines: DataFrame, source: str, options: Options) -> None:
 
 
 def _check_order(lines: DataFrame, source: str) -> None:
-    """Holds Spark to what row numbers rest on: a file's partitions are its stretches in order.
+    """Checks that the partitions of a file follow each other in it, as row numbers assume.
 
-    A pass over the splits' first lines alone would need the text; Spark's plan has the splits.
+    The offsets are taken from Spark's plan, so that no text is read.
     """
     jvm_partitions: Any = lines._jdf.queryExecution().toRdd().partitions()
     starts = []
@@ -194,16 +195,19 @@ def _check_order(lines: DataFrame, source: str) -> None:
         for file in partition.files():
             starts.append(int(file.start()))
     if starts != sorted(starts):
-        raise ValueError(f"{source}: expected Spark to read it in order; set --engine=polars")
+        raise ValueError(
+            f"{source}: expected Spark to read the file in order, found another order; set"
+            " --engine=polars"
+        )
 
 
 def staged_rows(session: SparkSession, targets: Sequence[str]) -> DataFrame:
-    """The chunks of all files, in any order."""
+    """Returns the chunks of all files, in any order."""
     return session.read.schema(_STAGED).parquet(*targets).filter("rows > 0")
 
 
 def row_offsets(files: Sequence[StagedFile]) -> str:
-    """For each file a line with the rows of all files before each of its partitions."""
+    """Returns a line for each file: the number of rows, in all files, before each partition."""
     before, lines = 0, []
     for staged in files:
         offsets = []

@@ -1,7 +1,4 @@
-"""The Spark session.
-
-It must not know about rows.
-"""
+"""Opens the Spark session; this module must not know what it is used for."""
 
 from __future__ import annotations
 
@@ -12,18 +9,18 @@ from collections.abc import Iterator
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-_LOCAL_MEMORY = "4g"  # the JVM's heap where this process starts it; spark-submit sets its own
+_LOCAL_MEMORY = "4g"  # heap of a JVM that this process starts; spark-submit sets its own
 
 
 @contextlib.contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """The session of spark-submit, or a new one that ends with the block.
+    """Gives the session of spark-submit, or a new one that is stopped after the block.
 
     Args:
-        master: Spark's master; None leaves it to spark-submit, or is all local cores.
+        master: Spark's master; None takes that of spark-submit, or all local cores.
 
     Raises:
-        ValueError: One line for what Spark refuses.
+        ValueError: Spark reports an error; the message is one line.
     """
     active = SparkSession.getActiveSession()
     builder = SparkSession.builder.appName("dlrm ingest")
@@ -54,7 +51,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
 
 
 _SETTINGS = {
-    # A damaged log is an error.
+    # A damaged or missing log must be an error.
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
 }

@@ -1,6 +1,6 @@
-"""A folder that Spark can reach, local or not: `hdfs://`, `s3a://` and their like.
+"""Files and folders on any file system of Hadoop: local, `hdfs://`, `s3a://` and others.
 
-It must not know about what the files hold.
+This module must not know what the files hold.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from preprocess.outputs import LocalStore
 
 
 class HadoopFiles:
-    """Hadoop's file systems, as Spark has configured them."""
+    """Hadoop's file systems, as the Spark session configures them."""
 
     def __init__(self, session: SparkSession) -> None:
         self._jvm: Any = session._jvm
@@ -22,23 +22,23 @@ class HadoopFiles:
         self._configuration = session._jsc.hadoopConfiguration()
 
     def path(self, name: str) -> Any:
-        """A full path; one without a scheme is local, or on the cluster's default file system."""
+        """Returns a full path; without a scheme it is on the default file system of the cluster."""
         path = self._jvm.org.apache.hadoop.fs.Path(name)
         return path.getFileSystem(self._configuration).makeQualified(path)
 
     def system(self, path: Any) -> Any:
-        """The file system of a path."""
+        """Returns the file system of a path."""
         return path.getFileSystem(self._configuration)
 
     def is_local(self, path: Any) -> bool:
-        """Whether workers write to it as to any local (or shared and mounted) disk."""
+        """Whether a path is on a local disk, or on one that all workers mount."""
         return str(path.toUri().getScheme()) == "file"
 
     def status(self, name: str) -> Any:
-        """Length and time of change of a file.
+        """Returns the length and the modification time of a file.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: There is no such file.
         """
         path = self.path(name)
         if not self.system(path).exists(path):
@@ -46,20 +46,20 @@ class HadoopFiles:
         return self.system(path).getFileStatus(path)
 
     def settings(self) -> str:
-        """All Hadoop settings as XML, for writers on the workers."""
+        """Returns all Hadoop settings as XML, for writers on the workers."""
         text = self._jvm.java.io.StringWriter()
         self._configuration.writeXml(text)
         return str(text.toString())
 
     def store(self, name: str) -> LocalStore | HadoopStore:
-        """The folder of that name."""
+        """Returns the folder of that name."""
         path = self.path(name)
         if self.is_local(path):
             return LocalStore(Path(path.toUri().getPath()))
         return HadoopStore(self, path)
 
     def read(self, path: Any) -> str:
-        """Text of a file."""
+        """Returns the text of a file."""
         stream = self.system(path).open(path)
         try:
             return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
@@ -67,11 +67,11 @@ class HadoopFiles:
             stream.close()
 
     def child(self, path: Any, name: str) -> Any:
-        """A path within a folder."""
+        """Returns a path within a folder."""
         return self._jvm.org.apache.hadoop.fs.Path(path, name)
 
     def join(self, parts: list[Any], target: Any) -> None:
-        """Joins files in order: without a copy where the file system can, else by copying."""
+        """Concatenates files in order, without copying where the file system supports it."""
         system = self.system(target)
         system.delete(target, False)
         if len(parts) > 1:
@@ -79,7 +79,7 @@ class HadoopFiles:
             try:
                 system.concat(parts[0], rest)
                 parts = parts[:1]
-            except Exception as error:  # noqa: BLE001 - py4j's error holds Java's
+            except Exception as error:  # noqa: BLE001 - py4j's error wraps Java's
                 if "Not implemented" not in str(error):
                     raise
         if len(parts) == 1:
@@ -113,15 +113,15 @@ class HadoopStore:
         return self._files.child(self._folder, name)
 
     def read(self, name: str) -> str | None:
-        """Text of a file, None if absent."""
+        """Returns the text of a file, or None if it is absent."""
         for candidate in (name, f"{name}.new"):
-            # A kill between removal and renaming leaves the new file, whole.
+            # A kill between the removal and the renaming leaves the complete new file.
             if self._system.exists(self._path(candidate)):
                 return self._files.read(self._path(candidate))
         return None
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file that is durable and whole, or as it was before."""
+        """Writes a text file durably, so that it is complete or as it was before."""
         temporary, new = self._path(f"{name}.tmp"), self._path(f"{name}.new")
         stream = self._system.create(temporary, True)
         stream.write(bytearray(text.encode()))
@@ -132,16 +132,16 @@ class HadoopStore:
             self._system.rename(old, target)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Whether a file or folder of that name exists."""
         return bool(self._system.exists(self._path(name)))
 
     def replace(self, old: str, new: str) -> None:
-        """Renames a file or folder over what has the new name."""
+        """Renames a file or folder; whatever has the new name is replaced."""
         target = self._path(new)
         self._system.mkdirs(target.getParent())
         self._system.delete(target, True)
         self._system.rename(self._path(old), target)
 
     def remove(self, name: str) -> None:
-        """Removes a file or folder with all it holds, if there."""
+        """Removes a file, or a folder with its content, if it exists."""
         self._system.delete(self._path(name), True)

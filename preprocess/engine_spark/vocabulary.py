@@ -1,4 +1,4 @@
-"""Dictionaries in Spark: every table's values, their counts and first rows, and then their ids."""
+"""Builds the vocabulary in Spark: each table's values, their counts, first rows and ids."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pyspark.sql import functions as sf
 from preprocess.engine_spark.java import java_classes
 from preprocess.options import Options
 
-_LOW_BITS = 33  # of monotonically_increasing_id: the row within its partition
-_VALUES_AT_ONCE = 1_000_000  # a task counts so many, in 48 MiB, before it hands them on
+_LOW_BITS = 33  # of monotonically_increasing_id: the number of the row within its partition
+_VALUES_AT_ONCE = 1_000_000  # values that a task counts, in 48 MiB, before it passes them on
 
 
 @dataclass
 class TableStatistics:
-    """What is known of one table's values.
+    """Statistics of the values of one table.
 
     Attributes:
-        distinct: Distinct values.
-        unknown: Rows whose value has no id of its own.
-        kept: Values with an id of their own.
+        distinct: Number of distinct values.
+        unknown: Number of rows whose value does not have its own id.
+        kept: Number of values with their own id.
     """
 
     distinct: int = 0
@@ -35,10 +35,10 @@ def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Op
     """Writes (feature, value, count, first) of all tables as Parquet to `target`.
 
     Args:
-        chunks: Staged rows.
-        offsets: As `row_offsets` makes them.
-        target: Folder to write.
-        options: The tables there are.
+        chunks: The staged rows.
+        offsets: The result of `row_offsets`.
+        target: The folder to write.
+        options: The options of the run.
     """
     java = java_classes(chunks.sparkSession)
     shape = (options.num_dense, options.num_categorical)
@@ -55,19 +55,19 @@ def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Op
 def stage_new_ids(
     session: SparkSession, value_counts: str, ranked: str, options: Options
 ) -> list[int]:
-    """Numbers the values that get an id, in the order that the rules define.
+    """Sorts the values that get their own id, in the order that the rules define.
 
-    They are sorted over all workers, staged with their place in the sorted partitions, and counted:
-    no worker ever holds a whole table.
+    They are sorted over all workers, staged with their position in the sorted partitions, and
+    counted. No worker ever holds a complete table.
 
     Args:
         session: Spark.
-        value_counts: What `stage_value_counts` wrote.
-        ranked: Where to write (feature, value, count, partition, local).
-        options: Holds the rules.
+        value_counts: The folder that `stage_value_counts` wrote.
+        ranked: The folder to write (feature, value, count, partition, local) to.
+        options: The options of the run.
 
     Returns:
-        For each partition, the number of the sorted values before it.
+        For each partition, the number of sorted values before it.
     """
     kept = session.read.parquet(value_counts).filter(sf.col("count") >= _thresholds(options))
     keys = (sf.desc("count"), sf.asc("value")) if options.rules.by_count else (sf.asc("first"),)
@@ -99,19 +99,27 @@ def new_ids(
     statistics: Sequence[TableStatistics],
     options: Options,
 ) -> DataFrame:
-    """The dictionary (feature, value, id, count) of the values that `stage_new_ids` ranked."""
+    """Returns the dictionary (feature, value, id, count) of the values that were staged.
+
+    Args:
+        session: Spark.
+        ranked: The folder that `stage_new_ids` wrote.
+        offsets: The result of `stage_new_ids`.
+        statistics: The statistics of each table.
+        options: The options of the run.
+    """
     frame = session.read.parquet(ranked)
     before, starts = 0, []
     for table, known in enumerate(statistics):
         starts.append(options.rules.first_id(table) - before)
         before += known.kept
-    place = sf.get(_longs(offsets or [0]), sf.col("partition")) + sf.col("local")
-    number = (place + sf.get(_longs(starts), sf.col("feature"))).cast("int")
+    position = sf.get(_longs(offsets or [0]), sf.col("partition")) + sf.col("local")
+    number = (position + sf.get(_longs(starts), sf.col("feature"))).cast("int")
     return frame.select("feature", "value", number.alias("id"), "count")
 
 
 def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
-    """The dictionary of an earlier result."""
+    """Returns the dictionary (feature, value, id, count) of an earlier result."""
     paths = [f"{folder}/dictionary/table_{table}.parquet" for table in range(tables)]
     frame = session.read.parquet(*paths)
     return frame.select("feature", sf.col("value").cast("bigint"), "id", "count")
@@ -120,13 +128,13 @@ def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
 def table_statistics(
     session: SparkSession, value_counts: str, old: DataFrame | None, options: Options
 ) -> list[TableStatistics]:
-    """What is known of each table.
+    """Returns the statistics of each table.
 
     Args:
         session: Spark.
-        value_counts: What `stage_value_counts` wrote.
-        old: The dictionary of an earlier result, if its ids are used.
-        options: Holds the rules.
+        value_counts: The folder that `stage_value_counts` wrote.
+        old: The dictionary of an earlier result if its ids are used, otherwise None.
+        options: The options of the run.
     """
     frame = session.read.parquet(value_counts)
     known = sf.col("count") >= _thresholds(options)

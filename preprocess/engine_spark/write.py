@@ -1,8 +1,8 @@
-"""Where records go in Spark: rows dealt to buckets, buckets written.
+"""Writes records in Spark: rows are assigned to buckets, and buckets are written.
 
-A bucket is a stretch of a split's final order; its place in the output is known before it is
-written, so that workers write side by side, and a bucket with a marker is never written again.
-A worker holds one bucket at a time.
+A bucket is a contiguous range of a split in its final order. Its position in the output is known
+before it is written, so that workers write in parallel. A bucket that has a marker is never written
+again. A worker holds one bucket at a time.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _BUCKET_BYTES = 1 << 25
 _KEY_BITS = 64
 
 Marker = dict[str, tuple[int, int]]
-"""Bytes and CRC-32 of a bucket in each output file."""
+"""Size in bytes and CRC-32 of a bucket in each output file, by name."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """The buckets of all splits, which are numbered one after the other.
+    """The buckets of all splits, numbered consecutively over the splits.
 
     Attributes:
-        rows: Rows of each bucket.
-        size: Numbers that each split has for its buckets.
+        rows: The number of rows of each bucket.
+        size: The number of buckets reserved for each split.
     """
 
     rows: dict[int, int]
     size: int
 
     def of_split(self, name: str) -> list[int]:
-        """The buckets of a split, in order."""
+        """Returns the buckets of a split, in order."""
         return [bucket for bucket in sorted(self.rows) if bucket // self.size == NAMES.index(name)]
 
     def samples(self, names: Iterable[str]) -> dict[str, int]:
-        """Rows of each split."""
+        """Returns the number of rows of each split."""
         return {name: sum(self.rows[bucket] for bucket in self.of_split(name)) for name in names}
 
     def starts(self) -> list[tuple[int, int, int, int]]:
-        """Each bucket with its tag, the rows of its split before it, and its rows."""
+        """Returns each bucket with its tag, the rows of the split before it, and its rows."""
         found = []
         for tag, name in enumerate(NAMES):
             before = 0
@@ -63,13 +63,13 @@ class Buckets:
 
 @dataclass(frozen=True)
 class BucketAssignment:
-    """What Java's `BucketAssignment` takes of the rows' assignment, and how it says so.
+    """The parameters of Java's `BucketAssignment`, which assigns rows to buckets.
 
     Attributes:
-        offsets: As `row_offsets` makes them.
-        splits: Ranges of rows; None where the tag tells.
-        rows: Good rows of all files.
-        options: Holds the seed of the shuffle.
+        offsets: The result of `row_offsets`.
+        splits: The row ranges of the splits; None if each row has a tag.
+        rows: The number of good rows of all files.
+        options: The options of the run.
     """
 
     offsets: str
@@ -83,19 +83,22 @@ class BucketAssignment:
 
     @property
     def _bits(self) -> int:
-        """Leading bits of a shuffle key that tell the bucket: all rows may train."""
+        """Number of leading bits of a shuffle key that are the bucket's index.
+
+        It is enough even if all rows are for training.
+        """
         return max(1, (self.rows // self._bucket_rows).bit_length())
 
     @property
     def split_buckets(self) -> int:
-        """Numbers that each split has for its buckets."""
+        """The number of buckets reserved for each split."""
         return 1 << self._bits
 
     def arguments(self, done: Iterable[int] = ()) -> list[str]:
-        """What Java's `RowNumbers` and `BucketAssignment` take.
+        """Returns the arguments of Java's `RowNumbers` and `BucketAssignment`.
 
         Args:
-            done: Buckets whose rows are not needed.
+            done: The buckets whose rows are not needed.
         """
         parts = [(NAMES.index(part.name), part.start, part.stop) for part in self.splits or []]
         shuffle: list[int] = []
@@ -116,14 +119,14 @@ def _words(numbers: Iterable[int]) -> str:
 
 
 def _signed(word: int) -> int:
-    """A 64-bit number as Java has it."""
+    """Returns an unsigned 64-bit number as Java's signed long."""
     return word - (1 << _KEY_BITS) if word >> (_KEY_BITS - 1) else word
 
 
 def count_buckets(chunks: DataFrame, assignment: BucketAssignment) -> Buckets:
-    """How many rows each bucket has."""
+    """Counts the rows of each bucket."""
     java = java_classes(chunks.sparkSession)
-    # The rows' bytes are not read, as their numbers tell where they go.
+    # The bytes of the rows are not read, because their numbers determine the buckets.
     bare = chunks.selectExpr("file", "partition", "before", "rows", "tags", "null as data")
     counter = java.new("BucketCounter", *assignment.arguments())
     counts = java.rows(bare, counter, "bucket int, rows bigint").groupBy("bucket").sum("rows")
@@ -131,7 +134,7 @@ def count_buckets(chunks: DataFrame, assignment: BucketAssignment) -> Buckets:
 
 
 def read_markers(files: HadoopFiles, work: Any) -> dict[int, Marker]:
-    """The buckets that are on disk."""
+    """Returns the markers of the buckets that are on disk, by bucket."""
     folder = files.child(work, "done")
     system = files.system(folder)
     found = {}
@@ -145,7 +148,7 @@ def read_markers(files: HadoopFiles, work: Any) -> dict[int, Marker]:
 
 
 def _parse_marker(text: str) -> tuple[int, Marker] | None:
-    """A bucket and its sums, or None for a marker that was not written to its end."""
+    """Returns a bucket and its marker, or None if the marker is incomplete."""
     words = text.split()
     if not words or words[-1] != "end":
         return None
@@ -167,12 +170,12 @@ def write_buckets(
 
     Args:
         session: Spark.
-        files: File systems.
-        work: Folder of the outputs, as a Hadoop path.
-        records: What `preprocess.engine_spark.lookup.records` makes.
-        buckets: All there are.
-        options: What to write.
-        packing: How ids are packed; None to leave them.
+        files: The file systems.
+        work: The folder of the outputs, as a Hadoop path.
+        records: The result of `preprocess.engine_spark.lookup.records`.
+        buckets: All buckets.
+        options: The options of the run.
+        packing: The packing of the ids; None leaves them.
     """
     local = files.is_local(work)
     outputs = [o for split in options.split.names for o in output_files(options, split)]
@@ -189,24 +192,24 @@ def write_buckets(
         "\n".join(map(_words, buckets.starts())),
         files.settings(),
     )
-    # Nothing comes before a number, so that slices stand before what corrects them.
+    # Null sorts before numbers, so that slices come before the ids that correct them.
     ordered = records.repartition("bucket").sortWithinPartitions("bucket", "feature")
     java.rows(ordered, writer, "bucket int").count()
 
 
 def _file_line(output: OutputFile, packing: Packing | None) -> str:
     numbers = [NAMES.index(output.split), output.start, output.stop]
-    words, assignment = 0, []
+    words, fields = 0, []
     if output.packed and packing:
         words = packing.words
-        assignment = [number for field in packing.fields for number in (field.word, field.shift)]
-    return " ".join(map(str, [*numbers, words, output.name, *assignment]))
+        fields = [number for field in packing.fields for number in (field.word, field.shift)]
+    return " ".join(map(str, [*numbers, words, output.name, *fields]))
 
 
 def join_buckets(
     files: HadoopFiles, work: Any, buckets: Buckets, options: Options
 ) -> dict[str, checksums.FileSum]:
-    """Joins what was written as parts, and the checksums of all buckets.
+    """Joins the parts of each output file, and the checksums of all buckets.
 
     Returns:
         The checksum of each data file, by name.
@@ -227,7 +230,7 @@ def join_buckets(
                 files.system(target).create(target, True).close()
             elif not files.is_local(work):
                 parts = [files.child(work, f"parts/{output.name}.{bucket:09}") for bucket in mine]
-                # A run killed during the joining left the first part, which is all, or none.
+                # A run killed while joining left only the first part, then complete, or none.
                 parts = [part for part in parts if files.system(part).exists(part)]
                 if parts:
                     files.join(parts, target)

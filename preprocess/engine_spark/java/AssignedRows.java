@@ -4,12 +4,12 @@ import java.nio.ByteBuffer;
 import java.util.Iterator;
 import org.apache.spark.sql.Row;
 
-/** The rows of chunks one by one, each with its place; without those of buckets that are done. */
+/** Iterates over the rows of chunks with their buckets and keys, except for finished buckets. */
 final class AssignedRows {
-  /** Rows of the chunk that holds the row; absent if chunks come without. */
+  /** The rows of the present chunk; null if the chunks are without data. */
   ByteBuffer rows;
 
-  /** Where the row begins in `rows`. */
+  /** The offset in `rows` at which the present row begins. */
   int row;
 
   int bucket;
@@ -31,11 +31,11 @@ final class AssignedRows {
     this.assignment = assignment;
   }
 
-  /** Goes on to the next row; false after the last. */
+  /** Advances to the next row; returns false after the last. */
   boolean next() {
     while (next < size || chunk()) {
       long number = first + next;
-      int tag = assignment.rowsTellTags() ? (int) tags[next] : assignment.tag(number);
+      int tag = assignment.rowsHaveTags() ? (int) tags[next] : assignment.tag(number);
       row = next * rowBytes;
       next++;
       key = assignment.key(tag, number);

@@ -4,15 +4,15 @@ import java.util.Collections;
 import java.util.Iterator;
 
 /**
- * What a task hands to Spark, made a batch at a time, so that no task holds all its output.
+ * The output of a task, made one batch at a time, so that no task holds all of its output.
  *
- * <p>Here and beside: without generics and lambdas, so that the compiler that ships with Spark can
- * compile it.
+ * <p>The classes of this package use neither generics nor lambdas, because the compiler that comes
+ * with Spark does not support them.
  */
 abstract class Batches implements Iterator {
   private Iterator batch = Collections.emptyIterator();
 
-  /** The next batch, which may be empty; null when there are no more. */
+  /** Returns the next batch, which may be empty, or null after the last. */
   abstract Iterator more();
 
   public boolean hasNext() {

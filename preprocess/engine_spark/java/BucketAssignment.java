@@ -3,11 +3,11 @@ package dlrm.ingest;
 import java.io.Serializable;
 
 /**
- * Where a row goes: to a bucket, which is a stretch of a split's final order, and there to the
- * place of its key among the keys of the bucket.
+ * Assigns each row to a bucket, and gives it the key by which the rows of a bucket are sorted.
  *
- * <p>Buckets are numbered over all splits. Rows that train are dealt to theirs by the leading bits
- * of their shuffle key if they are shuffled; all others by their number.
+ * <p>A bucket is a contiguous range of a split in its final order. Buckets are numbered over all
+ * splits. Shuffled training rows are assigned by the leading bits of their shuffle key, all other
+ * rows by their number.
  */
 final class BucketAssignment implements Serializable {
   private static final long serialVersionUID = 1L;
@@ -21,12 +21,12 @@ final class BucketAssignment implements Serializable {
   private final boolean[] done;
 
   /**
-   * @param parts a split's tag, first row and row after the last, again and again; empty if rows
-   *     tell their tag
-   * @param sizes rows of a bucket, buckets of a split
-   * @param shuffle bits that tell a bucket, factor and summand of a row's number, then shift and
-   *     factor of each round; empty to leave rows in order
-   * @param done buckets that are not needed
+   * @param parts for each row range its tag, its first row and the row after its last; empty if
+   *     the rows have tags
+   * @param sizes the rows of a bucket and the buckets of a split
+   * @param shuffle the number of bits that select a bucket, the factor and summand for a row's
+   *     number, then the shift and factor of each round; empty to leave the rows in order
+   * @param done the buckets whose rows are not needed
    */
   BucketAssignment(String parts, String sizes, String shuffle, String done) {
     this.parts = Numbers.parse(parts);
@@ -42,7 +42,7 @@ final class BucketAssignment implements Serializable {
     }
   }
 
-  /** Buckets of all splits. */
+  /** Returns the number of buckets of all splits. */
   int buckets() {
     return 3 * splitBuckets;
   }
@@ -51,7 +51,7 @@ final class BucketAssignment implements Serializable {
     return done[bucket];
   }
 
-  /** The tag of a row that does not tell it. */
+  /** Returns the tag of a row by its number, if the rows have no tags. */
   int tag(long number) {
     int part = 0;
     while (number < parts[part + 1] || number >= parts[part + 2]) {
@@ -60,10 +60,11 @@ final class BucketAssignment implements Serializable {
     return (int) parts[part];
   }
 
-  boolean rowsTellTags() {
+  boolean rowsHaveTags() {
     return parts.length == 0;
   }
 
+  /** Returns the key of a row, which is unique. */
   long key(int tag, long number) {
     if (mix.length == 0 || tag != TRAIN) {
       return number;

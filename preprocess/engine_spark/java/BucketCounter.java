@@ -6,21 +6,21 @@ import java.util.List;
 import org.apache.spark.api.java.function.MapPartitionsFunction;
 import org.apache.spark.sql.RowFactory;
 
-/** Chunks, of which the rows' bytes are not needed, to (bucket, rows), as far as a task sees. */
+/** Counts the rows of one partition's chunks by bucket: (bucket, rows). It needs no row's bytes. */
 public final class BucketCounter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
 
   private final RowNumbers numbers;
   private final BucketAssignment assignment;
 
-  /** Takes what `RowNumbers` and `BucketAssignment` do. */
+  /** The parameters are those of `RowNumbers` and `BucketAssignment`. */
   public BucketCounter(
       String offsets, String parts, String sizes, String shuffle, String done) {
     this.numbers = new RowNumbers(offsets);
     this.assignment = new BucketAssignment(parts, sizes, shuffle, done);
   }
 
-  /** Counts the rows of one partition. */
+  /** Returns the counts of one partition. */
   public Iterator call(Iterator chunks) {
     long[] counts = new long[assignment.buckets()];
     AssignedRows rows = new AssignedRows(chunks, 0, numbers, assignment);

@@ -7,7 +7,7 @@ import org.apache.spark.api.java.function.MapPartitionsFunction;
 import org.apache.spark.broadcast.Broadcast;
 import org.apache.spark.sql.RowFactory;
 
-/** Chunks to (bucket, key, table, value) of each value that is not among the hot ids. */
+/** Finds the values in chunks that `HotIds` lacks, as rows (bucket, key, table, value). */
 public final class ColdValues implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
 
@@ -17,7 +17,7 @@ public final class ColdValues implements MapPartitionsFunction {
   private final HotIds hot;
   private final Broadcast slots;
 
-  /** Takes the same as `RecordMaker`. */
+  /** The parameters are those of `RecordMaker`. */
   public ColdValues(
       int dense,
       int tables,
@@ -35,7 +35,7 @@ public final class ColdValues implements MapPartitionsFunction {
     this.slots = slots;
   }
 
-  /** The values of one partition. */
+  /** Returns the values of one partition. */
   public Iterator call(Iterator chunks) {
     return new Values(new AssignedRows(chunks, layout.rowBytes, numbers, assignment));
   }

@@ -2,7 +2,7 @@ package dlrm.ingest;
 
 import java.io.Serializable;
 
-/** What the fields of a line are, and what the rules make of them. */
+/** Describes the fields of a line and how the rules convert them. */
 final class Fields implements Serializable {
   private static final long serialVersionUID = 1L;
 
@@ -27,12 +27,12 @@ final class Fields implements Serializable {
   final int[] tags;
 
   /**
-   * @param delimiter what separates fields
-   * @param quotes whether a text must not begin with a quote
+   * @param delimiter the character between fields
+   * @param quotes whether text that begins with a quote is bad
    * @param missingIsValue whether a missing category is the value 0
    * @param fields a line for each field: its role, its kind, its column or table, and the lowest
-   *     value of a dense one or the modulus (0: none) of a categorical one
-   * @param tags a line for each text of the split field: its tag, its bytes in hexadecimal
+   *     value of a dense field or the modulus of a categorical one (0 for none)
+   * @param tags a line for each text of the split field: its tag and its bytes in hexadecimal
    */
   Fields(String delimiter, boolean quotes, boolean missingIsValue, String fields, String tags) {
     this.delimiter = (byte) delimiter.charAt(0);

@@ -6,11 +6,11 @@ import java.util.List;
 import org.apache.spark.sql.Row;
 
 /**
- * Ids of the frequent values of each table, which every worker holds.
+ * Finds the ids of the frequent values of each table; every worker holds them.
  *
- * <p>One array holds a hash table for each table. A slot is `value << 32 | id + 1`, so that one
- * access brings both; 0 is empty. At most half of the slots are taken. The array itself is not a
- * field, as it travels as a broadcast.
+ * <p>One array holds a hash table for each embedding table. A slot is `value << 32 | id + 1`, so that
+ * one access returns both; 0 marks an empty slot. At most half of the slots are used. The array
+ * itself is not a field, because it is sent as a broadcast variable.
  */
 public final class HotIds implements Serializable {
   private static final long serialVersionUID = 1L;
@@ -19,7 +19,7 @@ public final class HotIds implements Serializable {
   private final int[] starts;
   private final int[] bits;
 
-  /** @param sizes for each table, the values it has here */
+  /** @param sizes for each table, the number of its frequent values */
   public HotIds(String sizes) {
     long[] counts = Numbers.parse(sizes);
     this.starts = new int[counts.length + 1];
@@ -33,7 +33,7 @@ public final class HotIds implements Serializable {
     }
   }
 
-  /** The array, filled with what `IdPacker` made. */
+  /** Returns the array, filled from the output of `IdPacker`. */
   public long[] slots(List packs) {
     long[] slots = new long[starts[bits.length]];
     for (int i = 0; i < packs.size(); i++) {
@@ -47,7 +47,7 @@ public final class HotIds implements Serializable {
     return slots;
   }
 
-  /** The id of a value, -1 if it is not here. */
+  /** Returns the id of a value, or -1 if the value is not frequent. */
   int find(long[] slots, int table, int value) {
     return (int) slots[slot(slots, table, value)] - 1;
   }

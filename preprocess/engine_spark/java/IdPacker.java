@@ -8,12 +8,12 @@ import org.apache.spark.api.java.function.MapPartitionsFunction;
 import org.apache.spark.sql.Row;
 import org.apache.spark.sql.RowFactory;
 
-/** Rows (table, value, id) to bytes of three int32 each, many rows at a time. */
+/** Packs rows (table, value, id) into byte arrays, as three int32 each, many rows in one array. */
 public final class IdPacker implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
   private static final int ENTRIES = 1 << 16;
 
-  /** The bytes of one partition's rows. */
+  /** Returns the byte arrays of one partition. */
   public Iterator call(Iterator rows) {
     return new Packs(rows);
   }

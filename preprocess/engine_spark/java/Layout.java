@@ -5,10 +5,10 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 
 /**
- * Staged rows as bytes: of each row the label, the dense columns, the values of the tables and a
- * bit for each table whose value is none; all little-endian int32.
+ * The layout of staged rows: the label, the dense columns, the value of each table, and one bit for
+ * each table that marks a missing value; all are little-endian int32 words.
  *
- * <p>Values are what the rules make of a field, before ids; a value is unsigned.
+ * <p>A value is the unsigned number of a field after the modulus, before it gets an id.
  */
 final class Layout implements Serializable {
   private static final long serialVersionUID = 1L;
@@ -23,12 +23,12 @@ final class Layout implements Serializable {
     this.rowBytes = missing(tables + 31);
   }
 
-  /** Where the value of a table stands in a row. */
+  /** Returns the offset in a row of the value of a table. */
   int value(int table) {
     return 4 * (1 + dense + table);
   }
 
-  /** Where the word with the missing bit of a table stands in a row. */
+  /** Returns the offset in a row of the word that has the missing bit of a table. */
   int missing(int table) {
     return 4 * (1 + dense + tables + (table >> 5));
   }

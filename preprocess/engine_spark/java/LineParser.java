@@ -12,13 +12,13 @@ import org.apache.spark.sql.Row;
 import org.apache.spark.sql.RowFactory;
 
 /**
- * Lines of a file to chunks of staged rows, which `Layout` describes.
+ * Parses the lines of a file into chunks of staged rows, which `Layout` describes.
  *
- * <p>Each partition ends with a summary: what was counted, and its first bad lines.
+ * <p>The last row of each partition is a summary: the counts, and the first bad lines.
  */
 public final class LineParser implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
-  // Spark's reader of Parquet holds 4096 chunks at a time.
+  // Spark's Parquet reader holds 4096 chunks in memory at a time.
   private static final int CHUNK_BYTES = 8192;
 
   private final int file;
@@ -28,12 +28,12 @@ public final class LineParser implements MapPartitionsFunction {
   private final Fields fields;
 
   /**
-   * @param file number of the file
-   * @param dense dense columns
-   * @param tables tables
+   * @param file index of the file
+   * @param dense number of dense columns
+   * @param tables number of tables
    * @param header whether the file's first line names the columns
-   * @param named bad lines of a partition to hand on
-   * @param delimiter this and the rest as `Fields` takes them
+   * @param named maximal number of bad lines that a partition reports
+   * @param delimiter this and the following parameters are those of `Fields`
    */
   public LineParser(
       int file,
@@ -53,7 +53,7 @@ public final class LineParser implements MapPartitionsFunction {
     this.fields = new Fields(delimiter, quotes, missingIsValue, fields, tags);
   }
 
-  /** The chunks of one partition: lines as bytes, in order. */
+  /** Returns the chunks of one partition, whose rows are lines as bytes, in order. */
   public Iterator call(Iterator lines) {
     return new Chunks(lines);
   }

@@ -6,23 +6,23 @@ import java.util.zip.CRC32;
 import org.apache.spark.unsafe.types.UTF8String;
 
 /**
- * One line after another to a row, which `Layout` describes.
+ * Parses single lines into rows, which `Layout` describes.
  *
- * <p>A line is good by `Schema.line_pattern` and the ranges named there, and by nothing else.
+ * <p>A line is good exactly if `Schema.line_pattern` and the ranges stated there say so.
  */
 final class LineReader {
   private static final long NO_NUMBER = Long.MIN_VALUE;
   private static final long MAX_UINT32 = 0xFFFFFFFFL;
 
-  /** Tables without a value in the last row: the first `absentTables` of them. */
+  /** Tables without a value in the last row, in the first `absentTables` elements. */
   final int[] absent;
 
   int absentTables;
 
-  /** Dense values of the last row that were below the lowest one. */
+  /** Number of dense values of the last row that were raised to the lowest one allowed. */
   int raised;
 
-  /** Tag of the last row, if the rows tell it. */
+  /** Tag of the last row, if there is a split field. */
   int tag;
 
   private final Fields fields;
@@ -38,12 +38,12 @@ final class LineReader {
   }
 
   /**
-   * Writes a line's numbers as a row; whether the line is good.
+   * Parses a line and writes its numbers as a row; returns whether the line is good.
    *
-   * @param line its bytes
-   * @param length those that count
-   * @param chunk where rows are
-   * @param row where this one begins
+   * @param line the bytes of the line
+   * @param length the number of bytes to parse
+   * @param chunk the rows
+   * @param row the offset in `chunk` at which this row begins
    */
   boolean read(byte[] line, int length, ByteBuffer chunk, int row) {
     this.chunk = chunk;
@@ -164,7 +164,7 @@ final class LineReader {
     return lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
   }
 
-  /** The number of `[0-9]+`, or of `-?[0-9]+`; NO_NUMBER for other text and beyond 32 bits. */
+  /** Parses `[0-9]+`, or `-?[0-9]+` if signed; NO_NUMBER for other text and beyond 32 bits. */
   private static long integer(byte[] line, int start, int stop, boolean signed) {
     boolean negative = signed && start < stop && line[start] == '-';
     int first = negative ? start + 1 : start;

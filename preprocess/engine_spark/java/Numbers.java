@@ -1,6 +1,6 @@
 package dlrm.ingest;
 
-/** Numbers as they come from the driver: text, separated by spaces. */
+/** Parses numbers that the driver passes as text, separated by spaces. */
 final class Numbers {
   private Numbers() {}
 

@@ -10,10 +10,10 @@ import org.apache.spark.broadcast.Broadcast;
 import org.apache.spark.sql.RowFactory;
 
 /**
- * Chunks to records with final ids, in slices (bucket, bytes): rows of one bucket that a task met
- * one after the other. A slice holds the keys of its rows as int64, and then their records.
+ * Makes records with final ids from chunks, in slices (bucket, bytes).
  *
- * <p>A value that is not among the hot ids gets id 0 here; `ColdValues` finds those.
+ * <p>A slice holds rows of one bucket: first their keys as int64, then their records. A value that
+ * `HotIds` lacks gets id 0 here; `ColdValues` finds these values.
  */
 public final class RecordMaker implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
@@ -26,7 +26,7 @@ public final class RecordMaker implements MapPartitionsFunction {
   private final Broadcast slots;
   private final int recordBytes;
 
-  /** Takes the columns there are, what `RowNumbers` and `BucketAssignment` take, and the ids. */
+  /** Takes the numbers of columns, the parameters of `RowNumbers` and `BucketAssignment`, the ids. */
   public RecordMaker(
       int dense,
       int tables,
@@ -45,7 +45,7 @@ public final class RecordMaker implements MapPartitionsFunction {
     this.recordBytes = 4 * (1 + dense + tables);
   }
 
-  /** The slices of one partition. */
+  /** Returns the slices of one partition. */
   public Iterator call(Iterator chunks) {
     return new Slices(new AssignedRows(chunks, layout.rowBytes, numbers, assignment));
   }
@@ -88,7 +88,7 @@ public final class RecordMaker implements MapPartitionsFunction {
       }
     }
 
-    /** The buffered records by bucket; leaves the counts at 0. */
+    /** Returns the buffered records as one slice for each bucket, and resets the counts. */
     private List slices(int size) {
       ByteBuffer[] slices = new ByteBuffer[counts.length];
       int[] filled = new int[counts.length];

@@ -47,13 +47,14 @@ public final class RecordWriter implements MapPartitionsFunction {
   private final HashMap buckets;
 
   /**
-   * @param folder where outputs, parts and markers go
-   * @param offsets whether outputs are written at offsets, by the local file system
-   * @param files a line for each output file: split, first column, column after the last, words of
-   *     a packed row or 0, name, then for a packed one the word and shift of each column
-   * @param width words of a record
-   * @param tables its last words, the ids
-   * @param buckets a line for each bucket: its number, split, rows of the split before it, its rows
+   * @param folder folder of the outputs, parts and markers
+   * @param offsets whether outputs are written at offsets, through the local file system
+   * @param files a line for each output file: its split, its first column, the column after its last,
+   *     the words of a packed row or 0, its name, and if packed the word and shift of each column
+   * @param width number of words of a record
+   * @param tables number of its last words, which are ids
+   * @param buckets a line for each bucket: its number, its split, the rows of the split before it
+   *     and its rows
    * @param settings Hadoop's settings, as XML
    */
   public RecordWriter(
@@ -151,7 +152,7 @@ public final class RecordWriter implements MapPartitionsFunction {
       size += rows;
     }
 
-    /** Finds the order of the records, once all are there; no two keys are equal. */
+    /** Sorts the records of the complete bucket by their keys, which are unique. */
     private void sort() {
       if (size != keys.length) {
         throw new IllegalStateException(
@@ -181,8 +182,8 @@ public final class RecordWriter implements MapPartitionsFunction {
       for (int i = 0; i < names.length; i++) {
         if (layouts[i][0] == split) {
           Sink sink = new Sink(names[i], layouts[i], number, before);
-          for (int place = 0; place < size; place++) {
-            sink.add(records, 4 * width * order[place]);
+          for (int rank = 0; rank < size; rank++) {
+            sink.add(records, 4 * width * order[rank]);
           }
           marker.append(sink.finish());
         }
@@ -232,7 +233,7 @@ public final class RecordWriter implements MapPartitionsFunction {
       }
     }
 
-    /** Writes the columns of the record that begins at a place of `records`. */
+    /** Writes the columns of the record that begins at offset `at` of `records`. */
     void add(ByteBuffer records, int at) throws IOException {
       if (buffer.remaining() < 4 * width) {
         flush();
@@ -247,8 +248,8 @@ public final class RecordWriter implements MapPartitionsFunction {
         words[word] = 0;
       }
       for (int column = first; column < stop; column++) {
-        int place = 4 + 2 * (column - first);
-        words[layout[place]] |= records.getInt(at + 4 * column) << layout[place + 1];
+        int entry = 4 + 2 * (column - first);
+        words[layout[entry]] |= records.getInt(at + 4 * column) << layout[entry + 1];
       }
       for (int word = 0; word < width; word++) {
         buffer.putInt(words[word]);

@@ -3,13 +3,13 @@ package dlrm.ingest;
 import java.io.Serializable;
 import org.apache.spark.sql.Row;
 
-/** The number over all files of the good rows. */
+/** Numbers the good rows over all files. */
 final class RowNumbers implements Serializable {
   private static final long serialVersionUID = 1L;
 
   private final long[][] before;
 
-  /** @param offsets a line for each file: for each of its partitions the rows before it */
+  /** @param offsets a line for each file: the number of rows, in all files, before each partition */
   RowNumbers(String offsets) {
     String[] lines = offsets.split("\n", -1);
     this.before = new long[lines.length][];
@@ -18,7 +18,7 @@ final class RowNumbers implements Serializable {
     }
   }
 
-  /** That of the first row of a chunk. */
+  /** Returns the number of the first row of a chunk. */
   long first(Row chunk) {
     return before[chunk.getInt(0)][chunk.getInt(1)] + chunk.getLong(2);
   }

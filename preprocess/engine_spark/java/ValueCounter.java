@@ -8,10 +8,10 @@ import org.apache.spark.sql.Row;
 import org.apache.spark.sql.RowFactory;
 
 /**
- * Chunks to (table, value, rows that hold it, first row), as far as a task sees.
+ * Counts the values of chunks within a task: (table, value, rows with the value, first row).
  *
- * <p>A task counts in one hash table and hands on what it has when that is full, so that its memory
- * does not grow with the values there are; Spark adds up what the tasks found.
+ * <p>A task counts in one hash table and passes the counts on when it is full, so that its memory
+ * does not grow with the number of values; Spark sums the counts of all tasks.
  */
 public final class ValueCounter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
@@ -24,10 +24,10 @@ public final class ValueCounter implements MapPartitionsFunction {
   private final int most;
 
   /**
-   * @param dense dense columns
-   * @param tables tables
-   * @param offsets as `RowNumbers` takes them
-   * @param most values, about, that make a hash table full
+   * @param dense number of dense columns
+   * @param tables number of tables
+   * @param offsets the parameter of `RowNumbers`
+   * @param most approximate number of values at which the hash table is full
    */
   public ValueCounter(int dense, int tables, String offsets, int most) {
     this.layout = new Layout(dense, tables);
@@ -35,7 +35,7 @@ public final class ValueCounter implements MapPartitionsFunction {
     this.most = most;
   }
 
-  /** What the chunks of one partition hold. */
+  /** Returns the counts of one partition. */
   public Iterator call(Iterator chunks) {
     return new Counts(chunks);
   }
