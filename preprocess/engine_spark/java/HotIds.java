@@ -8,8 +8,8 @@ import org.apache.spark.sql.Row;
 /**
  * Finds the ids of the frequent values of each table; every worker holds them.
  *
- * <p>One array holds a hash table for each embedding table. A slot is `value << 32 | id + 1`, so that
- * one access returns both; 0 marks an empty slot. At most half of the slots are used. The array
+ * <p>One array holds a hash table for each table. A slot is `value << 32 | id + 1`, so that one
+ * access returns both; 0 marks an empty slot. At most half of the slots are used. The array
  * itself is not a field, because it is sent as a broadcast variable.
  */
 public final class HotIds implements Serializable {

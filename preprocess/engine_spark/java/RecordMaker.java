@@ -26,7 +26,7 @@ public final class RecordMaker implements MapPartitionsFunction {
   private final Broadcast slots;
   private final int recordBytes;
 
-  /** Takes the numbers of columns, the parameters of `RowNumbers` and `BucketAssignment`, the ids. */
+  /** Takes the columns, the parameters of `RowNumbers` and `BucketAssignment`, and the ids. */
   public RecordMaker(
       int dense,
       int tables,

@@ -23,15 +23,14 @@ import org.apache.spark.sql.Row;
 import org.apache.spark.sql.RowFactory;
 
 /**
- * Writes records as little-endian int32: what Spark has no sink for.
+ * Writes records as little-endian int32, for which Spark has no sink.
  *
- * <p>Rows come as (bucket, slice, key, table, id), sorted so that a bucket's rows stand together:
- * first slices, as `RecordMaker` makes them, then ids of single values, which go into the record
- * of their key. A bucket is small, and brought into order in memory. It goes to its place in the
- * output files of its split: at a known offset on a file system that all workers mount, or as a
- * file of its own elsewhere. When it is on disk, a marker with its sizes and checksums is written;
- * a bucket with a marker is never written again. A task that is tried twice writes the same bytes
- * to the same assignment.
+ * <p>Rows are (bucket, slice, key, table, id), sorted by bucket: first the slices of a bucket, as
+ * `RecordMaker` makes them, then ids of single values, which replace the id in the record of their
+ * key. A bucket is small and is sorted in memory. It is written to the output files of its split:
+ * at a known offset on a file system that all workers mount, or to a separate file elsewhere. When
+ * it is on disk, a marker with its sizes and checksums is written; a bucket with a marker is never
+ * written again. A task that is repeated writes the same bytes at the same positions.
  */
 public final class RecordWriter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
@@ -49,8 +48,9 @@ public final class RecordWriter implements MapPartitionsFunction {
   /**
    * @param folder folder of the outputs, parts and markers
    * @param offsets whether outputs are written at offsets, through the local file system
-   * @param files a line for each output file: its split, its first column, the column after its last,
-   *     the words of a packed row or 0, its name, and if packed the word and shift of each column
+   * @param files a line for each output file: its split, its first column, the column after its
+   *     last, the words of a packed row or 0, its name, and if packed the word and shift of each
+   *     column
    * @param width number of words of a record
    * @param tables number of its last words, which are ids
    * @param buckets a line for each bucket: its number, its split, the rows of the split before it

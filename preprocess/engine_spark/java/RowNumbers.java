@@ -9,7 +9,7 @@ final class RowNumbers implements Serializable {
 
   private final long[][] before;
 
-  /** @param offsets a line for each file: the number of rows, in all files, before each partition */
+  /** @param offsets a line for each file: the rows, in all files, before each of its partitions */
   RowNumbers(String offsets) {
     String[] lines = offsets.split("\n", -1);
     this.before = new long[lines.length][];
