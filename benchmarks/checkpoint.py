@@ -50,7 +50,7 @@ def work(folder: Path, rows: int, rounds: int) -> None:
     from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
     from dlrm.checkpoint.restore import restore
     from dlrm.checkpoint.save import Checkpoints
-    from dlrm.checkpoint.state import Run, State
+    from dlrm.checkpoint.state import RunRecord, State
     from dlrm.distributed import devices
     from dlrm.distributed.collective import connect
     from dlrm.embedding import FusedTable, create
@@ -66,7 +66,7 @@ def work(folder: Path, rows: int, rounds: int) -> None:
         exchange_dtype="float32",
     )
     state = State({}, tables)
-    run = Run(ModelShape(1, (rows,), WIDTH, (WIDTH,), (1,)), {}, {})
+    run = RunRecord(ModelShape(1, (rows,), WIDTH, (WIDTH,), (1,)), {}, {})
     checkpoints = Checkpoints(folder / "checkpoints", collective, run, keep=1)
     figures: dict[str, list[Any]] = {"save": [], "load": [], "cp": [], "cp and sync": []}
     for number in range(rounds):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, NoReturn
 
-from dlrm.checkpoint.describe import newest, overview, verify
+from dlrm.checkpoint.describe import check_files, newest, overview
 from dlrm.checkpoint.export import FORMATS, export
 from dlrm.checkpoint.import_sok import import_dump
 from dlrm.formats.metadata import check_vocab_sizes, read_json_object
@@ -37,7 +37,7 @@ def _info(flags: argparse.Namespace) -> int:
 
 
 def _verify(flags: argparse.Namespace) -> int:
-    return 0 if verify(newest(flags.path), _say) else 1
+    return 0 if check_files(newest(flags.path), _say) else 1
 
 
 def _export(flags: argparse.Namespace) -> int:

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable
 
-from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint import directory
 from dlrm.checkpoint.manifest import DENSE_FILE, FILE_NAME, Manifest, read_manifest
-from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, Seal, TensorReader
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, FileDigest, TensorReader
+from dlrm.formats.quantities import plural, size_text
 
 LINE_WIDTH = 100
 _CHECKED_BYTES = 4 * BLOCK_BYTES  # by a thread at a time
@@ -30,16 +31,7 @@ def newest(path: Path) -> Path:
     """
     if not path.is_dir():
         raise ValueError(f"{path}: expected a checkpoint or a folder of checkpoints, found none")
-    return (folder.finished(path) or [path])[-1]
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for people: 1.5 GB."""
-    size, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 999.5 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g} {unit}" if size < 999.5 else f"{size:,.0f} {unit}"
+    return (directory.finished(path) or [path])[-1]
 
 
 def overview(path: Path) -> Iterator[str]:
@@ -48,7 +40,7 @@ def overview(path: Path) -> Iterator[str]:
     Raises:
         ValueError: the checkpoint's manifest is damaged, or there is none.
     """
-    checkpoints = folder.finished(path)
+    checkpoints = directory.finished(path)
     if not checkpoints:
         yield from _describe(newest(path))
     for checkpoint in checkpoints:
@@ -62,8 +54,8 @@ def _summary(checkpoint: Path, manifest: Manifest) -> str:
     position = manifest.position
     return (
         f"step {position.step:,}, epoch {position.epoch}, next sample {position.next_sample:,}; "
-        f"{size_text(sum(seal.size for seal in manifest.files.values()))} of {manifest.ranks} "
-        f"rank{'s' * (manifest.ranks != 1)}; "
+        f"{size_text(sum(digest.size for digest in manifest.files.values()))} of "
+        f"{plural(manifest.ranks, 'rank')}; "
         f"{'; '.join(manifest.damage(checkpoint)) or 'every file there, of its size'}"
     )
 
@@ -114,7 +106,7 @@ def _columns(items: Sequence[str]) -> Iterator[str]:
         yield f"  {line}".rstrip()
 
 
-def verify(checkpoint: Path, say: Callable[[str], None]) -> bool:
+def check_files(checkpoint: Path, on_message: Callable[[str], None]) -> bool:
     """Reads every byte of a checkpoint with all cores; tells a line a file.
 
     Returns:
@@ -124,30 +116,30 @@ def verify(checkpoint: Path, say: Callable[[str], None]) -> bool:
         ValueError: the manifest, which says what that is, is damaged itself or missing.
     """
     manifest = read_manifest(checkpoint)
-    say(f"{checkpoint / FILE_NAME}: ok")
+    on_message(f"{checkpoint / FILE_NAME}: ok")
     start = time.perf_counter()
     damaged = 0
-    for name, seal in manifest.files.items():
-        problem = _first_damage(checkpoint / name, seal)
+    for name, digest in manifest.files.items():
+        problem = _first_damage(checkpoint / name, digest)
         damaged += bool(problem)
-        say(problem or f"{checkpoint / name}: ok")
+        on_message(problem or f"{checkpoint / name}: ok")
     seconds = time.perf_counter() - start
-    total = sum(seal.size for seal in manifest.files.values())
+    total = sum(digest.size for digest in manifest.files.values())
     found = f"{damaged} of {len(manifest.files)} files damaged" if damaged else "no damage"
-    say(f"{found}; {size_text(total)} in {seconds:.2f} s, {total / seconds / 1e9:.2f} GB/s")
+    on_message(f"{found}; {size_text(total)} in {seconds:.2f} s, {total / seconds / 1e9:.2f} GB/s")
     return not damaged
 
 
-def _first_damage(path: Path, seal: Seal) -> str:
+def _first_damage(path: Path, digest: FileDigest) -> str:
     """What is wrong with a file, the first of it; nothing if it is whole."""
 
     def check(start: int) -> None:
-        reader.read_bytes(start, min(start + _CHECKED_BYTES, seal.size))
+        reader.read_bytes(start, min(start + _CHECKED_BYTES, digest.size))
 
     try:
         # Reading and summing release the interpreter, so that threads use all cores.
-        with TensorReader(path, seal) as reader, ThreadPoolExecutor(_threads()) as pool:
-            for _ in pool.map(check, range(0, seal.size, _CHECKED_BYTES)):
+        with TensorReader(path, digest) as reader, ThreadPoolExecutor(_threads()) as pool:
+            for _ in pool.map(check, range(0, digest.size, _CHECKED_BYTES)):
                 pass
     except OSError as error:
         return f"{path}: {error.strerror}"

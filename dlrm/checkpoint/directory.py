@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import re
 import shutil
 import time
 from pathlib import Path
 from typing import BinaryIO
 
-from dlrm.formats.metadata import sync_folder
+from dlrm.formats import atomic_files
 
 LOCK_NAME = ".lock"
 LOCK_SECONDS = 15.0  # a killed run's last process may take so long to go
@@ -67,18 +66,17 @@ def commit(unfinished: Path) -> Path:
     """
     directory = unfinished.parent
     final = directory / unfinished.name[len(_UNFINISHED) :]
-    sync_folder(unfinished)
+    atomic_files.sync_directory(unfinished)
     if final.exists():
         remove(final)
-    os.rename(unfinished, final)
-    sync_folder(directory)
+    atomic_files.rename(unfinished, final)
     return final
 
 
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint; interrupted, it leaves nothing that looks like one."""
     doomed = checkpoint.with_name(_REMOVED + checkpoint.name)
-    os.rename(checkpoint, doomed)
+    atomic_files.rename(checkpoint, doomed)
     shutil.rmtree(doomed)
 
 

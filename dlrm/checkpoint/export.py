@@ -5,8 +5,6 @@ Holds a few pieces of a table at a time, and gives a file its name when it is wh
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable
@@ -14,13 +12,12 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.checkpoint.describe import size_text
 from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, read_manifest
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
 from dlrm.checkpoint.table_reader import TableReader
-from dlrm.formats.metadata import sync_folder
+from dlrm.formats import atomic_files
+from dlrm.formats.quantities import size_text
 
-TEMPORARY_SUFFIX = ".tmp"
 PIECE_BYTES = 4 << 20  # written at a time; the writer of Parquet holds some ten of them
 MOST_BYTES = 256 << 20  # read at a time, however many ranks there were
 
@@ -57,7 +54,7 @@ def export(
     outdir: Path,
     format_name: str,
     tables: Sequence[int] | None,
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> None:
     """Writes tables as `table_NNN.<format>`, and the dense weights as `dense.safetensors`.
 
@@ -68,7 +65,7 @@ def export(
         outdir: where to; made when missing.
         format_name: one of `FORMATS`.
         tables: which; None for all.
-        say: told of each file that is done.
+        on_message: told of each file that is done.
 
     Raises:
         ValueError: the checkpoint is damaged; it has no such table; or a file would be overwritten.
@@ -92,13 +89,13 @@ def export(
     with TableReader(checkpoint, manifest) as reader:
         for table, path in paths.items():
             source = Table(reader, sum(sizes[:table]), sizes[table])
-            with _whole(path) as unfinished:
+            with atomic_files.whole_file(path) as unfinished:
                 FORMATS[format_name](unfinished, source)
-            say(f"{path}: {source.rows:,} rows, {size_text(path.stat().st_size)}")
+            on_message(f"{path}: {source.rows:,} rows, {size_text(path.stat().st_size)}")
     if DENSE_FILE in manifest.files:
-        with _whole(dense) as unfinished:
+        with atomic_files.whole_file(dense) as unfinished:
             _copy_dense(checkpoint, manifest, unfinished)
-        say(f"{dense}: {size_text(dense.stat().st_size)}")
+        on_message(f"{dense}: {size_text(dense.stat().st_size)}")
 
 
 def _write_parquet(path: Path, table: Table) -> None:
@@ -151,18 +148,3 @@ FORMATS: dict[str, Callable[[Path, Table], None]] = {
 def _copy_dense(checkpoint: Path, manifest: Manifest, path: Path) -> None:
     with TensorReader(checkpoint / DENSE_FILE, manifest.files[DENSE_FILE]) as reader:
         write_tensors(path, {name: reader.read(name) for name in reader.tensors})
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Another name to write a file under, which gets its own once it is on the disk."""
-    unfinished = path.with_name(path.name + TEMPORARY_SUFFIX)
-    unfinished.unlink(missing_ok=True)
-    try:
-        yield unfinished
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        os.rename(unfinished, path)
-        sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -23,9 +23,9 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint import directory
 from dlrm.checkpoint.manifest import ROWS, Manifest, ModelShape, Position, tables_file
-from dlrm.checkpoint.safetensors_file import allocate, seal_file
+from dlrm.checkpoint.safetensors_file import allocate, digest_file
 
 _HEADER = struct.Struct(">256sI32sI")  # name, kind of file, name of the slot, type of the values
 _KINDS = {"key": 0, "weight": 1}
@@ -72,10 +72,10 @@ class Variable:
 
 def import_dump(
     dump: Path,
-    directory: Path,
+    checkpoint_dir: Path,
     vocab_sizes: Sequence[int],
     names: Sequence[str],
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> None:
     """Makes a checkpoint of step 0, tables alone, from a dump whose keys come in any order.
 
@@ -83,11 +83,11 @@ def import_dump(
 
     Args:
         dump: the folder that `sok.dump` wrote.
-        directory: the folder of checkpoints to make it in; made when missing.
+        checkpoint_dir: the folder of checkpoints to make it in; made when missing.
         vocab_sizes: rows of each table.
         names: the variables in table order, with ids as keys; or a single one, with fused keys.
             May be empty if the dump has just one.
-        say: told what was found and what was made.
+        on_message: told what was found and what was made.
 
     Raises:
         ValueError: the dump is not of these tables, each row exactly once; or there are
@@ -109,23 +109,24 @@ def import_dump(
                 f"{variables[0].weight_path}, found {variable.width}"
             )
         check_keys(variable, size)
-        say(f"{variable.weight_path}: {size:,} rows of {width} values")
-    directory.mkdir(parents=True, exist_ok=True)
-    with folder.lock(directory):
-        if present := folder.finished(directory):
+        on_message(f"{variable.weight_path}: {size:,} rows of {width} values")
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    with directory.lock(checkpoint_dir):
+        if present := directory.finished(checkpoint_dir):
             raise ValueError(f"{present[-1]}: is there already; choose another OUT")
-        folder.clean(directory)
-        unfinished = folder.unfinished_path(directory, 0)
+        directory.clean(checkpoint_dir)
+        unfinished = directory.unfinished_path(checkpoint_dir, 0)
         unfinished.mkdir()
         try:
             path = unfinished / tables_file(0, 1)
             _write_rows(path, variables, sizes)
             model = ModelShape(None, tuple(vocab_sizes), width, None, None)
-            files = {path.name: seal_file(path)}
+            files = {path.name: digest_file(path)}
             Manifest(Position(0, 0, 0), model, {}, {}, 1, files).write(unfinished)
-            say(f"{folder.commit(unfinished)}: made; main.py takes it with --resume={directory}")
+            made = directory.commit(unfinished)
+            on_message(f"{made}: made; main.py takes it with --resume={checkpoint_dir}")
         finally:
-            folder.clean(directory)
+            directory.clean(checkpoint_dir)
 
 
 def open_variable(dump: Path, name: str) -> Variable:

@@ -6,14 +6,14 @@ Plain data; knows nothing of tensors or ranks.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrm.checkpoint.safetensors_file import Seal
+from dlrm.checkpoint.safetensors_file import FileDigest
+from dlrm.formats import atomic_files
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -95,27 +95,26 @@ class Manifest:
     settings: Mapping[str, Any]
     data: Mapping[str, str]
     ranks: int
-    files: Mapping[str, Seal]
+    files: Mapping[str, FileDigest]
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` and brings it to the disk."""
         content = {"format": FORMAT, **asdict(self)}
-        content["files"] = {name: seal.to_json() for name, seal in self.files.items()}
+        content["files"] = {name: digest.to_json() for name, digest in self.files.items()}
         content["crc32"] = _sum_of(content)
-        with open(folder / FILE_NAME, "x", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        atomic_files.write_text(folder / FILE_NAME, json.dumps(content, indent=1))
 
     def damage(self, folder: Path) -> Iterator[str]:
         """Names each file that is missing or not of its size; contents are not read."""
-        for name, seal in self.files.items():
+        for name, digest in self.files.items():
             path = folder / name
             size = path.stat().st_size if path.exists() else None
             if size is None:
                 yield f"{path}: no such file"
-            elif size != seal.size:
-                yield f"{path}: expected {seal.size} bytes, found {size}: it ends at offset {size}"
+            elif size != digest.size:
+                yield (
+                    f"{path}: expected {digest.size} bytes, found {size}: it ends at offset {size}"
+                )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -149,7 +148,7 @@ def read_manifest(folder: Path) -> Manifest:
             content["settings"],
             content["data"],
             content["ranks"],
-            {name: Seal.from_json(entry) for name, entry in content["files"].items()},
+            {name: FileDigest.from_json(entry) for name, entry in content["files"].items()},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged: missing or malformed {error}") from None

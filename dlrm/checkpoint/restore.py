@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
-from dlrm.checkpoint.state import MisfitError, State, Tables, Told, pieces, unheard
+from dlrm.checkpoint.state import MisfitError, State, Tables, TextCallback, ignore, pieces
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 
 
 class Piece(NamedTuple):
-    """Rows [first, last) of the file that `rank` of those who wrote has written."""
+    """Rows [first, last) of the file that one of the writing ranks wrote."""
 
     rank: int
     first: int
@@ -37,19 +37,27 @@ def restore(
     manifest: Manifest,
     state: State,
     collective: Collective,
-    moved: Told = unheard,
+    on_progress: TextCallback = ignore,
 ) -> None:
     """Overwrites the state with a checkpoint's, which must be of the same model.
 
-    Every byte is read and checked once, whatever the numbers of ranks: of a checkpoint of as many
-    ranks each reads its own file; otherwise each reads an equal part and sends the rows to their
-    owners.
+    Every byte is read and checked exactly once. If as many ranks wrote the checkpoint as read it,
+    each rank reads its own file. Otherwise each reads an equal part and sends the rows to the ranks
+    that own them.
+
+    Args:
+        path: The checkpoint.
+        manifest: Its manifest.
+        state: The state to overwrite.
+        collective: The ranks.
+        on_progress: Called before each piece of work, with what it is.
 
     Raises:
-        MisfitError: on every rank: the checkpoint was written by another optimizer.
-        ValueError: on every rank: a file is missing or damaged, named with the offset.
+        MisfitError: The checkpoint was written by another optimizer. Raised on every rank.
+        ValueError: A file is missing or damaged; the message names it and the offset. Raised on
+            every rank.
     """
-    place = f"reading the checkpoint of step {manifest.position.step}"
+    activity = f"reading the checkpoint of step {manifest.position.step}"
     widths = {columns.name: columns.width for columns in state.tables.state}
     dense = collective.together(lambda: _read_dense(path, manifest))
     with TableReader(path, manifest, widths) as reader:
@@ -60,10 +68,12 @@ def restore(
         for name, values in dense.items():
             state.dense[name].assign(values)
         if reader.ranks == collective.size:
-            collective.together(lambda: _read_own(reader, state.tables, collective.rank, moved))
+            collective.together(
+                lambda: _read_own(reader, state.tables, collective.rank, on_progress)
+            )
             return
         for piece in _rounds(reader, collective):
-            moved(place)
+            on_progress(activity)
             keys, values = collective.together(partial(_read_piece, reader, piece))
             keys, values = _to_owners(keys, values, collective)
             state.tables.write_rows(sharding.local_row_of(keys, collective.size), values)
@@ -82,7 +92,7 @@ def _check_optimizer(
     """Refuses a checkpoint that lacks state of this run's optimizer, or has another's.
 
     Raises:
-        MisfitError: the names differ.
+        MisfitError: The names differ.
     """
     if expected.keys() != found.keys():
         missing, others = (
@@ -96,16 +106,16 @@ def _check_optimizer(
         )
 
 
-def _read_own(reader: TableReader, tables: Tables, rank: int, moved: Told) -> None:
-    """The rank's own file holds just its rows, in order."""
+def _read_own(reader: TableReader, tables: Tables, rank: int, on_progress: TextCallback) -> None:
+    """Reads this rank's own file, which holds exactly its rows in order."""
     for first, last in pieces(reader.rows_of(0), reader.width):
-        moved("reading the checkpoint")
+        on_progress("reading the checkpoint")
         rows = np.arange(first, min(last, reader.rows_of(rank)))
         tables.write_rows(rows, reader.read_rows(rank, first, first + len(rows)))
 
 
 def _rounds(reader: TableReader, collective: Collective) -> Iterator[Piece | None]:
-    """This rank's share of all pieces; as many on every rank, None where there is no more."""
+    """This rank's share of all pieces, padded with None to the same number on every rank."""
     everything = [
         Piece(rank, first, last)
         for rank in range(reader.ranks)
@@ -130,7 +140,16 @@ def _read_piece(
 def _to_owners(
     keys: NDArray[np.int64], values: NDArray[np.float32], collective: Collective
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Sends each row to the rank that owns its key; gives those that this rank owns."""
+    """Sends each row to the rank that owns its key, and returns the rows that this rank owns.
+
+    Args:
+        keys: int64 [n].
+        values: float32 [n, width].
+        collective: The ranks.
+
+    Returns:
+        Keys int64 [m] and rows float32 [m, width].
+    """
     owner = sharding.owner_of(keys, collective.size)
     order = np.argsort(owner, kind="stable")
     splits = tf.constant(np.bincount(owner, minlength=collective.size), tf.int32)

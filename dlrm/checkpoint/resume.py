@@ -1,6 +1,6 @@
-"""Which checkpoint a run begins with, and whether it fits the run.
+"""Chooses the checkpoint that a run starts from, and checks that it fits the run.
 
-Knows checkpoints as wholes; what is in their files is the business of `restore`.
+It knows checkpoints as a whole; `restore` knows what is in their files.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint import directory
 from dlrm.checkpoint.manifest import Manifest, Position, read_manifest
 from dlrm.checkpoint.restore import restore
-from dlrm.checkpoint.state import MisfitError, Run, State, Told, unheard
+from dlrm.checkpoint.state import MisfitError, RunRecord, State, TextCallback, ignore
 from dlrm.config import SETTINGS
 from dlrm.distributed.collective import Collective
 
@@ -21,7 +21,7 @@ _AFFECT_TRAINING = {setting.name for setting in SETTINGS if setting.affects_trai
 
 
 class Resumed(NamedTuple):
-    """A checkpoint that was loaded, and where the training goes on."""
+    """A checkpoint that was loaded, and where training continues."""
 
     path: Path
     position: Position
@@ -29,53 +29,56 @@ class Resumed(NamedTuple):
 
 def resume(
     option: str,
-    directory: Path | None,
-    run: Run,
+    checkpoint_dir: Path | None,
+    run: RunRecord,
     state: State,
     collective: Collective,
     *,
     pinned: Sequence[str] = (),
     ignore_data_change: bool = False,
-    say: Told = unheard,
-    moved: Told = unheard,
+    on_message: TextCallback = ignore,
+    on_progress: TextCallback = ignore,
 ) -> Resumed | None:
     """Loads the checkpoint that `option` names into the state.
 
     Args:
-        option: `auto` takes the newest whole one of `directory`, if there is any; `none` begins
-            anew; else the path of a checkpoint, or of a folder whose newest is meant.
-        directory: where the run writes its own checkpoints; None if it writes none.
-        run: what the checkpoint must fit.
-        state: overwritten.
-        collective: the ranks.
-        pinned: flags that must be the checkpoint's.
-        ignore_data_change: go on with other data than the checkpoint's.
-        say: told, on every rank, lines for the user: what was passed over, which flags differ.
-        moved: told of each piece of work before it begins.
+        option: `auto` takes the newest complete checkpoint in `checkpoint_dir`, if there is one.
+            `none` starts anew. Anything else is the path of a checkpoint, or of a directory whose
+            newest checkpoint is meant.
+        checkpoint_dir: The directory in which the run writes its checkpoints; None if it writes
+            none.
+        run: What the checkpoint must fit.
+        state: The state to overwrite.
+        collective: The ranks.
+        pinned: Names of the flags whose values must equal the checkpoint's.
+        ignore_data_change: Whether to accept a checkpoint that was trained on other data.
+        on_message: Called on every rank with lines for the user: which checkpoints were skipped and
+            which flags differ.
+        on_progress: Called before each piece of work, with what it is.
 
     Returns:
-        What was loaded; None if the training begins anew.
+        What was loaded; None if training starts anew.
 
     Raises:
-        ValueError: on every rank: no whole checkpoint is left where there were some; the one named
-            is damaged; or it does not fit the run, with each difference.
+        ValueError: Every checkpoint in the directory is damaged, or the named one is, or it does
+            not fit the run; the message lists the differences. Raised on every rank.
     """
-    candidates = [Path(text) for text in _agreed(collective, lambda: _find(option, directory))]
+    candidates = [Path(text) for text in _agreed(collective, lambda: _find(option, checkpoint_dir))]
     problems = []
     for path in candidates:
         try:
             manifest = collective.together(partial(_read_whole, path))
             _check_fit(path, manifest, run, pinned, ignore_data_change)
-            restore(path, manifest, state, collective, moved)
+            restore(path, manifest, state, collective, on_progress)
         except MisfitError:
             raise
         except ValueError as error:
             problems.append(str(error))
-            say(f"passed over a damaged checkpoint: {error}")
+            on_message(f"passed over a damaged checkpoint: {error}")
             continue
         for line in _changed_flags(manifest, run):
-            say(line)
-        say(f"resumed from {path}: {manifest.position.step} steps done")
+            on_message(line)
+        on_message(f"resumed from {path}: {manifest.position.step} steps done")
         return Resumed(path, manifest.position)
     if problems:
         raise ValueError(
@@ -92,21 +95,21 @@ def _agreed(collective: Collective, find: Callable[[], list[Path]]) -> list[str]
     return text.splitlines()
 
 
-def _find(option: str, directory: Path | None) -> list[Path]:
+def _find(option: str, checkpoint_dir: Path | None) -> list[Path]:
     """Checkpoints to try, the best one first."""
-    own = folder.finished(directory) if directory else []
+    own = directory.finished(checkpoint_dir) if checkpoint_dir else []
     if option == "auto":
         return own[::-1]
     if option == "none":
         if own:
             raise ValueError(
-                f"{directory}: --resume=none would mix a new run's checkpoints with those that are "
-                "there; remove them, or set another --checkpoint_dir"
+                f"{checkpoint_dir}: --resume=none would mix a new run's checkpoints with those "
+                "already there; remove them, or set another --checkpoint_dir"
             )
         return []
     path = Path(option)
-    found = folder.finished(path)[::-1] or [path]
-    later = [other for other in own if folder.is_later(other, found[0])]
+    found = directory.finished(path)[::-1] or [path]
+    later = [other for other in own if directory.is_later(other, found[0])]
     if later:
         raise ValueError(
             f"{later[-1]}: later than --resume={option}, and the next --resume=auto would take it; "
@@ -124,7 +127,7 @@ def _read_whole(path: Path) -> Manifest:
 
 
 def _check_fit(
-    path: Path, manifest: Manifest, run: Run, pinned: Sequence[str], ignore_data_change: bool
+    path: Path, manifest: Manifest, run: RunRecord, pinned: Sequence[str], ignore_data_change: bool
 ) -> None:
     differences = manifest.model.differences(run.model)
     differences += [
@@ -145,7 +148,7 @@ def _check_fit(
         )
 
 
-def _changed_flags(manifest: Manifest, run: Run) -> list[str]:
+def _changed_flags(manifest: Manifest, run: RunRecord) -> list[str]:
     return [
         f"--{name} was {manifest.settings[name]} when the checkpoint was written, now {value}"
         for name, value in run.settings.items()

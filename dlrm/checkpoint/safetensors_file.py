@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats import atomic_files
+
 BLOCK_BYTES = 1 << 20
 ALIGNMENT = 8  # of the first value, which the format asks for
 
@@ -30,7 +32,7 @@ Spec = tuple[np.dtype[Any], tuple[int, ...]]  # type and shape
 
 
 @dataclass(frozen=True)
-class Seal:
+class FileDigest:
     """What a file must be: its size, and the CRC-32 of each of its blocks in order."""
 
     size: int
@@ -43,7 +45,7 @@ class Seal:
         return {"bytes": self.size, "block_bytes": self.block_bytes, "crc32": sums}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Seal:
+    def from_json(cls, content: Mapping[str, Any]) -> FileDigest:
         """The reverse of `to_json`."""
         text = content["crc32"]
         sums = tuple(int(text[i : i + 8], 16) for i in range(0, len(text), 8))
@@ -90,7 +92,7 @@ class TensorWriter:
         self._wait()
         self._writing = self._thread.submit(self._append, data)
 
-    def finish(self) -> Seal:
+    def finish(self) -> FileDigest:
         """Brings everything to the disk.
 
         Raises:
@@ -100,18 +102,15 @@ class TensorWriter:
         assert self._size == self._expected, f"{self._path}: {self._size} != {self._expected}"
         if self._size % BLOCK_BYTES:
             self._crc32.append(self._crc)
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _named(error, self._path) from error
-        return Seal(self._size, BLOCK_BYTES, tuple(self._crc32))
+        atomic_files.sync(self._file.fileno(), self._path)
+        return FileDigest(self._size, BLOCK_BYTES, tuple(self._crc32))
 
     def _wait(self) -> None:
         if self._writing:
             self._writing.result()
 
     def _append(self, view: memoryview) -> None:
-        try:
+        with atomic_files.naming(self._path):
             while view:
                 # The rest of a block at a time: still in cache when it is copied to the kernel.
                 piece = view[: BLOCK_BYTES - self._size % BLOCK_BYTES]
@@ -122,8 +121,6 @@ class TensorWriter:
                 if self._size % BLOCK_BYTES == 0:
                     self._crc32.append(self._crc)
                     self._crc = 0
-        except OSError as error:
-            raise _named(error, self._path) from error
 
 
 class TensorReader:
@@ -131,15 +128,15 @@ class TensorReader:
 
     Args:
         path: the file.
-        seal: what it must be.
+        digest: what it must be.
 
     Raises:
         ValueError: the file is not of its size, or its header is damaged.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path, seal: Seal) -> None:
-        self._path, self._seal = path, seal
+    def __init__(self, path: Path, digest: FileDigest) -> None:
+        self._path, self._digest = path, digest
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         self.tensors: dict[str, Spec] = {}
         self._starts: dict[str, int] = {}
@@ -158,10 +155,10 @@ class TensorReader:
 
     def _read_header(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
-        if size != self._seal.size:
+        if size != self._digest.size:
             raise ValueError(
-                f"{self._path}: expected {self._seal.size} bytes, found {size}: it ends at offset "
-                f"{size}"
+                f"{self._path}: expected {self._digest.size} bytes, found {size}: it ends at "
+                f"offset {size}"
             )
         (length,) = struct.unpack("<Q", self.read_bytes(0, 8))
         for name, entry in json.loads(bytes(self.read_bytes(8, 8 + length))).items():
@@ -187,42 +184,30 @@ class TensorReader:
         Raises:
             ValueError: a block differs from its sum; names file and offset.
         """
-        block = self._seal.block_bytes
+        block = self._digest.block_bytes
         low = start // block * block
-        high = min(-(-stop // block) * block, self._seal.size)
+        high = min(-(-stop // block) * block, self._digest.size)
         data = np.empty(max(high - low, 0), np.uint8)
         done = 0
         while done < len(data):
             view = data.data[done : done + (1 << 30)]
-            try:
+            with atomic_files.naming(self._path):
                 count = os.preadv(self._file.fileno(), [view], low + done)
-            except OSError as error:
-                raise _named(error, self._path) from error
             if not count:
                 raise ValueError(f"{self._path}: ends at offset {low + done} since it was opened")
             done += count
         for offset in range(0, len(data), block):
             number = (low + offset) // block
-            if zlib.crc32(data[offset : offset + block].data) != self._seal.crc32[number]:
-                end = min(low + offset + block, self._seal.size)
+            if zlib.crc32(data[offset : offset + block].data) != self._digest.crc32[number]:
+                end = min(low + offset + block, self._digest.size)
                 raise ValueError(
                     f"{self._path}: damaged between offsets {low + offset} and {end}: its CRC-32 "
                     "is not the one that was written"
                 )
         return data.data[start - low : stop - low]
 
-    def verify(self) -> None:
-        """Checks every block.
 
-        Raises:
-            ValueError: a block differs from its sum; names file and offset.
-        """
-        step = 16 * self._seal.block_bytes
-        for start in range(0, self._seal.size, step):
-            self.read_bytes(start, min(start + step, self._seal.size))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> Seal:
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> FileDigest:
     """Writes small tensors, held in memory, to a new file."""
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     with TensorWriter(path, {name: (a.dtype, a.shape) for name, a in arrays.items()}) as writer:
@@ -232,7 +217,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> Seal:
 
 
 def allocate(path: Path, tensors: Mapping[str, Spec]) -> int:
-    """Makes a file whose values are then filled in in any order; `seal_file` ends it.
+    """Makes a file whose values are then filled in in any order; `digest_file` ends it.
 
     The room is reserved, so that a full disk is met here: whoever fills the file through a mapping
     would die of it.
@@ -245,28 +230,26 @@ def allocate(path: Path, tensors: Mapping[str, Spec]) -> int:
     """
     header = _header(tensors)
     size = len(header) + sum(_bytes(spec) for spec in tensors.values())
-    try:
-        with open(path, "xb") as file:
-            file.write(header)
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        raise _named(error, path) from error
+    with atomic_files.naming(path), open(path, "xb") as file:
+        file.write(header)
+        os.posix_fallocate(file.fileno(), 0, size)
     return len(header)
 
 
-def seal_file(path: Path) -> Seal:
+def digest_file(path: Path) -> FileDigest:
     """Brings a file that was filled in to the disk, and sums its blocks as they are."""
     with open(path, "rb", buffering=0) as file, ThreadPoolExecutor() as pool:
         descriptor = file.fileno()
-        os.fsync(descriptor)
+        atomic_files.sync(descriptor, path)
         size = os.fstat(descriptor).st_size
 
-        def sum_block(offset: int) -> int:
+        def crc32_of_block(offset: int) -> int:
             block = os.pread(descriptor, BLOCK_BYTES, offset)
             assert len(block) == min(BLOCK_BYTES, size - offset), path
             return zlib.crc32(block)
 
-        return Seal(size, BLOCK_BYTES, tuple(pool.map(sum_block, range(0, size, BLOCK_BYTES))))
+        crc32 = tuple(pool.map(crc32_of_block, range(0, size, BLOCK_BYTES)))
+    return FileDigest(size, BLOCK_BYTES, crc32)
 
 
 def _header(tensors: Mapping[str, Spec]) -> bytes:
@@ -288,8 +271,3 @@ def _header(tensors: Mapping[str, Spec]) -> bytes:
 def _bytes(spec: Spec) -> int:
     dtype, shape = spec
     return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-
-
-def _named(error: OSError, path: Path) -> OSError:
-    """The error with the file's name, which a bare write does not give."""
-    return OSError(error.errno, os.strerror(error.errno or 0), os.fspath(path))

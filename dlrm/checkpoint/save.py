@@ -14,10 +14,10 @@ from typing import BinaryIO, Callable
 
 import numpy as np
 
-from dlrm.checkpoint import directory as folder
+from dlrm.checkpoint import directory
 from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, Position, tables_file
-from dlrm.checkpoint.safetensors_file import Seal, TensorWriter, write_tensors
-from dlrm.checkpoint.state import Run, State, Told, pieces, unheard
+from dlrm.checkpoint.safetensors_file import FileDigest, TensorWriter, write_tensors
+from dlrm.checkpoint.state import RunRecord, State, TextCallback, ignore, pieces
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.sharding import local_rows
 
@@ -26,59 +26,63 @@ SAVE_POINTS = ("begun", "half of the rows", "rows", "manifest", "renamed", "olde
 
 
 class Checkpoints:
-    """Writes checkpoints into one folder, together with the other ranks.
+    """Writes checkpoints into one directory, together with the other ranks.
 
     Args:
-        directory: the folder, on a file system that all ranks share; made when missing.
-        collective: the ranks.
-        run: what to record.
-        keep: so many of the newest stay.
-        moved: told where in the work this rank is, before each piece of it.
-        reached: told each of `SAVE_POINTS`.
+        checkpoint_dir: The directory, on a file system that all ranks share; created if missing.
+        collective: The ranks.
+        run: What the checkpoints record of the run.
+        keep: Number of most recent checkpoints to keep.
+        on_progress: Called before each piece of work, with what it is.
+        on_save_point: Called with each of `SAVE_POINTS` in turn.
 
     Raises:
-        ValueError: on every rank: the folder cannot be used, or another run is using it.
+        ValueError: The directory cannot be used, or another run is using it. Raised on every rank.
     """
 
     def __init__(
         self,
-        directory: Path,
+        checkpoint_dir: Path,
         collective: Collective,
-        run: Run,
+        run: RunRecord,
         *,
         keep: int,
-        moved: Told = unheard,
-        reached: Told = unheard,
+        on_progress: TextCallback = ignore,
+        on_save_point: TextCallback = ignore,
     ) -> None:
-        self._directory = directory
+        self._checkpoint_dir = checkpoint_dir
         self._collective = collective
         self._run = run
         self._keep = keep
-        self._moved, self._reached = moved, reached
+        self._on_progress, self._on_save_point = on_progress, on_save_point
         self._last_step = -1
-        self._lock = collective.together(self._occupy)
+        self._lock = collective.together(self._lock_directory)
 
     def save(self, state: State, position: Position) -> bool:
-        """Writes a checkpoint, unless this step's was the last one written; whether it did.
+        """Writes a checkpoint, unless the last one written is of this step already.
+
+        Returns:
+            Whether a checkpoint was written.
 
         Raises:
-            ValueError: on every rank, naming file and cause; checkpoints that are there stay.
+            ValueError: It cannot be written; the message names the file and the cause. Earlier
+                checkpoints stay. Raised on every rank.
         """
         if position.step == self._last_step:
             return False
-        unfinished = folder.unfinished_path(self._directory, position.step)
+        unfinished = directory.unfinished_path(self._checkpoint_dir, position.step)
         try:
             self._on_first_rank(lambda: self._begin(unfinished))
-            self._reached("begun")
-            seals = self._collective.together(lambda: self._write(state, position, unfinished))
-            self._reached("rows")
-            sums = self._collective.gather_text(
-                json.dumps({name: seal.to_json() for name, seal in seals.items()})
+            self._on_save_point("begun")
+            digests = self._collective.together(lambda: self._write(state, position, unfinished))
+            self._on_save_point("rows")
+            gathered = self._collective.gather_text(
+                json.dumps({name: digest.to_json() for name, digest in digests.items()})
             )
-            self._on_first_rank(lambda: self._commit(unfinished, position, sums))
+            self._on_first_rank(lambda: self._commit(unfinished, position, gathered))
         except ValueError as error:
             with contextlib.suppress(ValueError):  # what is left is cleaned up later
-                self._on_first_rank(lambda: folder.clean(self._directory))
+                self._on_first_rank(lambda: directory.clean(self._checkpoint_dir))
             raise ValueError(
                 f"the checkpoint of step {position.step} could not be written, those before it are "
                 f"whole: {error}; make room there, or set another --checkpoint_dir"
@@ -91,41 +95,41 @@ class Checkpoints:
                 f"the checkpoint of step {position.step} is written, but an older one could not be "
                 f"removed: {error}; correct that there, or set another --checkpoint_dir"
             ) from None
-        self._reached("older removed")
+        self._on_save_point("older removed")
         return True
 
     def loaded(self, path: Path) -> None:
-        """Tells that the state is that of a checkpoint, which need not be written again here."""
-        if path.parent.resolve() == self._directory.resolve():
-            self._last_step = folder.step_of(path)
+        """Notes that the state equals a checkpoint, which then need not be written again."""
+        if path.parent.resolve() == self._checkpoint_dir.resolve():
+            self._last_step = directory.step_of(path)
 
     def _on_first_rank(self, action: Callable[[], None]) -> None:
         """Runs `action` on rank 0 while the others wait; all fail if it does."""
         self._collective.together(action if self._collective.rank == 0 else lambda: None)
 
-    def _occupy(self) -> BinaryIO | None:
-        self._directory.mkdir(parents=True, exist_ok=True)
+    def _lock_directory(self) -> BinaryIO | None:
+        self._checkpoint_dir.mkdir(parents=True, exist_ok=True)
         if self._collective.rank:
             return None
-        lock = folder.lock(self._directory)
-        folder.clean(self._directory)
+        lock = directory.lock(self._checkpoint_dir)
+        directory.clean(self._checkpoint_dir)
         return lock
 
     def _begin(self, unfinished: Path) -> None:
-        folder.clean(self._directory)
+        directory.clean(self._checkpoint_dir)
         unfinished.mkdir()
 
-    def _write(self, state: State, position: Position, unfinished: Path) -> dict[str, Seal]:
-        """Writes this rank's files; gives their seals by name."""
+    def _write(self, state: State, position: Position, unfinished: Path) -> dict[str, FileDigest]:
+        """Writes this rank's files and returns their digests by name."""
         if not unfinished.is_dir():
             raise ValueError(
                 f"{unfinished}: made by rank 0, but not seen by rank {self._collective.rank}; set "
                 "--checkpoint_dir to a folder on a file system that all ranks share"
             )
-        seals = {}
+        digests = {}
         if self._collective.rank == 0:
             dense = {name: variable.numpy() for name, variable in state.dense.items()}
-            seals[DENSE_FILE] = write_tensors(unfinished / DENSE_FILE, dense)
+            digests[DENSE_FILE] = write_tensors(unfinished / DENSE_FILE, dense)
         rank, size = self._collective.rank, self._collective.size
         width, keys = self._run.model.embedding_dim, sum(self._run.model.vocab_sizes)
         rows, most = local_rows(keys, rank, size), local_rows(keys, 0, size)
@@ -137,26 +141,29 @@ class Checkpoints:
             begin = 0
             for part, columns in parts.items():
                 for first, last in pieces(most, sum(parts.values())):
-                    self._moved(f"checkpoint of step {position.step}")
+                    self._on_progress(f"checkpoint of step {position.step}")
                     stored = state.tables.read_rows(first, min(last, rows))
                     writer.write(stored[:, begin : begin + columns])
                     if part == ROWS and first <= most // 2 < last:
-                        self._reached("half of the rows")
+                        self._on_save_point("half of the rows")
                 begin += columns
-            seals[name] = writer.finish()
-        return seals
+            digests[name] = writer.finish()
+        return digests
 
-    def _commit(self, unfinished: Path, position: Position, sums: list[str]) -> None:
+    def _commit(self, unfinished: Path, position: Position, digests: list[str]) -> None:
         files = {
-            name: Seal.from_json(entry) for text in sums for name, entry in json.loads(text).items()
+            name: FileDigest.from_json(entry)
+            for text in digests
+            for name, entry in json.loads(text).items()
         }
         run, size = self._run, self._collective.size
         Manifest(position, run.model, run.settings, run.data, size, files).write(unfinished)
-        self._reached("manifest")
-        folder.commit(unfinished)
-        self._reached("renamed")
+        self._on_save_point("manifest")
+        directory.commit(unfinished)
+        self._on_save_point("renamed")
 
     def _remove_older(self, step: int) -> None:
-        older = [path for path in folder.finished(self._directory) if folder.step_of(path) <= step]
-        for path in older[: -self._keep]:
-            folder.remove(path)
+        finished = directory.finished(self._checkpoint_dir)
+        upto = [path for path in finished if directory.step_of(path) <= step]
+        for path in upto[: -self._keep]:
+            directory.remove(path)

@@ -1,6 +1,6 @@
-"""What a checkpoint holds of a run, in the terms that saving and restoring share.
+"""The types that saving and restoring share: the state of a run, and what is recorded of it.
 
-Knows nothing of files or of how ranks talk.
+It does not know files or how ranks communicate.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from dlrm.optim.row_optimizers import StateColumns
 
-PIECE_BYTES = 16 << 20  # moved at a time; a rank holds a few of them beside its tables
+PIECE_BYTES = 16 << 20  # A rank holds a few pieces beside its tables.
 
-Told = Callable[[str], None]
+TextCallback = Callable[[str], None]
 
 
-def unheard(what: str) -> None:
-    """Tells nobody."""
+def ignore(text: str) -> None:
+    """Does nothing; the default callback."""
 
 
 class MisfitError(ValueError):
-    """A whole checkpoint that was written by another kind of run."""
+    """A complete checkpoint that was written by another kind of run."""
 
 
 class Tables(Protocol):
@@ -59,13 +59,13 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What a checkpoint records of the run, and must fit when it is loaded.
 
     Attributes:
-        model: the shape of the weights.
-        settings: every flag.
-        data: a fingerprint of each part of the data.
+        model: The shape of the weights.
+        settings: The value of every flag, by name.
+        data: The fingerprint of each part of the data, by name.
     """
 
     model: ModelShape
@@ -74,9 +74,10 @@ class Run:
 
 
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """Cuts rows of `width` float32 values into pieces [first, last) of `PIECE_BYTES`, at least one.
+    """Cuts rows of `width` float32 values into pieces [first, last) of about `PIECE_BYTES`.
 
-    At least one, so that a rank without rows does as many pieces of work as the others.
+    There is at least one piece, so that a rank without rows takes part in as many rounds of work as
+    the others.
     """
     step = max(1, PIECE_BYTES // (4 * width))
     for first in range(0, max(rows, 1), step):

@@ -39,6 +39,8 @@ def whole_files(
         OSError: A file cannot be flushed or renamed; the error names it.
     """
     temporaries = [temporary_path(path) for path in paths]
+    for temporary in temporaries:
+        temporary.unlink(missing_ok=True)  # Left by a run that was killed.
     try:
         yield temporaries
         for temporary in temporaries:

@@ -26,7 +26,7 @@ import tensorflow as tf
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import Resumed, resume
 from dlrm.checkpoint.save import Checkpoints
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.distributed.collective import Collective
@@ -239,17 +239,17 @@ def state_of(trainer: Trainer) -> State:
     return State(trainer.step.dense, trainer.step.embedding)
 
 
-def describe(config: Config, data: Data) -> Run:
+def describe(config: Config, data: Data) -> RunRecord:
     """Describes the run as a checkpoint records it, and must fit it."""
     model = config.model
     shape = ModelShape(
         data.num_dense, data.vocab_sizes, model.embedding_dim, model.bottom_mlp, model.top_mlp
     )
-    return Run(shape, config.flat(), data.fingerprints)
+    return RunRecord(shape, config.flat(), data.fingerprints)
 
 
 def open_checkpoints(
-    config: Config, collective: Collective, record: Run, watchdog: Watchdog
+    config: Config, collective: Collective, record: RunRecord, watchdog: Watchdog
 ) -> Checkpoints | None:
     """Opens and locks `--checkpoint_dir`; None if the run writes no checkpoints."""
     if config.checkpoint.checkpoint_dir is None:
@@ -259,14 +259,14 @@ def open_checkpoints(
         collective,
         record,
         keep=config.checkpoint.keep_checkpoints,
-        moved=watchdog.report_progress,
+        on_progress=watchdog.report_progress,
     )
 
 
 def load(
     config: Config,
     collective: Collective,
-    record: Run,
+    record: RunRecord,
     state: State,
     reporter: Reporter,
     watchdog: Watchdog,
@@ -282,8 +282,8 @@ def load(
         ignore_data_change=options.ignore_data_change or not trains,
         # Schedule and position count in steps.
         pinned=("global_batch_size",) if trains else (),
-        say=reporter.say,
-        moved=watchdog.report_progress,
+        on_message=reporter.say,
+        on_progress=watchdog.report_progress,
     )
 
 

@@ -31,13 +31,13 @@ from dlrm.checkpoint.manifest import (
 )
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorWriter, write_tensors
 from dlrm.checkpoint.save import Checkpoints
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.distributed.collective import Collective
 from tests.support.processes import ROOT, run
 
 SIZES, WIDTH = (5, 1, 4000, 3), 96  # more than a block, and tables that begin on any rank
 DENSE = {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)}
-RUN = Run(
+RUN = RunRecord(
     ModelShape(13, SIZES, WIDTH, (8, WIDTH), (16, 1)),
     {"lr": 24.0, "bottom_mlp": (8, WIDTH), "checkpoint_dir": None},
     {"train": "1a2b", "test": "3c4d"},

@@ -14,7 +14,7 @@ from dlrm.checkpoint.directory import finished
 from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
 from dlrm.checkpoint.restore import restore
 from dlrm.checkpoint.save import Checkpoints
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.config import Config
 from dlrm.formats.zip_strict import zip_strict
 from dlrm.reporting.results_table import results_table, settings_columns
@@ -83,7 +83,7 @@ def transfer(setup: CheckSetup, config: Config, old: Trainer, new: Trainer) -> N
     shape = ModelShape(num_dense, tables.vocab_sizes, config.model.embedding_dim, *units)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(collective.gather_text(name)[0])  # rank 0's, for all ranks of this machine
-        run = Run(shape, config.flat(), {})
+        run = RunRecord(shape, config.flat(), {})
         checkpoints = Checkpoints(folder, collective, run, keep=1)
         checkpoints.save(State(old.step.dense, old.step.embedding), Position(1, 0, 0))
         (path,) = finished(folder)

@@ -25,13 +25,13 @@ from dlrm.checkpoint import state as checkpoint_state
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.sharding import local_rows
 from tests.support.jobs import whole
 
 KEYS, WIDTH = 999, 8
-RUN = Run(ModelShape(1, (KEYS,), WIDTH, (WIDTH,), (1,)), {}, {"training": "none"})
+RUN = RunRecord(ModelShape(1, (KEYS,), WIDTH, (WIDTH,), (1,)), {}, {"training": "none"})
 OLD, NEW, LATER = 1, 2, 3  # steps
 LONGEST_DELAY = 0.03  # seconds; a save takes about so long
 FORK = multiprocessing.get_context("fork")  # after the imports, which take seconds
@@ -101,7 +101,7 @@ def save(plan: dict[str, Any], collective: Collective, begun: Any) -> None:
         if victim and begun.is_set() and point == plan.get("point"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints = Checkpoints(Path(plan["folder"]), collective, RUN, keep=1, reached=reached)
+    checkpoints = Checkpoints(Path(plan["folder"]), collective, RUN, keep=1, on_save_point=reached)
     checkpoints.save(state_of(OLD, collective), Position(OLD, 0, OLD))
     collective.gather_text("")
     begun.set()

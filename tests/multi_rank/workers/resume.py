@@ -19,7 +19,7 @@ from dlrm.checkpoint import state as checkpoint_state
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.save import Checkpoints
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.config import Config
 from dlrm.data import Batches, Data
 from dlrm.distributed.collective import Collective, connect
@@ -38,7 +38,7 @@ from tests.multi_rank.workers.parity import (
 STEPS, MORE = 7, 10
 
 
-def describe(config: Config) -> Run:
+def describe(config: Config) -> RunRecord:
     """What a checkpoint of the small model records."""
     shape = ModelShape(
         NUM_DENSE,
@@ -47,10 +47,10 @@ def describe(config: Config) -> Run:
         config.model.bottom_mlp,
         config.model.top_mlp,
     )
-    return Run(shape, config.flat(), {"training": "samples"})
+    return RunRecord(shape, config.flat(), {"training": "samples"})
 
 
-def fresh(collective: Collective) -> tuple[Trainer, Batches, Run]:
+def fresh(collective: Collective) -> tuple[Trainer, Batches, RunRecord]:
     """A trainer as it begins, the batches of the epoch, and what a checkpoint records."""
     config = config_of(compress=False, xla=False)
     batches = Batches(

@@ -17,7 +17,7 @@ from dlrm.checkpoint.directory import checkpoint_name
 from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.safetensors_file import allocate
-from dlrm.checkpoint.state import MisfitError, Run, State
+from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed.collective import Collective
 from tests.commands.test_checkpoint import ArrayTables, peak_megabytes
@@ -213,10 +213,12 @@ def test_a_run_goes_on_from_it_with_new_dense_weights(tmp_path):
     assert main([*words, "--vocab_sizes", ",".join(map(str, SIZES))]) == 0
     tables = ArrayTables(np.zeros((sum(SIZES), WIDTH), np.float32))
 
-    def run_of(sizes: tuple[int, ...], width: int) -> Run:
-        return Run(ModelShape(13, sizes, width, (4, width), (9, 1)), {"lr": 1}, {"train": "a"})
+    def run_of(sizes: tuple[int, ...], width: int) -> RunRecord:
+        return RunRecord(
+            ModelShape(13, sizes, width, (4, width), (9, 1)), {"lr": 1}, {"train": "a"}
+        )
 
-    def go_on(run: Run):
+    def go_on(run: RunRecord):
         out, own = str(tmp_path / "out"), tmp_path / "own"
         return resume(out, own, run, State({}, tables), Collective(), pinned=("lr",))
 

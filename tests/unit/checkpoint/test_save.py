@@ -18,13 +18,13 @@ from dlrm.checkpoint.manifest import DENSE_FILE, ModelShape, Position, read_mani
 from dlrm.checkpoint.resume import Resumed, resume
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
 from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
-from dlrm.checkpoint.state import Run, State
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed.collective import Collective
 
 VOCAB_SIZES, WIDTH = (40, 1, 700), 6
 SHAPE = ModelShape(3, VOCAB_SIZES, WIDTH, (8, WIDTH), (4, 1))
-RUN = Run(SHAPE, {"global_batch_size": 8, "lr": 0.5}, {"training": "a", "test": "b"})
+RUN = RunRecord(SHAPE, {"global_batch_size": 8, "lr": 0.5}, {"training": "a", "test": "b"})
 
 
 class Rows:
@@ -62,7 +62,7 @@ def assert_equal(found: State, expected: State) -> None:
         np.testing.assert_array_equal(value, other)
 
 
-def save(directory: Path, *steps: int, keep: int = 10, run: Run = RUN) -> None:
+def save(directory: Path, *steps: int, keep: int = 10, run: RunRecord = RUN) -> None:
     """Checkpoints whose state follows from the step."""
     checkpoints = Checkpoints(directory, Collective(), run, keep=keep)
     for step in steps:
@@ -70,10 +70,10 @@ def save(directory: Path, *steps: int, keep: int = 10, run: Run = RUN) -> None:
 
 
 def load(
-    option: str, directory: Path | None, run: Run = RUN, **settings: Any
+    option: str, directory: Path | None, run: RunRecord = RUN, **settings: Any
 ) -> tuple[Resumed | None, State, list[str]]:
     state, lines = made(0), list[str]()
-    found = resume(option, directory, run, state, Collective(), say=lines.append, **settings)
+    found = resume(option, directory, run, state, Collective(), on_message=lines.append, **settings)
     return found, state, lines
 
 
@@ -111,34 +111,34 @@ def test_any_ranges_of_any_pieces(tmp_path: Path, rows: int) -> None:
             piece = int(rng.integers(1, rows + 1))
             writer.write(expected[done : done + piece])
             done += piece
-        seal = writer.finish()
-    with TensorReader(tmp_path / "a", seal) as reader:
+        digest = writer.finish()
+    with TensorReader(tmp_path / "a", digest) as reader:
         np.testing.assert_array_equal(reader.read("rows"), expected)
         for _ in range(10):
             first, last = sorted(rng.integers(0, rows + 1, 2))
             np.testing.assert_array_equal(reader.read("rows", first, last), expected[first:last])
-        reader.verify()
+        reader.read_bytes(0, digest.size)
 
 
 def test_each_flipped_byte_is_found_with_its_place(tmp_path: Path) -> None:
-    seal = write_tensors(tmp_path / "a", {"x": np.zeros(3 * BLOCK_BYTES // 4, "<f4")})
+    digest = write_tensors(tmp_path / "a", {"x": np.zeros(3 * BLOCK_BYTES // 4, "<f4")})
     print("seed 5")
-    for offset in [0, 9, seal.size - 1, *np.random.default_rng(5).integers(0, seal.size, 8)]:
+    for offset in [0, 9, digest.size - 1, *np.random.default_rng(5).integers(0, digest.size, 8)]:
         flip(tmp_path / "a", int(offset))
         block = offset // BLOCK_BYTES * BLOCK_BYTES
-        end = min(block + BLOCK_BYTES, seal.size)
+        end = min(block + BLOCK_BYTES, digest.size)
         with (
             pytest.raises(ValueError, match=f"a: damaged between offsets {block} and {end}"),
-            TensorReader(tmp_path / "a", seal) as reader,
+            TensorReader(tmp_path / "a", digest) as reader,
         ):
-            reader.verify()
+            reader.read_bytes(0, digest.size)
         flip(tmp_path / "a", int(offset))
 
 
 def test_a_damaged_block_leaves_the_others_readable(tmp_path: Path) -> None:
-    seal = write_tensors(tmp_path / "a", {"x": np.ones(3 * BLOCK_BYTES // 4, "<f4")})
-    flip(tmp_path / "a", seal.size - 1)
-    with TensorReader(tmp_path / "a", seal) as reader:
+    digest = write_tensors(tmp_path / "a", {"x": np.ones(3 * BLOCK_BYTES // 4, "<f4")})
+    flip(tmp_path / "a", digest.size - 1)
+    with TensorReader(tmp_path / "a", digest) as reader:
         assert reader.read("x", 0, 1000).sum() == 1000
 
 
@@ -176,7 +176,7 @@ def test_a_step_is_written_once(tmp_path: Path) -> None:
 
 def test_the_moments_of_a_save_come_in_order(tmp_path: Path) -> None:
     points = list[str]()
-    checkpoints = Checkpoints(tmp_path, Collective(), RUN, keep=1, reached=points.append)
+    checkpoints = Checkpoints(tmp_path, Collective(), RUN, keep=1, on_save_point=points.append)
     checkpoints.save(made(1), Position(1, 0, 0))
     assert tuple(points) == SAVE_POINTS
 

@@ -12,13 +12,13 @@ import tensorflow as tf
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.save import Checkpoints
-from dlrm.checkpoint.state import MisfitError, Run, State
+from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import FusedTable, create
 from dlrm.optim.dense_optimizers import DenseOptimizer, DenseSGD
 
 RATE, SCALE = 0.1, 0.25
-RUN = Run(ModelShape(1, (3,), 2, (2,), (1,)), {}, {})
+RUN = RunRecord(ModelShape(1, (3,), 2, (2,), (1,)), {}, {})
 
 
 class DenseAdagrad:

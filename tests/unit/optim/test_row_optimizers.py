@@ -18,7 +18,7 @@ from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest, tables
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.checkpoint.save import Checkpoints
-from dlrm.checkpoint.state import MisfitError, Run, State
+from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, FusedTable, create
 from dlrm.optim.row_optimizers import RowOptimizer, RowSGD, StateColumns
@@ -26,7 +26,7 @@ from tests.support.thread_ranks import on_ranks
 
 TABLE = FusedTable((7, 1, 30), width=4, seed=5)
 BATCH, STEPS, RATE, SCALE = 12, 6, 0.1, 0.25
-RUN = Run(ModelShape(1, TABLE.vocab_sizes, TABLE.width, (4,), (1,)), {}, {})
+RUN = RunRecord(ModelShape(1, TABLE.vocab_sizes, TABLE.width, (4,), (1,)), {}, {})
 Updated = tuple[tf.Tensor, Sequence[tf.Tensor]]
 
 
