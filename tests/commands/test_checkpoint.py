@@ -33,6 +33,7 @@ from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorWriter, write_te
 from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
 from dlrm.distributed.collective import Collective
+from tests.support.checkpoints import ArrayTables, peak_megabytes
 from tests.support.processes import ROOT, run
 
 SIZES, WIDTH = (5, 1, 4000, 3), 96  # more than a block, and tables that begin on any rank
@@ -47,21 +48,6 @@ RUN = RunRecord(
 def row_of(keys, width=WIDTH):
     """A row whose values name its key and column; exact in float32."""
     return (np.asarray(keys)[:, None] % 65536 * width + np.arange(width)).astype(np.float32)
-
-
-class ArrayTables:
-    """The rows of all keys in memory, as the only rank."""
-
-    state = ()  # plain SGD remembers nothing
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def read_rows(self, first, last):
-        return self.rows[first:last]
-
-    def write_rows(self, rows, values):
-        self.rows[rows] = values
 
 
 class Dense:
@@ -108,22 +94,6 @@ def flip(path: Path, offset: int) -> None:
         (byte,) = file.read(1)
         file.seek(offset)
         file.write(bytes([byte ^ 0x10]))
-
-
-def peak_megabytes(*words: str | Path) -> int:
-    """The most memory that a command held; checks that it succeeds."""
-    # The kernel's own mark: getrusage's is at least that of the process that started this one.
-    code = (
-        "import sys; from dlrm.checkpoint.__main__ import main; code = main(sys.argv[1:]); "
-        "print(open('/proc/self/status').read()); sys.exit(code)"
-    )
-    env = {"POLARS_MAX_THREADS": "4"}  # each holds a little
-    ended = run([sys.executable, "-c", code, *words], time_limit=120, env=env)
-    assert ended.code == 0, ended.output
-    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", ended.output)
-    peak = int(kilobytes) >> 10
-    print(f"{words[0]}: {peak} MB, {ended.seconds:.1f} s")
-    return peak
 
 
 def test_info_says_what_a_checkpoint_is_of(tmp_path, capsys):

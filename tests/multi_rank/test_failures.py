@@ -20,50 +20,25 @@ from dlrm.train import run as program
 from model import build_model
 from tests.multi_rank.workers import failures as worker
 from tests.support.processes import Ended, horovodrun, run, without_modules
+from tests.support.tiny_data import (
+    GLOBAL_BATCH,
+    NUM_DENSE,
+    SETTINGS,
+    write_random_split,
+)
 
-NUM_DENSE, VOCAB_SIZES = 2, (5, 3)
-TRAIN, TEST, GLOBAL_BATCH = 24, 12, 8
+TRAIN, TEST = 24, 12
 TIME_LIMIT = 90.0  # a start on two ranks takes 10 to 40 s of two cores, by how busy they are
-TINY: dict[str, Any] = {
-    "global_batch_size": GLOBAL_BATCH,
-    "embedding_dim": 4,
-    "bottom_mlp": (4,),
-    "top_mlp": (1,),
-    "lr": 0.1,
-    "warmup_steps": 0,
-    "eval_in_last": True,
-}
 # In the second step: the second rank's block, and the third sample of it.
 RANK_1_BLOCK = GLOBAL_BATCH + GLOBAL_BATCH // 2
 RANK_1_SAMPLE = RANK_1_BLOCK + 2
 
 
-def write_split(folder: Path, samples: int) -> None:
-    """Writes a small, good split folder."""
-    print("seed", samples)
-    generator = np.random.default_rng(samples)
-    folder.mkdir(parents=True)
-    labels = generator.integers(0, 2, samples)
-    labels[:2] = 0, 1
-    labels.astype("<i4").tofile(folder / "label.bin")
-    generator.integers(0, 9, [samples, NUM_DENSE]).astype("<i4").tofile(folder / "dense.bin")
-    generator.integers(0, VOCAB_SIZES, [samples, 2]).astype("<i4").tofile(folder / "category.bin")
-    metadata = {
-        "vocab_sizes": list(VOCAB_SIZES),
-        "label_raw_type": "int32",
-        "dense_raw_type": "int32",
-        "category_raw_type": "int32",
-        "dense_log": True,
-        "num_dense": NUM_DENSE,
-    }
-    (folder / "metadata.json").write_text(json.dumps(metadata))
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder with good training and test data."""
-    write_split(tmp_path / "data" / "train", TRAIN)
-    write_split(tmp_path / "data" / "test", TEST)
+    write_random_split(tmp_path / "data" / "train", TRAIN)
+    write_random_split(tmp_path / "data" / "test", TEST)
     return tmp_path / "data"
 
 
@@ -302,7 +277,7 @@ TOGETHER = [*list(CASES)[: list(CASES).index("negative dense")], "id beyond its 
 
 
 def settings_of(folder: Path, case: Case) -> dict[str, Any]:
-    return {**TINY, "data_dir": os.fspath(folder), **dict(case.settings)}
+    return {**SETTINGS, "data_dir": os.fspath(folder), **dict(case.settings)}
 
 
 def arguments(settings: dict[str, Any]) -> list[str]:
@@ -332,7 +307,7 @@ def test_data_without_checksums_is_no_error(
     level: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program.run(
-        Config.of(**TINY, data_dir=os.fspath(data), verify_data=level), open_data, build_model
+        Config.of(**SETTINGS, data_dir=os.fspath(data), verify_data=level), open_data, build_model
     )
     said = [line for line in capsys.readouterr().out.splitlines() if "checksums" in line]
     assert len(said) == (2 if level == "full" else 0), said
@@ -343,7 +318,7 @@ def test_data_without_checksums_is_no_error(
 def test_off_checks_nothing(data: Path) -> None:
     both(seal, drop_last_sample)(data)
     program.run(
-        Config.of(**TINY, data_dir=os.fspath(data), verify_data="off"), open_data, build_model
+        Config.of(**SETTINGS, data_dir=os.fspath(data), verify_data="off"), open_data, build_model
     )
 
 
@@ -351,7 +326,9 @@ def test_off_checks_nothing(data: Path) -> None:
 def test_other_policies_for_bad_ids_train_on(policy: str, data: Path) -> None:
     CASES["id beyond its table"].change(data)
     CASES["id beyond its table in test"].change(data)
-    program.run(Config.of(**TINY, data_dir=os.fspath(data), bad_ids=policy), open_data, build_model)
+    program.run(
+        Config.of(**SETTINGS, data_dir=os.fspath(data), bad_ids=policy), open_data, build_model
+    )
 
 
 @pytest.mark.parametrize("name", ["id beyond its table", "loss that is not finite"])
@@ -373,13 +350,13 @@ def met_by_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     folder = tmp_path_factory.mktemp("ranks")
     plan: dict[str, Any] = {"cases": {}}
     for name in [*TOGETHER, "loss that is not finite", "good"]:
-        write_split(folder / name / "train", TRAIN)
-        write_split(folder / name / "test", TEST)
+        write_random_split(folder / name / "train", TRAIN)
+        write_random_split(folder / name / "test", TEST)
         case = CASES.get(name, Case(nothing, ()))
         case.change(folder / name)
         plan["cases"][name] = arguments(settings_of(folder / name, case))
     plan["stopped"] = plan["cases"].pop("loss that is not finite")
-    undivided = {**TINY, "data_dir": os.fspath(folder / "good"), "global_batch_size": 7}
+    undivided = {**SETTINGS, "data_dir": os.fspath(folder / "good"), "global_batch_size": 7}
     plan["cases"]["undivided"] = arguments(undivided)
     (folder / "cases.json").write_text(json.dumps(plan))
     ended = horovodrun(
@@ -488,7 +465,7 @@ def test_one_rank_needs_no_horovod(data: Path, tmp_path: Path) -> None:
     assert blocked.code != 0
     assert "No module named 'horovod' (blocked)" in blocked.output
 
-    command = ["python3", "main.py", *arguments({**TINY, "data_dir": data})]
+    command = ["python3", "main.py", *arguments({**SETTINGS, "data_dir": data})]
     alone = run(command, time_limit=TIME_LIMIT, env=env)
     assert alone.code == 0, alone.output
 

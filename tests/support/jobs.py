@@ -7,7 +7,6 @@ the faults; unlike the tests beside it, it must not load TensorFlow.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from dlrm.checkpoint import directory as names
 from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from tests.support.processes import Ended, run
+from tests.support.tiny_data import write_split
 
 MARK = "TEST_JOB_MARK"
 TIME_LIMIT = 240.0  # a start on three ranks takes 10 to 60 s of two cores, by how busy they are
@@ -55,26 +55,14 @@ Weights = dict[str, NDArray[Any]]
 
 
 def write_data(folder: Path) -> None:
-    """Writes training and test data as split_bin.py does."""
+    """Writes training and test data."""
     for part, samples in (("train", EPOCH_STEPS * GLOBAL_BATCH + 10), ("test", TEST_SAMPLES)):
         generator = np.random.default_rng(samples)
-        (folder / part).mkdir(parents=True)
-        columns = {
-            "label": generator.integers(0, 2, samples).astype("<i4"),
-            "dense": generator.random([samples, NUM_DENSE]).astype("<f4"),
-            "category": generator.integers(0, VOCAB_SIZES, [samples, 3]).astype("<i4"),
-        }
-        for name, values in columns.items():
-            values.tofile(folder / part / f"{name}.bin")
-        metadata = {
-            "vocab_sizes": list(VOCAB_SIZES),
-            "label_raw_type": "int32",
-            "dense_raw_type": "float32",
-            "category_raw_type": "int32",
-            "dense_log": False,
-            "num_dense": NUM_DENSE,
-        }
-        (folder / part / "metadata.json").write_text(json.dumps(metadata))
+        labels = generator.integers(0, 2, samples).astype("<i4")
+        dense = generator.random([samples, NUM_DENSE]).astype("<f4")
+        ids = generator.integers(0, VOCAB_SIZES, [samples, 3]).astype("<i4")
+        described = {"dense_log": False, "num_dense": NUM_DENSE}
+        write_split(folder / part, labels, dense, ids, VOCAB_SIZES, **described)
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

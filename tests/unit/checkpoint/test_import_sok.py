@@ -20,7 +20,7 @@ from dlrm.checkpoint.safetensors_file import allocate
 from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed.collective import Collective
-from tests.commands.test_checkpoint import ArrayTables, peak_megabytes
+from tests.support.checkpoints import ArrayTables, peak_megabytes
 from tests.support.processes import run
 
 SIZES, WIDTH = (7, 1, 500, 12), 8

@@ -16,6 +16,7 @@ from dlrm.data import Batches, PerCategorySource, SplitSource, SyntheticSource, 
 from dlrm.data.per_category import id_type
 from dlrm.formats.column_file import ColumnFile
 from dlrm.formats.metadata import Metadata, write_metadata
+from tests.support.tiny_data import write_per_category, write_split
 
 SIZES = (10, 126, 127, 32766, 32767, 40_000_000)
 
@@ -31,29 +32,12 @@ def arrays(samples, num_dense=3, seed=0):
 
 def save(folder, dense, ids, labels, *, log=True, offset=3.0, **changes):
     """A split folder; the arrays' types become the stored types."""
-    dense.tofile(folder / "dense.bin")
-    ids.tofile(folder / "category.bin")
-    labels.tofile(folder / "label.bin")
-    content = {
-        "vocab_sizes": SIZES,
-        "label_raw_type": str(labels.dtype),
-        "dense_raw_type": str(dense.dtype),
-        "category_raw_type": "int32",
-        "dense_log": log,
-        "dense_log_offset": offset,
-    }
-    (folder / "metadata.json").write_text(json.dumps({**content, **changes}))
-    return folder
+    metadata = {"dense_log": log, "dense_log_offset": offset, **changes}
+    return write_split(folder, labels, dense, ids, SIZES, **metadata)
 
 
 def save_per_category(folder, dense, ids, labels):
-    labels.astype(bool).tofile(folder / "label.bin")
-    dense.astype("<f2").tofile(folder / "dense.bin")
-    for table, size in enumerate(SIZES):
-        kind = next(k for k in ("i1", "i2", "i4") if size < np.iinfo(k).max)
-        ids[:, table].astype("<" + kind).tofile(folder / f"category_{table}.bin")
-    (folder / "metadata.json").write_text(json.dumps({"vocab_sizes": SIZES}))
-    return folder
+    return write_per_category(folder, labels, dense, ids, SIZES)
 
 
 def check_types(dense, ids, labels):

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import split_bin
-from dlrm.data.per_category import id_type
 from dlrm.data.verify import check_values, verify
 from dlrm.formats.checksums import sum_of, write_checksums
 from dlrm.formats.records import RecordLayout
 from preprocess.verify import main
 from tests.support.processes import ROOT
+from tests.support.tiny_data import write_per_category
 
 SIZES = (3, 700, 12, 70_000)
 NUM_DENSE = 2
@@ -78,15 +78,8 @@ def make_split(folder, pack_ids=False):
 
 def make_per_category(folder):
     for part, values in VALUES.items():
-        place = folder / part
-        place.mkdir(parents=True)
-        values[:, 0].astype(bool).tofile(place / "label.bin")
-        values[:, 1 : 1 + NUM_DENSE].astype("<f2").tofile(place / "dense.bin")
-        for table, size in enumerate(SIZES):
-            ids = values[:, 1 + NUM_DENSE + table]
-            ids.astype(id_type(size)).tofile(place / f"category_{table}.bin")
-        (place / "metadata.json").write_text(json.dumps({"vocab_sizes": SIZES}))
-        seal(place)
+        dense, ids = values[:, 1 : 1 + NUM_DENSE], values[:, 1 + NUM_DENSE :]
+        seal(write_per_category(folder / part, values[:, 0], dense, ids, SIZES))
 
 
 MAKERS = {

@@ -21,20 +21,20 @@ from dlrm.checkpoint.table_reader import TableReader
 from dlrm.config import Config
 from dlrm.train import run as program
 from model import build_model
-from tests.multi_rank.test_failures import TINY, write_split
+from tests.support.tiny_data import SETTINGS, write_random_split
 
 STEPS = 12  # of an epoch: 96 samples in batches of 8
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write_split(tmp_path / "data" / "train", 8 * STEPS + 5)
-    write_split(tmp_path / "data" / "test", 30)
+    write_random_split(tmp_path / "data" / "train", 8 * STEPS + 5)
+    write_random_split(tmp_path / "data" / "test", 30)
     return tmp_path / "data"
 
 
 def config(data: Path, **settings: Any) -> Config:
-    given = {**TINY, "data_dir": os.fspath(data), "eval_in_last": False, "auc_target": 2.0}
+    given = {**SETTINGS, "data_dir": os.fspath(data), "eval_in_last": False, "auc_target": 2.0}
     return Config.of(**{**given, "epochs": 2, "eval_interval": 5, "log_interval": 1, **settings})
 
 
