@@ -1,6 +1,6 @@
-"""The dot interaction as one fused operation, an option beside the one of plain TensorFlow.
+"""The dot interaction as one fused operation, an alternative to that of plain TensorFlow.
 
-`make interact_op` builds it. Knows tensors only, nothing of models, tables or training.
+`make interact_op` builds it. Knows tensors, but neither models, tables nor training.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ def load(build: Path = BUILD) -> DotInteract:
     """Loads the operation.
 
     Args:
-        build: where `make interact_op` puts it, a folder for each version of TensorFlow.
+        build: The folder that `make interact_op` writes to, with a subfolder for each version of
+            TensorFlow.
 
     Returns:
-        `dot_interact(bottom [batch, width], *vectors [batch, tables, width])`, which gives bottom,
-        the dot products of all pairs and zero padding [batch, `model.interaction_width`]: values,
-        order and gradients of `model.dot_interaction`. Types float32, float16 and bfloat16; sums
-        are float32.
+        `dot_interact(bottom [batch, width], *vectors [batch, tables, width])`. It returns [batch,
+        `interaction_width`]: bottom, the dot products of all pairs and zero padding, with the
+        values, order and gradients of `dlrm.layers.dot_interaction`. Types are float32, float16
+        and bfloat16; sums are float32.
 
     Raises:
-        OSError: it is not built, or for another TensorFlow.
+        OSError: It is not built, or built for another TensorFlow only.
     """
     library = build / f"tensorflow-{tf.__version__}" / LIBRARY
     if not library.exists():

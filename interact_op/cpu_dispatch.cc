@@ -1,4 +1,4 @@
-// Picks the build of the CPU kernels for the instruction set.
+// Chooses the build of the CPU kernels for the instruction set at run time.
 
 #include "interact.h"
 
@@ -21,7 +21,7 @@ int64_t interact_output_width(int64_t features, int64_t width) {
 
 int interact_cpu_level(void) {
 #ifdef __x86_64__
-  // Also asks whether the operating system saves these registers.
+  // This also checks that the operating system saves these registers.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
     return __builtin_cpu_supports("avx512f") ? INTERACT_AVX512 : INTERACT_AVX2;

@@ -1,8 +1,8 @@
-// The CPU kernels of one instruction set. Built once for each level of interact.h, with the
-// compiler's flags for it and LEVEL naming the two functions that it defines.
+// The CPU kernels of one instruction set. Built once for each level of interact.h, with that
+// level's compiler flags; LEVEL is part of the names of the two functions that it defines.
 //
-// Both directions take a sample at a time: its vectors fit into the first-level cache, so memory is
-// passed over once. Products are taken in register tiles of up to kRows rows by two vectors.
+// Forward and backward process one sample at a time: its vectors fit into the first-level cache, so
+// memory is read once. Products are computed in register tiles of up to kRows rows by two vectors.
 
 #include "cpu_vector.h"
 #include "interact.h"
@@ -12,7 +12,7 @@
 #define JOINED_(a, b) a##b
 #define JOINED(a, b) JOINED_(a, b)
 
-// Sums stay in registers only where the loops over them are gone before arrays are looked at.
+// Sums stay in registers only if the compiler unrolls the loops over them before it places arrays.
 #define UNROLL _Pragma("GCC unroll 16")
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 
@@ -22,10 +22,10 @@ inline int64_t rounded_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Pairs before those of `row`: the place of (row, 0).
+// Number of pairs before those of `row`: the index of (row, 0).
 inline int64_t pairs_before(int64_t row) { return row * (row - 1) / 2; }
 
-// Calls `tile` with `count` as a constant; 1 <= count <= kRows.
+// Calls `tile` with `count` as a compile-time constant; 1 <= count <= kRows.
 template <typename Tile, size_t... I>
 inline void with_constant(int64_t count, const Tile& tile, std::index_sequence<I...>) {
   (void)((count == I + 1 && (tile(std::integral_constant<int, I + 1>()), true)) || ...);
@@ -43,7 +43,7 @@ inline void for_row_tiles(int64_t begin, int64_t end, const Tile& tile) {
   }
 }
 
-// Memory of one call, and the places in it.
+// The memory of one call, divided into arrays.
 class Scratch {
  public:
   Scratch() = default;
@@ -51,7 +51,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { free(memory_); }
 
-  // Registers an array of zeros; after allocate() it is at `*place`.
+  // Registers an array of zeros; allocate() sets `*place` to it.
   template <typename T>
   void array(T** place, int64_t count) {
     places_[count_++] = {reinterpret_cast<void**>(place), bytes_};
@@ -86,7 +86,7 @@ int64_t feature_count(const InteractBatch& batch) {
   return features;
 }
 
-// Where each vector of a sample, or its gradient, begins.
+// The start of each vector of a sample, or of its gradient.
 template <typename T, typename Array>
 void find_rows(const InteractBatch& batch, Array InteractGroup::* array, int64_t sample, T** rows) {
   for (int32_t i = 0; i < batch.group_count; ++i) {
@@ -118,7 +118,7 @@ void transpose_rows(const T* const* rows, int64_t width, int64_t stride, float* 
   }
 }
 
-// Products of rows [row, row + R) with the C vectors of rows from `column`.
+// Products of rows [row, row + R) with C registers full of rows, beginning at row `column`.
 template <int R, int C>
 ALWAYS_INLINE void multiply_tile(const float* columns, int64_t width, int64_t stride, int64_t row,
                                  int64_t column, float* pairs) {
@@ -137,10 +137,10 @@ ALWAYS_INLINE void multiply_tile(const float* columns, int64_t width, int64_t st
   }
 }
 
-// The strict lower triangle of X X^T, row-major. Whole vectors are stored: what one writes beyond
-// its row lies in rows that are written later, or within the kLanes values after the last pair.
+// The strict lower triangle of X X^T, row-major. Whole registers are stored: what a store writes
+// beyond its row lies in rows that are written later, or in the kLanes values after the last pair.
 void multiply(const float* columns, int64_t features, int64_t width, int64_t stride, float* pairs) {
-  // Rows of one band need equally many vectors of columns: those up to the diagonal.
+  // The rows of a band need the same number of registers of columns: those up to the diagonal.
   for (int64_t band = 1; band < features; band += kLanes) {
     const int64_t end = band + kLanes < features ? band + kLanes : features;
     for_row_tiles(band, end, [&](auto rows, int64_t row) {
@@ -185,8 +185,8 @@ int forward(const InteractBatch& batch, int64_t begin, int64_t end, T* output) {
   return 0;
 }
 
-// Rows [row, row + R) of S X for V vectors of columns; S is symmetric, with a zero diagonal and
-// `pairs` as its lower triangle. `x` and `sums` begin at these columns.
+// Rows [row, row + R) of S X for V registers of columns; S is symmetric, with a zero diagonal and
+// `pairs` as its lower triangle. `x` and `sums` point to the first of these columns.
 template <int R, int V>
 ALWAYS_INLINE void symmetric_product(const float* pairs, const float* x, int64_t features,
                                      int64_t stride, int64_t row, Vector (&sums)[R][V]) {

@@ -1,5 +1,5 @@
-// Runs every CPU kernel, instruction set and type on arrays that end where their memory does, for
-// the sanitizers to see what is read or written beside them.
+// Runs every CPU kernel for each instruction set and type on arrays that fill their allocations, so
+// that the sanitizers detect any access outside them.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 namespace {
 
-// Values of any type, each allocated alone and begun at an odd multiple of its size.
+// An array of any type in its own allocation, starting at an odd multiple of the value's size.
 class Values {
  public:
   Values(int64_t count, size_t size) : memory_(static_cast<size_t>(count + 1) * size), size_(size) {

@@ -1,7 +1,7 @@
-// A vector register of floats, and what moves it from and to float32, float16 and bfloat16 memory.
+// A vector register of floats, with loads from and stores to float32, float16 and bfloat16 memory.
 //
-// Included once by each build of cpu_kernels.cc, whose instruction set it follows. Everything has
-// internal linkage: the linker must not take one build's function for another's.
+// Included once by each build of cpu_kernels.cc, whose instruction set it uses. Everything has
+// internal linkage, so that the linker cannot merge the functions of different builds.
 #pragma once
 
 #include <stddef.h>
@@ -18,7 +18,7 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
-// Rows of a register tile: with two vectors a row, the sums fill half of the registers.
+// Rows of a register tile: with two registers per row, the sums fill half of the registers.
 constexpr int kRows = 8;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
@@ -71,7 +71,7 @@ inline void store(float* to, Vector values) { write(to, values); }
 inline void store(BFloat16* to, Vector values) {
   const Words bits = bits_of<Words>(values);
   const Words to_nearest_even = bits + 0x7fff + (bits >> 16 & 1);
-  const Words not_a_number = bits | 0x400000;  // stays one when its low bits are dropped
+  const Words not_a_number = bits | 0x400000;  // remains a NaN when its low bits are dropped
   const Words rounded = (bits & 0x7fffffff) > 0x7f800000 ? not_a_number : to_nearest_even;
   write(to, __builtin_convertvector(rounded >> 16, Halves));
 }
@@ -98,7 +98,7 @@ inline void store(Float16* to, Vector values) {
 
 #else
 
-// Neither may make or read a subnormal float32: TensorFlow has the CPU take these for zero.
+// Neither may produce or read a subnormal float32: TensorFlow makes the CPU treat these as zero.
 
 inline Vector load(const Float16* from) {
   const Words bits = __builtin_convertvector(read<Halves>(from), Words);
@@ -116,7 +116,7 @@ inline void store(Float16* to, Vector values) {
   const Words bits = bits_of<Words>(values);
   const Words magnitude = bits & 0x7fffffff;
   const Words normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  // Adding 0.5 leaves the ten bits of a subnormal float16, rounded, at the end of the sum.
+  // Adding 0.5 leaves the ten bits of a subnormal float16, rounded, in the lowest bits of the sum.
   const Words subnormal =
       bits_of<Words>(bits_of<Vector>(magnitude) + 0.5f) - bits_of<uint32_t>(0.5f);
   const Words finite = magnitude < (113u << 23) ? subnormal : normal;
@@ -127,7 +127,7 @@ inline void store(Float16* to, Vector values) {
 
 #endif
 
-// The first `count` values, zeros after them; reads no memory beyond.
+// Loads the first `count` values, and zeros after them; reads no memory beyond.
 template <typename T>
 inline Vector load(const T* from, int64_t count) {
   if (count >= kLanes) return load(from);
@@ -136,7 +136,7 @@ inline Vector load(const T* from, int64_t count) {
   return load(values);
 }
 
-// The first `count` values; writes no memory beyond.
+// Stores the first `count` values; writes no memory beyond.
 template <typename T>
 inline void store(T* to, Vector values, int64_t count) {
   if (count >= kLanes) return store(to, values);
@@ -149,7 +149,8 @@ template <size_t... I>
 inline void transpose(Vector (&rows)[kLanes], std::index_sequence<I...>) {
   const Indices low = {static_cast<int32_t>(I / 2 + I % 2 * kLanes)...};
   const Indices high = low + kLanes / 2;
-  // Each step moves every value's place one bit on in (row, column); log2(kLanes) swap the two.
+  // Each step rotates the bits of every value's index (row, column) by one; log2(kLanes) steps swap
+  // row and column.
   for (int step = 1; step < kLanes; step *= 2) {
     Vector next[kLanes];
     for (int i = 0; i < kLanes / 2; ++i) {

@@ -1,6 +1,6 @@
-// The CUDA kernels. A warp takes a sample at a time, with all its vectors in shared memory, and
-// goes on to others until the batch is done: no atomics, no synchronisation beyond the warp.
-// Samples too large for shared memory take kernels that read global memory as they go.
+// The CUDA kernels. A warp processes one sample at a time, with all its vectors in shared memory,
+// until the batch is done: no atomics, no synchronisation beyond the warp. Samples too large for
+// shared memory use kernels that read global memory instead.
 
 #include <stdint.h>
 #include <string.h>
@@ -39,7 +39,7 @@ __host__ __device__ inline int rounded_up(int value, int multiple) {
 
 __host__ __device__ inline int64_t pairs_before(int64_t row) { return row * (row - 1) / 2; }
 
-// A warp's arrays: X, S (backward), a tile of sums, and a sample of the output or its gradient.
+// A warp's arrays: X, S (backward), a tile of sums, and one sample's output or its gradient.
 template <typename T>
 struct Memory {
   T *x, *s, *output;
@@ -71,7 +71,7 @@ __device__ void fill_zero(T* values, int count) {
   for (int i = lane(); i < count; i += kWarp) values[i] = from_float<T>(0.0f);
 }
 
-// A sample's vectors -> x; what lies around them was set to zero once and stays so.
+// A sample's vectors -> x; the padding around them was set to zero once and stays so.
 template <typename T>
 __device__ void load_vectors(const Shape& shape, int64_t sample, T* x) {
   for (int g = 0, row = 0; g < shape.group_count; ++g) {
@@ -151,7 +151,7 @@ __device__ void fill_symmetric(const Shape& shape, const T* pairs, T* s) {
   }
 }
 
-// Where a row's gradient begins.
+// The start of a row's gradient.
 template <typename T>
 __device__ T* gradient_of(const Shape& shape, int64_t sample, int row) {
   int g = 0;
@@ -160,7 +160,7 @@ __device__ T* gradient_of(const Shape& shape, int64_t sample, int row) {
          (sample * shape.groups[g].rows + row) * shape.width;
 }
 
-// A tile of sums -> global memory, each lane 16 bytes where rows allow it.
+// A tile of sums -> global memory; each lane stores 16 bytes where rows allow it.
 template <typename T>
 __device__ void store_gradient(const Shape& shape, const Memory<T>& memory, int64_t sample,
                                int first_row, int first_column) {
@@ -226,7 +226,7 @@ __device__ const T* vector_of(const Shape& shape, int64_t sample, int row) {
          (sample * shape.groups[g].rows + row) * shape.width;
 }
 
-// A block takes a sample; a warp takes a pair and its lanes the values of the product.
+// One block per sample, one warp per pair; its lanes divide the values of the product.
 template <typename T>
 __global__ void large_forward_kernel(const __grid_constant__ Shape shape, T* output) {
   const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
@@ -253,7 +253,7 @@ __global__ void large_forward_kernel(const __grid_constant__ Shape shape, T* out
   }
 }
 
-// A block takes a sample, a thread a value of the gradient at a time.
+// One block per sample; a thread computes one value of the gradient at a time.
 template <typename T>
 __global__ void large_backward_kernel(const __grid_constant__ Shape shape, const T* upstream) {
   for (int64_t sample = blockIdx.x; sample < shape.samples; sample += gridDim.x) {
@@ -291,7 +291,7 @@ Shape shape_of(const InteractBatch& batch, int64_t samples, bool backward) {
   shape.padded_features = rounded_up(shape.features, kTile);
   shape.padded_width = rounded_up(shape.width, kTile);
   shape.output_width = static_cast<int>(interact_output_width(shape.features, batch.width));
-  // An odd multiple of 16 bytes: the same columns of eight neighbouring rows lie in all banks.
+  // An odd multiple of 16 bytes: the same columns of eight consecutive rows lie in distinct banks.
   shape.x_stride = shape.padded_width + kPerChunk<T>;
   shape.s_stride = shape.padded_features + kPerChunk<T>;
   shape.samples = samples;
@@ -300,7 +300,7 @@ Shape shape_of(const InteractBatch& batch, int64_t samples, bool backward) {
   return shape;
 }
 
-// Launches as many blocks as run at a time; each goes on until the batch is done.
+// Launches as many blocks as can run at a time; each continues until the batch is done.
 template <typename Argument>
 cudaError_t launch(void (*kernel)(Shape, Argument), void (*large)(Shape, Argument), Shape shape,
                    Argument argument, cudaStream_t stream) {
@@ -326,7 +326,7 @@ cudaError_t launch(void (*kernel)(Shape, Argument), void (*large)(Shape, Argumen
   const int64_t most = static_cast<int64_t>(processors) * (resident > 0 ? resident : 1);
   const int64_t needed = warps ? (shape.samples + warps - 1) / warps : shape.samples;
   void* arguments[] = {&shape, &argument};
-  // The kernel's type is given because CUDA 11.8 cannot find it out.
+  // The kernel's type is given because CUDA 11.8 cannot deduce it.
   return cudaLaunchKernel<void(Shape, Argument)>(
       kernel, static_cast<unsigned>(needed < most ? needed : most), static_cast<unsigned>(threads),
       arguments, bytes, stream);

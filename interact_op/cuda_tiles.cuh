@@ -1,8 +1,8 @@
 // Products of 16 x 16 tiles in shared memory by one warp: tensor cores, or plain float32
 // arithmetic.
 //
-// Both kinds have the same three operations and read the same memory, so kernels need not know
-// which they use. Tensor cores sum in float32 too.
+// Both kinds have the same three operations and the same memory layout, so kernels need not know
+// which they use. Tensor cores sum in float32, too.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int kTile = 16;
-constexpr int kTileStride = kTile + 4;  // of a tile of sums, so that its rows lie in several banks
+constexpr int kTileStride = kTile + 4;  // of a tile of sums; spreads its rows over the banks
 constexpr int kWarp = 32;
 
 __device__ inline float to_float(float value) { return value; }
@@ -70,7 +70,7 @@ class PlainTile {
   float sums_[8];
 };
 
-// `Element` is what the tensor cores take T for; they multiply tiles that are kDepth deep.
+// `Element` is the type that tensor cores use for T; they multiply tiles of depth kDepth.
 template <typename T, typename Element, int kDepth>
 class TensorCoreTile {
  public:
@@ -124,7 +124,7 @@ struct TileKind {
   using type = PlainTile<T>;
 };
 
-// What an architecture lacks it computes plainly.
+// Architectures without tensor cores for a type use plain arithmetic.
 template <>
 struct TileKind<__half, true> {
   using type = TensorCoreTile<__half, __half, 16>;

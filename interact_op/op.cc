@@ -1,4 +1,4 @@
-// The TensorFlow operations around the kernels of interact.h: shapes, types, threads, nothing else.
+// The TensorFlow operations around the kernels of interact.h: only shapes, types and threads.
 
 #include <atomic>
 #include <vector>
@@ -27,8 +27,8 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-// Bottom and vectors stand at inputs [first, num_inputs): ranks, batch and width must match. Gives
-// batch and width, and the number of vectors a sample, bottom's included.
+// Bottom and vectors are the inputs [first, num_inputs). Checks that ranks, batch and width
+// match. Returns batch and width, and the number of vectors per sample, including bottom.
 absl::Status merge_inputs(InferenceContext* c, int first, DimensionHandle* batch,
                           DimensionHandle* features, DimensionHandle* width) {
   ShapeHandle bottom;
@@ -103,7 +103,7 @@ int32_t type_of(DataType type) {
   }
 }
 
-// What both operations are given; `first` as in merge_inputs.
+// The inputs of both operations; `first` as in merge_inputs.
 struct Inputs {
   int64_t batch = 0, features = 1, width = 0;
   std::vector<InteractGroup> groups;
@@ -135,7 +135,7 @@ struct Inputs {
   }
 };
 
-// On a CPU: over TensorFlow's own threads.
+// On a CPU: samples are divided among TensorFlow's own threads.
 struct Cpu {
   template <typename Samples>
   static void shard(OpKernelContext* context, const Inputs& inputs, const Samples& samples) {
@@ -169,8 +169,8 @@ struct Cpu {
 
 #ifdef INTERACT_CUDA
 
-// CUDA's stream behind TensorFlow's: the first compiles with newer versions only, then it is taken;
-// TensorFlow 2.14 has the second.
+// The CUDA stream behind TensorFlow's. The first overload compiles with newer TensorFlow only, and
+// is then preferred; TensorFlow 2.14 uses the second.
 template <typename Stream>
 auto cuda_stream(Stream* stream, int) -> decltype(stream->platform_specific_handle().stream) {
   return stream->platform_specific_handle().stream;
@@ -181,7 +181,7 @@ auto cuda_stream(Stream* stream, long) -> decltype(stream->implementation()->Gpu
   return stream->implementation()->GpuStreamHack();
 }
 
-// On a GPU: on the stream of TensorFlow's operations.
+// On a GPU: kernels run on the stream of TensorFlow's operations.
 struct Cuda {
   static void* stream(OpKernelContext* context) {
     return cuda_stream(context->op_device_context()->stream(), 0);
