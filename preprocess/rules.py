@@ -36,9 +36,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-MIX_STEP = 0x9E3779B97F4A7C15
-MIX_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
-"""SplitMix64 (Steele, Lea, Flood 2014): z ^= z >> shift, z *= factor, for each round in turn."""
+from dlrm.formats import splitmix64
 
 
 @dataclass(frozen=True)
@@ -157,12 +155,14 @@ def ranked(
 
 
 def shuffle_seed(seed: int) -> int:
-    """Returns the number that is added to each row's multiple of `MIX_STEP`.
+    """Returns the number that is added to each row's multiple of SplitMix64's gamma.
 
     It is mixed, so that neighbouring seeds give unrelated orders.
     """
     word = np.array([seed], np.int64).view(np.uint64) + np.uint64(1)
-    return int(_mixed(word * np.uint64(MIX_STEP))[0])
+    word *= np.uint64(splitmix64.GAMMA)
+    splitmix64.mix(word)
+    return int(word[0])
 
 
 def shuffle_key(seed: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -172,10 +172,6 @@ def shuffle_key(seed: int, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
         seed: The seed, any 64-bit number.
         rows: The row numbers, uint64 [rows].
     """
-    return _mixed(rows * np.uint64(MIX_STEP) + np.uint64(shuffle_seed(seed)))
-
-
-def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    for shift, factor in MIX_ROUNDS:
-        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
-    return words
+    keys = rows * np.uint64(splitmix64.GAMMA) + np.uint64(shuffle_seed(seed))
+    splitmix64.mix(keys)
+    return keys

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlrm.data.verify import Part, Report
+from dlrm.formats.quantities import size_text
 
 
 def screen(report: Report, seconds: float) -> str:
@@ -19,7 +20,7 @@ def screen(report: Report, seconds: float) -> str:
         lines += [*_features(report), ""]
     lines += report.notes
     total = sum(data.file.rows * data.file.row_bytes for p in report.parts for data in p.files)
-    what = f"level {report.level}, {_size(total)} in {seconds:.1f} s"
+    what = f"level {report.level}, {size_text(total)} in {seconds:.1f} s"
     count = len(report.faults)
     return "\n".join([*lines, f"{f'{count} wrong' if count else 'all good'} ({what})"])
 
@@ -36,7 +37,7 @@ def _parts(report: Report) -> list[str]:
         compared = sum(data.file.path in report.compared for data in part.files)
         kind = f"{part.kind}, {compared} of {len(part.files)} as in checksums.json"
         lines.append(
-            f"{part.name:<16}{part.samples:>15,}{_labels(part):>10}{_size(total):>11}  {kind}"
+            f"{part.name:<16}{part.samples:>15,}{_labels(part):>10}{size_text(total):>11}  {kind}"
         )
     return lines
 
@@ -81,12 +82,3 @@ def _share(counts: Any, table: int, rows: int) -> str:
     if not isinstance(counts, list) or table >= len(counts) or not rows:
         return "-"
     return f"{counts[table] / rows:.2%}"
-
-
-def _size(count: int) -> str:
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007 - the last one reached is used
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"

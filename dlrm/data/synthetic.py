@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.data.batch import Samples
+from dlrm.formats import splitmix64
 from dlrm.formats.column_file import check_range
 from dlrm.formats.metadata import check_num_dense, check_vocab_sizes
 
@@ -28,11 +29,7 @@ SYNTHETIC_TEST_SAMPLES = 1_310_720
 # Samples hashed at a time: their 64-bit words stay in the second-level cache.
 _BLOCK_SAMPLES = 1024
 
-# Constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
-# 2014).
-_STRIDE = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
+_STRIDE = np.uint64(splitmix64.GAMMA)
 
 
 class SyntheticSource:
@@ -83,7 +80,7 @@ class SyntheticSource:
             block, other = words[: last - first], scratch[: last - first]
             numbers = np.arange(start + first, start + last, dtype=np.uint64)[:, None]
             np.add(numbers * _STRIDE, self._streams, out=block)
-            _mix(block, other)
+            splitmix64.mix(block, other)
             labels[first:last] = block[:, 0] >> np.uint64(63)
             # The upper 32 bits of a word are a fraction of one.
             block >>= np.uint64(32)
@@ -98,16 +95,7 @@ class SyntheticSource:
         return dense, ids, labels
 
 
-def _mix(words: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> None:
-    """Apply the output function of splitmix64 to every word, in place."""
-    for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
-        np.right_shift(words, np.uint64(shift), out=scratch)
-        words ^= scratch
-        if factor is not None:
-            words *= factor
-
-
 def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     words = words + _STRIDE
-    _mix(words, np.empty_like(words))
+    splitmix64.mix(words)
     return words

@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm.distributed import sharding
+from dlrm.formats.splitmix64 import GAMMA, ROUNDS
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class FusedTable:
 def uniform(counters: tf.Tensor, seed: int) -> tf.Tensor:
     """Independent values in [-1, 1), each determined by its counter and the seed alone.
 
-    The generator is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
-    Generators, 2014), which gives its n-th output without computing the ones before.
+    The generator is SplitMix64, which gives its n-th output without computing the ones before.
 
     Args:
         counters: uint64, any shape.
@@ -69,16 +69,11 @@ def uniform(counters: tf.Tensor, seed: int) -> tf.Tensor:
     Returns:
         float32, the shape of `counters`.
     """
-
-    def mixed(value: tf.Tensor, shift: int, factor: int) -> tf.Tensor:
-        high = tf.bitwise.right_shift(value, tf.constant(shift, tf.uint64))
-        return tf.bitwise.bitwise_xor(value, high) * tf.constant(factor, tf.uint64)
-
-    golden = 0x9E3779B97F4A7C15
-    start = tf.constant((seed * golden * golden) % 2**64, tf.uint64)
-    state = start + (counters + tf.constant(1, tf.uint64)) * tf.constant(golden, tf.uint64)
-    state = mixed(mixed(state, 30, 0xBF58476D1CE4E5B9), 27, 0x94D049BB133111EB)
-    state = tf.bitwise.bitwise_xor(state, tf.bitwise.right_shift(state, tf.constant(31, tf.uint64)))
+    start = tf.constant((seed * GAMMA * GAMMA) % 2**64, tf.uint64)
+    state = start + (counters + tf.constant(1, tf.uint64)) * tf.constant(GAMMA, tf.uint64)
+    for shift, factor in ROUNDS:
+        high = tf.bitwise.right_shift(state, tf.constant(shift, tf.uint64))
+        state = tf.bitwise.bitwise_xor(state, high) * tf.constant(factor, tf.uint64)
     # The upper 24 bits fill a float32's significand exactly.
     top = tf.cast(tf.bitwise.right_shift(state, tf.constant(40, tf.uint64)), tf.float32)
     return top * 2.0**-23 - 1.0

@@ -13,14 +13,14 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from dlrm.formats import checksums
+from dlrm.formats import checksums, splitmix64
 from dlrm.formats.packed_ids import Packing
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.engine_spark.java import java_classes
 from preprocess.engine_spark.storage import HadoopFiles
 from preprocess.options import Options
 from preprocess.outputs import OutputFile, output_files
-from preprocess.rules import MIX_ROUNDS, MIX_STEP, shuffle_seed
+from preprocess.rules import shuffle_seed
 from preprocess.splits import NAMES, RowRange
 
 _BUCKET_BYTES = 1 << 25
@@ -103,8 +103,8 @@ class BucketAssignment:
         parts = [(NAMES.index(part.name), part.start, part.stop) for part in self.splits or []]
         shuffle: list[int] = []
         if self.options.shuffle is not None:
-            factors = [word for turn in MIX_ROUNDS for word in turn]
-            shuffle = [self._bits, MIX_STEP, shuffle_seed(self.options.shuffle), *factors]
+            factors = [word for turn in splitmix64.ROUNDS for word in turn]
+            shuffle = [self._bits, splitmix64.GAMMA, shuffle_seed(self.options.shuffle), *factors]
         return [
             self.offsets,
             _words(number for part in parts for number in part),

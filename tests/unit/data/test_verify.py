@@ -347,14 +347,14 @@ def test_the_screen(originals):
     assert len(lines) < 45
     assert all(len(line) < 100 for line in lines[1:])
     share = VALUES["train"][:, 0].mean()
-    assert re.match(rf"train_data.bin +60,000 +{share:.2%} +1.7 MB", lines[2])
+    assert re.match(rf"train_data.bin +60,000 +{share:.2%} +1.68 MB", lines[2])
     start = next(number for number, line in enumerate(lines) if line.startswith("feature"))
     rows = [line.split() for line in lines[start + 1 : start + 1 + len(SIZES)]]
     assert [row[1] for row in rows] == [f"{size:,}" for size in SIZES]
     # 69001 of 69001 rows, 6900 of them; 34500 and 690.
     assert [row[4] for row in rows] == ["100.00%", "0.00%", "10.00%", "0.00%"]
     assert [row[5] for row in rows] == ["0.00%", "50.00%", "1.00%", "0.00%"]
-    assert lines[-1].startswith("all good (level full, 1.9 MB in ")
+    assert lines[-1].startswith("all good (level full, 1.93 MB in ")
 
 
 def test_the_command_names_faults_and_fails(data, capsys):
