@@ -1,6 +1,6 @@
 """Evaluation over all ranks: collects scored samples, and makes the figures of them.
 
-Works on logits and labels alone; knows nothing of models or data. Counts are 64-bit.
+Works on logits and labels, without a model or data. Counts are 64-bit.
 """
 
 from __future__ import annotations

@@ -58,24 +58,25 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
             and, where the ranks can still talk, is raised on all of them.
     """
     begin = time.perf_counter()
-    collective = join(config)
-    data = agree_on_data(config, collective, open_data)
-    backend, placement = place_tables(config, collective, data)
-    reporter = collective.together(lambda: open_reporter(config, collective, data))
+    trains = config.run.mode == "train"
+    collective = join(config)  # 1
+    data = agree_on_data(config, collective, open_data)  # 2
+    backend, placement = place_tables(config, collective, data)  # 3
+    reporter = collective.together(lambda: open_reporter(config, collective, data))  # 4
     with recorded_failure(reporter):
         for line in (*data.notes, placement):
             reporter.say(line)
-        trainer = build_trainer(config, backend, collective, data, build_model)
-        watchdog = Watchdog(
+        trainer = build_trainer(config, backend, collective, data, build_model)  # 5
+        watchdog = Watchdog(  # 6
             collective,
             config.run.stall_timeout,
             exit_hook=reporter.fail,
-            catch_signals=config.checkpoint.checkpoint_dir is not None
-            and config.run.mode == "train",
+            catch_signals=trains and config.checkpoint.checkpoint_dir is not None,
         )
         with watchdog, explained_exchange(collective, watchdog):
-            go = evaluate if config.run.mode == "test" else partial(train, begin=begin)
-            return go(config, collective, data, trainer, reporter, watchdog)
+            if not trains:
+                return evaluate(config, collective, data, trainer, reporter, watchdog)
+            return train(config, collective, data, trainer, reporter, watchdog, begin=begin)
 
 
 def agree_on_data(config: Config, collective: Collective, open_data: OpenData) -> Data:
@@ -118,7 +119,20 @@ def train(
     *,
     begin: float,
 ) -> bool:
-    """Trains from where the checkpoint left off, or anew; returns whether it came to its end."""
+    """Resumes or begins anew, and trains: parts 7 and 8 of a run.
+
+    Args:
+        config: The settings.
+        collective: The ranks.
+        data: The data, opened.
+        trainer: Holds model and tables, with their initial values.
+        reporter: The reports, open.
+        watchdog: The watchdog, running.
+        begin: When the run began, by `time.perf_counter`.
+
+    Returns:
+        Whether the training came to its end; False if a signal stopped it.
+    """
     # The order of resuming is important:
     #   1. `--checkpoint_dir` is locked against other runs and cleared of unfinished checkpoints;
     #   2. `--resume` names one checkpoint, or the newest complete one of `--checkpoint_dir` is
@@ -126,9 +140,9 @@ def train(
     #   3. model, global batch and data must be the checkpoint's; then weights and rows are loaded;
     #   4. with no checkpoint, weights and rows keep the values that the seed gave them;
     #   5. the data starts at the checkpoint's position, and the evaluation due there is made.
-    run_record, state = describe(config, data), state_of(trainer)
-    checkpoints = open_checkpoints(config, collective, run_record, watchdog)
-    resumed = load(config, collective, run_record, state, reporter, watchdog)
+    record, state = describe(config, data), state_of(trainer)
+    checkpoints = open_checkpoints(config, collective, record, watchdog)
+    resumed = load(config, collective, record, state, reporter, watchdog)
     if checkpoints and resumed:
         checkpoints.loaded(resumed.path)
     position = resumed.position if resumed else Position(0, 0, 0)
@@ -141,8 +155,8 @@ def train(
         if checkpoints:
             epoch, batch = divmod(step, len(data.train))
             start = time.perf_counter()
-            place = Position(step, epoch, batch * config.data.global_batch_size)
-            if checkpoints.save(state, place):
+            position = Position(step, epoch, batch * config.data.global_batch_size)
+            if checkpoints.save(state, position):
                 reporter.checkpoint(step, time.perf_counter() - start)
 
     collective.together(partial(reporter.start, position.step))
@@ -178,7 +192,11 @@ def evaluate(
     reporter: Reporter,
     watchdog: Watchdog,
 ) -> bool:
-    """Evaluates a checkpoint; returns True, as it always comes to its end."""
+    """Evaluates a checkpoint; the arguments are those of `train`. Always comes to its end: True.
+
+    Raises:
+        ValueError: There is no checkpoint.
+    """
     resumed = load(
         config, collective, describe(config, data), state_of(trainer), reporter, watchdog
     )
