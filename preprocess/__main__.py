@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--schema",
         type=Path,
         metavar="YAML",
-        help="description of your own columns, for --rules=generic; see schema_example.yaml",
+        help="description of your own columns, for --rules=generic; see preprocess/schema_example.yaml",
     )
     add(
         "--engine",

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,10 +34,13 @@ from preprocess.splits import VALIDATION
 WORK = "partial"
 DICTIONARY = "dictionary"
 
+Save = Callable[[Mapping[str, Any]], None]
+"""Saves a state of a run durably, as `Journal.save` does."""
+
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One data file.
+    """One data file of a result.
 
     Attributes:
         split: The split whose rows it holds.
@@ -55,7 +58,7 @@ class OutputFile:
 
 
 def output_files(options: Options, split: str) -> list[OutputFile]:
-    """The data files of a split."""
+    """Returns the data files of a split."""
     if not options.columns:
         return [OutputFile(split, record_file(split), 0, options.width)]
     first_id = 1 + options.num_dense
@@ -236,7 +239,7 @@ def publish(
 
 
 def split_metadata(options: Options, vocab_sizes: list[int]) -> Metadata:
-    """The description of a split folder, as split_bin.py writes it."""
+    """Returns the description of a split folder, as split_bin.py writes it."""
     return Metadata(
         vocab_sizes=tuple(vocab_sizes),
         label_raw_type="int32",

@@ -104,6 +104,7 @@ class Schema:
         return None
 
     def _field_fault(self, position: int, text: bytes) -> str | None:
+        """Describes what is wrong with one field, or returns None."""
         field = self.fields[position]
         if field.role == LABEL:
             good = re.fullmatch(rb"-?0+|0*1", text)
@@ -133,6 +134,7 @@ class Schema:
 
 
 def _pattern(field: LogField, delimiter: str, log_format: str) -> str:
+    """Returns the regular expression of one field."""
     if field.role == LABEL:
         return "(?:-?0+|0*1)"
     if field.kind == HEX:

@@ -90,6 +90,7 @@ class SplitRule:
         return split_by_fraction(sum(rows_by_file), self.validation, self.test)
 
     def _by_file(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[RowRange]:
+        """Returns one range for each file."""
         tags = self.tags
         absent = set(tags) - set(files)
         if absent:

@@ -95,6 +95,7 @@ def _schema(
     categorical: list[Mapping[str, Any]],
     split: Mapping[str, Any],
 ) -> Schema:
+    """Assigns a role to each column of the file, and checks that every role has its column."""
     log_format = _choice(content, "format", tuple(FORMATS), "tsv")
     roles: dict[str, tuple[str, str]] = {str(content.get("label")): (LABEL, INTEGER)}
     roles.update({entry["name"]: (DENSE, INTEGER) for entry in dense})

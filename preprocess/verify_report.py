@@ -27,10 +27,10 @@ def screen(report: Report, seconds: float) -> str:
 
 def _parts(report: Report) -> list[str]:
     description = report.description or {}
-    told = [f"rules {description['rules']}"] if "rules" in description else []
+    notes = [f"rules {description['rules']}"] if "rules" in description else []
     if description.get("bad_rows"):
-        told.append(f"{description['bad_rows']:,} bad rows left out")
-    lines = [f"{report.folder}: {', '.join(told)}" if told else f"{report.folder}"]
+        notes.append(f"{description['bad_rows']:,} bad rows skipped")
+    lines = [f"{report.folder}: {', '.join(notes)}" if notes else f"{report.folder}"]
     lines.append(f"{'part':<16}{'samples':>15}{'label 1':>10}{'size':>11}  files")
     for part in report.parts:
         total = sum(data.file.rows * data.file.row_bytes for data in part.files)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from dlrm.formats import atomic_files
-
-Save = Callable[[Mapping[str, Any]], None]
+from preprocess.outputs import Save
 
 
 class BackgroundSaver:

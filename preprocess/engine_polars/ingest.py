@@ -108,6 +108,7 @@ class PolarsIngest:
         return Summary(state["description"], middle - start, time.perf_counter() - middle)
 
     def _build_vocabulary(self, state: dict[str, Any]) -> FirstPass:
+        """Runs pass one; removes the work folder if no other run could continue it."""
         self._work.mkdir(exist_ok=True)
         total = sum(path.stat().st_size for path in self._sources)
         try:
@@ -165,6 +166,7 @@ class PolarsIngest:
         return self._work / f"ids-{table}.bin"
 
     def _write(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Runs pass two, which writes the data files; returns the state before publishing."""
         statistics, options = LogStatistics(**state["statistics"]), self._options
         ids: list[NDArray[np.int32] | None] = []
         for table in range(options.num_categorical):

@@ -9,7 +9,7 @@ continues from these files: the values restore the dictionaries, and the records
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,12 +27,11 @@ from preprocess.engine_polars.parser import LogParser, ParsedRows
 from preprocess.files import write_all
 from preprocess.log_statistics import LogStatistics
 from preprocess.options import Options
+from preprocess.outputs import Save
 from preprocess.progress import PassProgress
 
 RECORD_TYPE = np.dtype("<i4")
 _RECOUNT_ROWS = 1 << 18
-
-Save = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.formats import atomic_files
-from preprocess.engine_polars.background_saver import BackgroundSaver, Save
+from preprocess.engine_polars.background_saver import BackgroundSaver
 from preprocess.engine_polars.vocabulary import RECORD_TYPE, record_columns, rows_file
 from preprocess.files import write_all
 from preprocess.options import Options
-from preprocess.outputs import OutputFile, output_files
+from preprocess.outputs import OutputFile, Save, output_files
 from preprocess.progress import PassProgress
 from preprocess.rules import shuffle_key
 from preprocess.splits import NAMES, TRAIN, RowRange

@@ -89,7 +89,7 @@ def ingest(
 
 
 class SparkIngest:
-    """The steps of a run; the state in the journal tells which of them are done."""
+    """The steps of a run; the state in the journal shows which of them are done."""
 
     def __init__(
         self,
