@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--schema",
         type=Path,
         metavar="YAML",
-        help="description of your own columns, for --rules=generic; see preprocess/schema_example.yaml",
+        help="your own columns, for --rules=generic; example: preprocess/schema_example.yaml",
     )
     add(
         "--engine",
