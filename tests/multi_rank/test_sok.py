@@ -23,6 +23,7 @@ CHECKS = (
     "checkpoint, sok to alltoall",
     "checkpoint, alltoall to sok",
     "checkpoint, sok_dynamic to sok",
+    "an optimizer's state",
 )
 pytestmark = pytest.mark.gpu
 needs_sok = pytest.mark.skipif(

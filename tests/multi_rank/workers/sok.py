@@ -1,7 +1,7 @@
 """SOK's backends on a CPU: python3 sok.py KERNELS FOLDER [CHECK ...].
 
 KERNELS is the library of emulated kernels. Runs the checks of tools.gpu_check that a GPU host would
-run; rank 0 writes what came of them to FOLDER/found.json.
+run, and one of an optimizer's state; rank 0 writes what came of them to FOLDER/found.json.
 """
 
 from __future__ import annotations
@@ -10,22 +10,53 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import sparse_operation_kit
 import tensorflow as tf
 
 from dlrm.config import Config
+from dlrm.embedding import FusedTable, create
 from dlrm.embedding import sok_storage as sok
 from dlrm.train.build import join
-from tools.gpu_check.checks import run_check
-from tools.gpu_check.setup import CheckSetup
+from tests.support.row_optimizers import Adagrad
+from tools.gpu_check.checks import CHECKS, run_check
+from tools.gpu_check.setup import CheckResult, CheckSetup, expect
 
 BATCH = 96
+
+
+def check_state(setup: CheckSetup) -> CheckResult:
+    """Adagrad's rows and state in SOK's tables, against TensorFlow's variable."""
+    table, collective = FusedTable((50, 1, 900), width=8, seed=3), setup.collective
+    every = {
+        backend: create(backend, table, collective, optimizer=Adagrad(), gpu_gib=1)
+        for backend in ("alltoall", "sok", "sok_dynamic")
+    }
+    rng = np.random.default_rng(collective.rank)
+    for _ in range(4):
+        ids = tf.constant(rng.random((BATCH, 3)) ** 2 * table.vocab_sizes, tf.int32)
+        gradients = tf.constant(rng.standard_normal((BATCH, 3, 8)), tf.float32)
+        for tables in every.values():
+            lookup = tables.lookup(tables.route(ids))
+            tables.update(lookup, [gradients], tf.constant(0.1), 0.5)
+    expected, *others = (tables.read_rows(0, tables.local_rows) for tables in every.values())
+    # Relative: the sums of squares grow large, and SOK's order of keys changes their last bits.
+    error = max(
+        float((np.abs(found - expected) / (1 + expected**2) ** 0.5).max()) for found in others
+    )
+    expect(error < 1e-5, f"error {error:.1e}")
+    fresh = create("sok_dynamic", table, collective, optimizer=Adagrad(), gpu_gib=1)
+    fresh.write_rows(np.arange(len(expected)), expected)
+    same = np.array_equal(fresh.read_rows(0, fresh.local_rows), expected)
+    expect(same, "what was written is not what is read")
+    return CheckResult(f"largest error {error:.1e}", error)
 
 
 def main(kernels: str, folder: str, checks: list[str]) -> None:
     """Runs the checks."""
     tf.load_library(kernels)
     sok.load = lambda: sparse_operation_kit
+    CHECKS["an optimizer's state"] = check_state
     collective = join(Config.of(use_synthetic_dataset=True))
     setup = CheckSetup(collective, BATCH)
     setup.require_gpu = lambda: None  # type: ignore[method-assign]

@@ -1,11 +1,10 @@
 """Row optimizers against float64 NumPy: sharded, checkpointed, and on another number of ranks.
 
-The optimizers with state are defined here, as anyone would add them.
+The optimizers with state are those of tests/support/row_optimizers.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,86 +20,13 @@ from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, FusedTable, create
-from dlrm.optim.row_optimizers import RowOptimizer, RowSGD, StateColumns
+from dlrm.optim.row_optimizers import RowOptimizer, RowSGD
+from tests.support.row_optimizers import Adagrad, Adam, Ftrl, RowWiseAdagrad
 from tests.support.thread_ranks import on_ranks
 
 TABLE = FusedTable((7, 1, 30), width=4, seed=5)
 BATCH, STEPS, RATE, SCALE = 12, 6, 0.1, 0.25
 RUN = RunRecord(ModelShape(1, TABLE.vocab_sizes, TABLE.width, (4,), (1,)), {}, {})
-Updated = tuple[tf.Tensor, Sequence[tf.Tensor]]
-
-
-class Adagrad:
-    """row -= learning_rate * gradient / sqrt(sum of squared gradients)."""
-
-    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        return (StateColumns("adagrad.accumulator", width, initial=0.1),)
-
-    def apply(
-        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
-    ) -> Updated:
-        gradients = gradients * gradient_scale
-        accumulator = state[0] + tf.square(gradients)
-        return rows - learning_rate * gradients * tf.math.rsqrt(accumulator), (accumulator,)
-
-
-class RowWiseAdagrad:
-    """Adagrad with a single accumulator for each row."""
-
-    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        return (StateColumns("rowwise_adagrad.accumulator", 1, initial=0.1),)
-
-    def apply(
-        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
-    ) -> Updated:
-        gradients = gradients * gradient_scale
-        accumulator = state[0] + tf.reduce_mean(tf.square(gradients), axis=1, keepdims=True)
-        return rows - learning_rate * gradients * tf.math.rsqrt(accumulator), (accumulator,)
-
-
-class Adam:
-    """Lazy Adam: a row's moments and number of steps change only when the row is looked up."""
-
-    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        return (
-            StateColumns("adam.momentum", width, initial=0.0),
-            StateColumns("adam.velocity", width, initial=0.0),
-            StateColumns("adam.steps", 1, initial=0.0),
-        )
-
-    def apply(
-        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
-    ) -> Updated:
-        gradients = gradients * gradient_scale
-        momentum, velocity, steps = state
-        momentum = 0.9 * momentum + 0.1 * gradients
-        velocity = 0.99 * velocity + 0.01 * tf.square(gradients)
-        steps = steps + 1.0
-        change = (momentum / (1.0 - 0.9**steps)) / (tf.sqrt(velocity / (1.0 - 0.99**steps)) + 1e-3)
-        return rows - learning_rate * change, (momentum, velocity, steps)
-
-
-class Ftrl:
-    """FTRL-Proximal with L1; the rows follow from the state and the learning rate."""
-
-    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        return (
-            StateColumns("ftrl.accumulator", width, initial=0.1),
-            StateColumns("ftrl.linear", width, initial=0.0),
-        )
-
-    def apply(
-        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
-    ) -> Updated:
-        gradients = gradients * gradient_scale
-        accumulator, linear = state
-        root, accumulator = tf.sqrt(accumulator), accumulator + tf.square(gradients)
-        linear += gradients - (tf.sqrt(accumulator) - root) / learning_rate * rows
-        kept = tf.sign(linear) * 0.01 - linear
-        rows = tf.where(
-            tf.abs(linear) > 0.01, learning_rate * kept / tf.sqrt(accumulator), 0.0 * learning_rate
-        )
-        return rows, (accumulator, linear)
 
 
 def sgd64(row: Any, state: Any, g: Any) -> Any:
