@@ -99,12 +99,16 @@ build/demo/raw.tsv: | setup
 	mkdir -p $(@D)
 	$(RUN) python3 -m preprocess.synthetic $@ --rows 2000000 --seed 1
 
+# What depends on no package that differs is not tested twice; .ci/run says what that is.
+SELECTED_default := not slow
+SELECTED_sok := not slow and not one_profile
+
 # A file's tests share what they set up, so a file stays in one process. The long files come first.
 PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The operation is built before, as several processes would build it at the same time.
 test: interact_op
-	$(RUN) $(PYTEST) -m "not slow"
+	$(RUN) $(PYTEST) -m "$(SELECTED_$(PROFILE))"
 
 test-all: interact_op
 	$(RUN) $(PYTEST)

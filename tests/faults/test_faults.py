@@ -25,6 +25,8 @@ TRIALS = {
     "not_finite": 1,
     "launch_restarts": 2,
 }
+# test_launch.py restarts real ranks too, and quicker; signal_in_training goes on from a checkpoint.
+SLOW = {"launch_restarts"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> jobs.Ground:
     return jobs.Ground(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("name", TRIALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in TRIALS]
+)
 def test_keeps_its_promise(name: str, ground: jobs.Ground) -> None:
     seed = str(time.time_ns())
     print("seed", seed)
