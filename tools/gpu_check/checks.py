@@ -40,7 +40,8 @@ def check_devices(setup: CheckSetup) -> CheckResult:
     free = devices.free_memory(setup.collective.local_size)
     found = {**versions(), "ranks": size, "free_bytes": free, **machine}
     packages = "; ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)
-    return CheckResult(f"{packages}; {size} ranks; {machine['gpus'] or 'no GPU'}", found)
+    ranks = "1 rank" if size == 1 else f"{size} ranks"
+    return CheckResult(f"{packages}; {ranks}; {machine['gpus'] or 'no GPU'}", found)
 
 
 def tables_match_numpy(backend: str) -> Check:
