@@ -27,11 +27,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 class HelpFlag(app.HelpFlag):
-    """`--help`: the flags under the names of their sections, without absl's own."""
+    """Prints the flags under the names of their sections, without absl's own.
 
-    def __init__(self) -> None:
+    Args:
+        name: `help` or `helpshort`, to which absl's own messages point.
+        short_name: One letter for the same; None for none.
+    """
+
+    def __init__(self, name: str, short_name: str | None) -> None:
+        self.NAME, self.SHORT_NAME = name, short_name
         super().__init__()
-        self.allow_override = True
+        self.allow_override = True  # replaces absl's flag
 
     def parse(self, arg: Any) -> None:
         """Prints the help and exits."""
@@ -58,7 +64,8 @@ def define_flags() -> None:
         else:
             flags.DEFINE_string(name, default, text, **group)
     app.define_help_flags()
-    flags.DEFINE_flag(HelpFlag())
+    flags.DEFINE_flag(HelpFlag("help", "?"))
+    flags.DEFINE_flag(HelpFlag("helpshort", None))
 
 
 def config_from_flags() -> Config:

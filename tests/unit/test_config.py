@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlrm.config import SETTINGS, Config
+from dlrm.config import SECTIONS, SETTINGS, Config
 from tests.support.processes import ROOT, Ended, run, without_modules
 
 # The flags of the SOK DLRM benchmark. A name or a default changes here only on purpose.
@@ -290,11 +291,21 @@ def test_flagfile(light: dict[str, str], tmp_path: Path) -> None:
     assert "missing.flags" in ended.output
 
 
-def test_help_names_every_flag(light: dict[str, str]) -> None:
-    ended = main(light, "--help")
-    for name in {**BENCHMARK_FLAGS, **OUR_FLAGS}:
-        assert f"{name}:" in ended.output
-    assert "Traceback" not in ended.output
+@pytest.mark.parametrize("argument", ["--help", "--helpshort"])
+def test_help_names_every_flag_in_its_section(light: dict[str, str], argument: str) -> None:
+    ended = main(light, argument)
+    assert ended.code == 0
+    sections = re.split(r"^(\w+):$", ended.output, flags=re.MULTILINE)[1:]
+    found = dict(zip(sections[::2], sections[1::2]))
+    assert list(found) == list(SECTIONS)
+    for setting in SETTINGS:
+        assert f"{setting.name}:" in found[setting.section]
+
+
+def test_without_the_packages_one_line_names_the_remedy(tmp_path: Path) -> None:
+    for package in ("absl", "tensorflow"):
+        env = without_modules(tmp_path, package)
+        assert_one_line(main(env, "--use_synthetic_dataset"), f"without {package}", "make setup")
 
 
 def test_presets_are_there() -> None:
