@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.directory import checkpoint_name
 from dlrm.checkpoint.manifest import FILE_NAME
 from tests.faults.trials import Trial, expect, expect_error
 from tests.support import jobs
@@ -45,7 +45,7 @@ def killed_at_save_points(trial: Trial, moments: int = 20) -> str:
 def disk_full(trial: Trial) -> str:
     """The error names file and cause, and the checkpoint before it stays whole."""
     step = trial.random.randrange(CHECKPOINT_INTERVAL, STEPS, CHECKPOINT_INTERVAL)
-    before = trial.ground.copy(trial.ranks, step, trial.folder / "before")
+    before = trial.baseline.copy(trial.ranks, step, trial.folder / "before")
     if not may_mount(trial.folder):
         return file_too_large(trial, step)
     size = sum(path.stat().st_size for path in before.iterdir())
@@ -57,7 +57,7 @@ def disk_full(trial: Trial) -> str:
 
 def file_too_large(trial: Trial, step: int) -> str:
     """As when the disk is full, by a limit on the size of a file."""
-    checkpoint = trial.ground.copy(trial.ranks, step, trial.checkpoints)
+    checkpoint = trial.baseline.copy(trial.ranks, step, trial.checkpoints)
     largest = max(path.stat().st_size for path in checkpoint.iterdir())
     blocks = int(largest * trial.random.uniform(0.2, 0.9)) // 512
     with trial.start(around=("sh", "-c", 'ulimit -f "$0" && exec "$@"', str(blocks))) as job:
@@ -72,11 +72,11 @@ def read_only(trial: Trial) -> str:
     """The same where the file system becomes read-only under the run."""
     if not may_mount(trial.folder):
         return "not tried: no file system may be mounted here"
-    before = trial.ground.copy(trial.ranks, CHECKPOINT_INTERVAL, trial.folder / "before")
+    before = trial.baseline.copy(trial.ranks, CHECKPOINT_INTERVAL, trial.folder / "before")
     step = trial.random.randrange(2 * CHECKPOINT_INTERVAL, STEPS - 25, CHECKPOINT_INTERVAL)
     # A mount on top of the first: the run's lock keeps a file of that one open for writing.
     change = (
-        f'until [ -e "$1/{names.checkpoint_name(step)}" ]; do sleep 0.01; done; '
+        f'until [ -e "$1/{checkpoint_name(step)}" ]; do sleep 0.01; done; '
         f"sleep {trial.random.uniform(0, 0.1)}; "
         'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
     )
@@ -139,16 +139,16 @@ def damaged(trial: Trial) -> str:
     cases: list[dict[str, Any]] = []
     for number, damage in enumerate((flip, cut)):  # one byte, and the end
         directory = trial.folder / str(number)
-        trial.ground.copy(trial.ranks, good, directory)
-        file, offset = damage(trial.random, trial.ground.copy(trial.ranks, bad, directory))
+        trial.baseline.copy(trial.ranks, good, directory)
+        file, offset = damage(trial.random, trial.baseline.copy(trial.ranks, bad, directory))
         told.append((file, offset))
         elsewhere = trial.folder / f"elsewhere-{number}"
-        named = directory / names.checkpoint_name(bad)
+        named = directory / checkpoint_name(bad)
         cases.append({"resume": named, "checkpoint_dir": elsewhere})
         cases.append({"checkpoint_dir": directory})
-    results = trial.mains(*cases)
-    last = names.checkpoint_name(STEPS)
-    expected = jobs.weights(trial.ground.uninterrupted(trial.ranks) / last)
+    results = trial.run_main(*cases)
+    last = checkpoint_name(STEPS)
+    expected = jobs.weights(trial.baseline.uninterrupted(trial.ranks) / last)
     for number, (file, offset) in enumerate(told):
         (code, output), (code_of_auto, output_of_auto) = results[2 * number : 2 * number + 2]
         assert code == 1, output
@@ -194,16 +194,16 @@ def holds_offset(line: str, offset: int) -> bool:
 
 def other_shape(trial: Trial) -> str:
     """Refused, each difference listed: checkpoint, run."""
-    data = Path(shutil.copytree(trial.ground.data, trial.folder / "data"))
+    data = Path(shutil.copytree(trial.baseline.data, trial.folder / "data"))
     for part in ("train", "test"):
         path = data / part / "metadata.json"
         metadata = json.loads(path.read_text())
         metadata["vocab_sizes"][1] += 11
         path.write_text(json.dumps(metadata))
-    start = trial.ground.uninterrupted(trial.ranks) / names.checkpoint_name(STEPS)
+    start = trial.baseline.uninterrupted(trial.ranks) / checkpoint_name(STEPS)
     shape = {"embedding_dim": 8, "bottom_mlp": "24,8", "top_mlp": "16,8,1"}
     common = {"resume": start, "checkpoint_dir": trial.checkpoints}
-    first, second = trial.mains({**common, "data_dir": data}, {**common, **shape})
+    first, second = trial.run_main({**common, "data_dir": data}, {**common, **shape})
     assert (first[0], second[0]) == (1, 1), (first, second)
     rows = jobs.VOCAB_SIZES[1]
     expect_error(first[1], f"rows of table 1: checkpoint {rows}, run {rows + 11}")
@@ -220,8 +220,8 @@ def other_shape(trial: Trial) -> str:
 def other_data(trial: Trial) -> str:
     """Refused unless --ignore_data_change."""
     step = trial.random.randrange(CHECKPOINT_INTERVAL, STEPS, CHECKPOINT_INTERVAL)
-    trial.ground.copy(trial.ranks, step, trial.checkpoints)
-    data = Path(shutil.copytree(trial.ground.data, trial.folder / "data"))
+    trial.baseline.copy(trial.ranks, step, trial.checkpoints)
+    data = Path(shutil.copytree(trial.baseline.data, trial.folder / "data"))
     part = trial.random.choice(["train", "test"])
     path = data / part / trial.random.choice(["label.bin", "category.bin"])
     content = bytearray(path.read_bytes())
@@ -229,7 +229,7 @@ def other_data(trial: Trial) -> str:
     content[offset] ^= 1  # another label, another id of a table with more than one row
     path.write_bytes(content)
     changed = {"checkpoint_dir": trial.checkpoints, "data_dir": data, "bad_ids": "clip"}
-    refused, ignored = trial.mains(changed, {**changed, "ignore_data_change": True})
+    refused, ignored = trial.run_main(changed, {**changed, "ignore_data_change": True})
     assert refused[0] == 1, refused
     which = {"train": "training", "test": "test"}[part]
     expect_error(refused[1], f"the {which} data changed", "--ignore_data_change")
@@ -243,14 +243,14 @@ def not_finite(trial: Trial) -> str:
     rank, step = trial.any_rank(), trial.random.randrange(2, jobs.EPOCH_STEPS)
     local_batch = jobs.GLOBAL_BATCH // trial.ranks
     first = step * jobs.GLOBAL_BATCH + rank * local_batch
-    data = Path(shutil.copytree(trial.ground.data, trial.folder / "data"))
+    data = Path(shutil.copytree(trial.baseline.data, trial.folder / "data"))
     dense = np.fromfile(data / "train" / "dense.bin", "<f4").reshape(-1, jobs.NUM_DENSE)
     dense[first + trial.random.randrange(local_batch)] = 1e30  # infinite in 16 bits
     dense.tofile(data / "train" / "dense.bin")
     settings = {"data_dir": data, "amp": True, "checkpoint_interval": 1}
     settings["checkpoint_dir"] = trial.checkpoints
     good = {**settings, "checkpoint_dir": trial.folder / "good", "early_stop": step}
-    (code_of_good, output_of_good), (code, output) = trial.mains(good, settings)
+    (code_of_good, output_of_good), (code, output) = trial.run_main(good, settings)
     assert code_of_good == 0, output_of_good
     assert code == 1, output
     expect_error(
@@ -260,7 +260,7 @@ def not_finite(trial: Trial) -> str:
         f"rank {rank} (samples {first} to {first + local_batch - 1})",
     )
     assert jobs.whole(trial.checkpoints)[-1] == step
-    last = names.checkpoint_name(step)
+    last = checkpoint_name(step)
     found, expected = (
         jobs.weights(path / last) for path in (trial.checkpoints, trial.folder / "good")
     )

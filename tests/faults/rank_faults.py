@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Any, Callable
 
-from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.directory import checkpoint_name, unfinished_path
 from tests.faults.trials import (
     RESUMABLE,
     Trial,
@@ -41,7 +41,7 @@ def signal_in_training(trial: Trial) -> str:
         job.send(rank, number)
         saved = expect_resumable(trial, job)
     assert saved >= step, f"step {saved} was saved after step {step}"
-    trial.goes_on()
+    trial.resume_to_same_end()
     return f"{number.name} to rank {rank} after step {step}: 75, step {saved} saved, same end"
 
 
@@ -57,7 +57,7 @@ def signal_in_evaluation(trial: Trial) -> str:
     evaluation = f"Evaluate in {EVAL_INTERVAL}th iteration"
     broken_off = evaluation not in job.output
     assert saved == EVAL_INTERVAL or not broken_off, f"step {saved} saved"
-    output = trial.goes_on()
+    output = trial.resume_to_same_end()
     assert (evaluation in output) == broken_off, f"evaluated twice or never:\n{output}"
     how = "redone" if broken_off else "just over"
     return f"{number.name} to rank {rank}: 75, step {saved} saved, evaluation {how}, same end"
@@ -92,8 +92,8 @@ def killed_in_training(trial: Trial) -> str:
 def killed_in_checkpoint(trial: Trial) -> str:
     """As in training, while files of a checkpoint are half written."""
     step = trial.random.randrange(CHECKPOINT_INTERVAL, STEPS - 15, CHECKPOINT_INTERVAL)
-    unfinished = names.unfinished_path(trial.checkpoints, step)
-    finished = trial.checkpoints / names.checkpoint_name(step)
+    unfinished = unfinished_path(trial.checkpoints, step)
+    finished = trial.checkpoints / checkpoint_name(step)
     return killed(
         trial,
         f"in the checkpoint of step {step}",
@@ -124,7 +124,7 @@ def killed(trial: Trial, moment: str, wait: Callable[[Job], None]) -> str:
     assert ended.code != 0, ended.output
     if trial.ranks > 1:
         expect_error(ended.output, f"rank {rank} is lost")
-    trial.goes_on()
+    trial.resume_to_same_end()
     return f"kill -9 of rank {rank} {moment}: others gone in {seconds:.1f} s, same end"
 
 
@@ -164,7 +164,7 @@ def looping_rank(trial: Trial) -> str:
 
 def launch(trial: Trial, **settings: Any) -> Job:
     """Starts the training by `python3 -m launch`."""
-    settings = {"data_dir": trial.ground.data, "checkpoint_dir": trial.checkpoints, **settings}
+    settings = {"data_dir": trial.baseline.data, "checkpoint_dir": trial.checkpoints, **settings}
     supervisor = ["python3", "-m", "launch", "-np", str(trial.ranks), "--max_restarts", "2"]
     command = [*supervisor, "--", "main.py", *jobs.flags(settings)]
     return Job(trial.folder / "launch.txt", command)
@@ -205,5 +205,5 @@ def launch_stops(trial: Trial) -> str:
         supervisor.terminate()
         saved = expect_resumable(trial, job)
     assert job.end().code == RESUMABLE
-    trial.goes_on()
+    trial.resume_to_same_end()
     return f"SIGTERM to launch after step {step}: 75, step {saved} saved, same end"

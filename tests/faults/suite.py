@@ -41,7 +41,7 @@ from tests.faults.rank_faults import (
     stopped_rank,
 )
 from tests.faults.trials import Trial
-from tests.support.jobs import Ground
+from tests.support.jobs import Baseline
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ CASES = {
 }
 
 
-def attempt(ground: Ground, name: str, ranks: int, seed: str) -> str:
+def attempt(baseline: Baseline, name: str, ranks: int, seed: str) -> str:
     """Tries a fault once; gives what was found.
 
     Raises:
         AssertionError: a promise was broken.
     """
-    with tempfile.TemporaryDirectory(dir=ground.folder, prefix=f"{name}-") as folder:
-        return CASES[name].trial(Trial(ground, ranks, random.Random(seed), Path(folder)))
+    with tempfile.TemporaryDirectory(dir=baseline.folder, prefix=f"{name}-") as folder:
+        return CASES[name].trial(Trial(baseline, ranks, random.Random(seed), Path(folder)))
 
 
 def main() -> int:
@@ -98,20 +98,20 @@ def main() -> int:
     print(f"--seed={options.seed}")
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        ground = Ground(Path(folder))
+        baseline = Baseline(Path(folder))
         for number, name in itertools.product(range(options.repeat), options.only):
             for ranks in sorted({*options.ranks} & {*CASES[name].ranks}):
-                outcomes.append(report(ground, name, ranks, f"{options.seed} {number}"))
+                outcomes.append(report(baseline, name, ranks, f"{options.seed} {number}"))
     print(f"{outcomes.count(True)} passed, {outcomes.count(False)} failed")
     return 0 if all(outcomes) else 1
 
 
-def report(ground: Ground, name: str, ranks: int, seed: str) -> bool:
+def report(baseline: Baseline, name: str, ranks: int, seed: str) -> bool:
     """Tries a fault once, and prints a line; whether the promise was kept."""
-    ground.uninterrupted(ranks)  # its seconds are not the trial's
+    baseline.uninterrupted(ranks)  # its seconds are not the trial's
     start = time.monotonic()
     try:
-        outcome, kept = attempt(ground, name, ranks, f"{seed} {name} {ranks}"), True
+        outcome, kept = attempt(baseline, name, ranks, f"{seed} {name} {ranks}"), True
     except (AssertionError, OSError, ValueError, KeyError) as error:
         outcome, kept = f"FAILED: {type(error).__name__}: {error}", False
     seconds = time.monotonic() - start

@@ -30,21 +30,21 @@ SLOW = {"launch_restarts"}
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> jobs.Ground:
-    return jobs.Ground(tmp_path_factory.mktemp("faults"))
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> jobs.Baseline:
+    return jobs.Baseline(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in TRIALS]
 )
-def test_keeps_its_promise(name: str, ground: jobs.Ground) -> None:
+def test_keeps_its_promise(name: str, baseline: jobs.Baseline) -> None:
     seed = str(time.time_ns())
     print("seed", seed)
-    print(suite.attempt(ground, name, TRIALS[name], seed))
+    print(suite.attempt(baseline, name, TRIALS[name], seed))
 
 
-def test_the_weights_of_another_step_are_other_weights(ground: jobs.Ground) -> None:
+def test_the_weights_of_another_step_are_other_weights(baseline: jobs.Baseline) -> None:
     """What `the same end` is worth: a single step more or less would be seen."""
-    checkpoints = directory.finished(ground.uninterrupted(2))
+    checkpoints = directory.finished(baseline.uninterrupted(2))
     assert [directory.step_of(path) for path in checkpoints][-1] == jobs.STEPS
     assert not jobs.same(*map(jobs.weights, checkpoints[-2:]))

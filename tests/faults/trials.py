@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.directory import LOCK_NAME, checkpoint_name
 from tests.support import jobs
-from tests.support.jobs import STEPS, Ground, Job
+from tests.support.jobs import STEPS, Baseline, Job
 from tests.support.processes import Ended, run
 
 RESUMABLE = os.EX_TEMPFAIL
@@ -29,14 +29,14 @@ class Trial:
     """One fault done to one run.
 
     Attributes:
-        ground: the data and the uninterrupted runs.
+        baseline: the data and the uninterrupted runs.
         ranks: of the run.
         random: decides the moment, the rank and the place.
         folder: for all that this trial writes.
         starts: jobs started so far.
     """
 
-    ground: Ground
+    baseline: Baseline
     ranks: int
     random: random.Random
     folder: Path
@@ -59,12 +59,12 @@ class Trial:
         """Starts the training, by main.py or by another program with its flags."""
         self.starts += 1
         settings = {"checkpoint_dir": self.checkpoints, **settings}
-        command = [*around, *self.ground.training(self.ranks, settings, *program)]
+        command = [*around, *self.baseline.training(self.ranks, settings, *program)]
         return Job(self.folder / f"{self.starts}.txt", command, program[:2] or ("main.py",))
 
-    def mains(self, *cases: dict[str, Any]) -> list[tuple[int, str]]:
-        """Runs main.py once for each of several settings; exit code and output of every rank."""
-        arguments = [jobs.flags({"data_dir": self.ground.data, **case}) for case in cases]
+    def run_main(self, *cases: dict[str, Any]) -> list[tuple[int, str]]:
+        """Runs main.py once for each of several settings; returns exit codes and all ranks' output."""
+        arguments = [jobs.flags({"data_dir": self.baseline.data, **case}) for case in cases]
         (self.folder / "cases.json").write_text(json.dumps(arguments))
         worker = ["python3", "-m", "tests.faults.workers.main_repeatedly"]
         files = [self.folder / "cases.json", self.folder]
@@ -79,8 +79,8 @@ class Trial:
             merged.append((codes.pop(), "".join(text for _, text in results)))
         return merged
 
-    def goes_on(self) -> str:
-        """Starts again, and expects the uninterrupted run's weights; gives the output."""
+    def resume_to_same_end(self) -> str:
+        """Starts again and expects the weights of the uninterrupted run; returns the output."""
         left = jobs.whole(self.checkpoints) if self.checkpoints.exists() else []
         output = succeeded(self.start().end())
         if left:
@@ -90,12 +90,12 @@ class Trial:
 
     def expect_end(self) -> None:
         """Expects the weights of the uninterrupted run, and no leftovers."""
-        last = names.checkpoint_name(STEPS)
-        expected = jobs.weights(self.ground.uninterrupted(self.ranks) / last)
+        last = checkpoint_name(STEPS)
+        expected = jobs.weights(self.baseline.uninterrupted(self.ranks) / last)
         assert jobs.same(jobs.weights(self.checkpoints / last), expected), "other weights"
         found = {path.name for path in self.checkpoints.iterdir()}
         hidden = {name for name in found if name.startswith(".")}
-        assert hidden == {names.LOCK_NAME}, f"left behind: {hidden}"
+        assert hidden == {LOCK_NAME}, f"left behind: {hidden}"
 
 
 def kill(pids: Iterable[int]) -> None:

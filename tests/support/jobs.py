@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from dlrm.checkpoint import directory as names
+from dlrm.checkpoint.directory import checkpoint_name, finished, step_of
 from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from tests.support.processes import Ended, run
@@ -202,10 +202,10 @@ def whole(directory: Path) -> list[int]:
     Raises:
         ValueError: one is not.
     """
-    found = names.finished(directory)
+    found = finished(directory)
     for path in found:
         weights(path)
-    return [names.step_of(path) for path in found]
+    return [step_of(path) for path in found]
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -215,7 +215,7 @@ def same(one: Weights, other: Weights) -> bool:
     )
 
 
-class Ground:
+class Baseline:
     """What all trials share: the data, and an uninterrupted run of each number of ranks."""
 
     def __init__(self, folder: Path) -> None:
@@ -242,5 +242,5 @@ class Ground:
 
     def copy(self, ranks: int, step: int, directory: Path) -> Path:
         """Puts the uninterrupted run's checkpoint of a step into a folder."""
-        name = names.checkpoint_name(step)
+        name = checkpoint_name(step)
         return Path(shutil.copytree(self.uninterrupted(ranks) / name, directory / name))

@@ -20,8 +20,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from dlrm.checkpoint import directory as names
 from dlrm.checkpoint import state as checkpoint_state
+from dlrm.checkpoint.directory import LOCK_NAME, checkpoint_name
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
@@ -161,7 +161,7 @@ def attempt(plan: dict[str, Any]) -> dict[str, Any]:
     if any(on_ranks(plan, go_on)):
         return {"problem": f"the next run fails where {left} and {leftovers} were left"}
     found = sorted(path.name for path in directory.iterdir())
-    if found != [names.LOCK_NAME, names.checkpoint_name(LATER)]:
+    if found != [LOCK_NAME, checkpoint_name(LATER)]:
         return {"problem": f"the next run left {found}"}
     return {
         "killed": codes[plan["victim"]] == -signal.SIGKILL,
