@@ -32,7 +32,7 @@ from dlrm.data import (
     SyntheticSource,
     open_split,
 )
-from dlrm.data.verify import verify
+from dlrm.data.verify import check_data
 
 
 def open_data(config: Config, rank: int, size: int) -> Data:
@@ -121,7 +121,7 @@ def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
     if config.data.use_synthetic_dataset or config.data.verify_data == "off":
         return ()
     assert config.data.data_dir is not None
-    report = verify(
+    report = check_data(
         config.data.data_dir,
         config.data.verify_data,
         per_category=config.data.use_splited_dataset,

@@ -1,4 +1,4 @@
-"""Speed of `split_bin.split` compared with a plain copy of the same bytes.
+"""Speed of `dlrm.data.split.split` compared with a plain copy of the same bytes.
 
     python3 -m benchmarks.split [--samples N] [--rounds N] [--folder DIR]
 
@@ -26,8 +26,8 @@ with cli.project_environment():
         MLPERF_VOCAB_SIZES as SIZES,
     )  # gives the range check its usual work
     from benchmarks.shapes import NUM_DENSE
+    from dlrm.data.split import split
     from dlrm.formats.records import RecordLayout
-    from split_bin import split
 
 
 def make_record_file(path: Path, samples: int, seed: int = 0) -> None:

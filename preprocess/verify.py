@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm import cli
-from dlrm.data.verify import LEVELS, verify
+from dlrm.data.verify import LEVELS, check_data
 from preprocess.verify_report import screen
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     flags = _parser().parse_args(arguments)
     start = time.perf_counter()
-    report = verify(flags.folder, flags.level, statistics=flags.level == "full")
+    report = check_data(flags.folder, flags.level, statistics=flags.level == "full")
     print(screen(report, time.perf_counter() - start))
     for fault in report.faults:
         cli.print_error(fault)

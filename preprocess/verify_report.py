@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrm.data.verify import Part, Report
+from dlrm.data.verify import DataPart, DataReport
 from dlrm.formats.quantities import size_text
 
 
-def screen(report: Report, seconds: float) -> str:
+def screen(report: DataReport, seconds: float) -> str:
     """Returns a table of the parts, a table of the features, and the outcome.
 
     Args:
@@ -25,7 +25,7 @@ def screen(report: Report, seconds: float) -> str:
     return "\n".join([*lines, f"{f'{count} wrong' if count else 'all good'} ({what})"])
 
 
-def _parts(report: Report) -> list[str]:
+def _parts(report: DataReport) -> list[str]:
     description = report.description or {}
     notes = [f"rules {description['rules']}"] if "rules" in description else []
     if description.get("bad_rows"):
@@ -42,13 +42,13 @@ def _parts(report: Report) -> list[str]:
     return lines
 
 
-def _labels(part: Part) -> str:
+def _labels(part: DataPart) -> str:
     if part.positives is None or not part.samples:
         return "-"
     return f"{part.positives / part.samples:.2%}"
 
 
-def _features(report: Report) -> list[str]:
+def _features(report: DataReport) -> list[str]:
     """Returns a line for each feature; missing and unknown values are those of all rows."""
     counts, description = report.counts, report.description or {}
     assert counts is not None

@@ -17,7 +17,8 @@ from typing import Callable, NoReturn
 from dlrm.checkpoint.describe import check_files, newest, overview
 from dlrm.checkpoint.export import FORMATS, export
 from dlrm.checkpoint.import_sok import import_dump
-from dlrm.formats.metadata import check_vocab_sizes, read_json_object
+from dlrm.formats.json_files import read_json_object
+from dlrm.formats.metadata import check_vocab_sizes
 
 # A line at a time also into a pipe: files take minutes.
 _say = partial(print, flush=True)

@@ -18,7 +18,7 @@ from dlrm.data.synthetic import (
     SYNTHETIC_VOCAB_SIZES,
     SyntheticSource,
 )
-from dlrm.formats.metadata import StrPath
+from dlrm.formats.file_names import StrPath
 
 __all__ = [
     "SYNTHETIC_NUM_DENSE",
@@ -37,11 +37,11 @@ __all__ = [
 
 
 def open_split(folder: StrPath, per_category: bool) -> SplitSource | PerCategorySource:
-    """Open a folder such as `data/train`, and check that its files fit each other.
+    """Opens a folder such as `data/train`, and check that its files fit each other.
 
     Args:
-        folder: Holds `metadata.json` and the column files.
-        per_category: Whether each categorical column has a file of its own.
+        folder: The folder with `metadata.json` and the column files.
+        per_category: Whether each categorical column has a separate file.
 
     Raises:
         FileNotFoundError: The folder or a file in it is missing.

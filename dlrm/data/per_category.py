@@ -12,8 +12,10 @@ import numpy as np
 
 from dlrm.data.batch import Samples
 from dlrm.data.decode import read_dense, read_labels
+from dlrm.formats import file_names
 from dlrm.formats.column_file import ColumnFile, check_range
-from dlrm.formats.metadata import FILE_NAME, StrPath, read_per_category_metadata
+from dlrm.formats.file_names import StrPath
+from dlrm.formats.metadata import read_per_category_metadata
 
 # Samples whose ids, gathered from every table's file, stay in the second-level cache.
 _BLOCK_SAMPLES = 4096
@@ -41,7 +43,7 @@ class PerCategorySource:
     """
 
     def __init__(self, folder: StrPath) -> None:
-        """Open the folder's files and check that they fit each other.
+        """Opens the folder's files and check that they fit each other.
 
         Raises:
             FileNotFoundError: A file is missing.
@@ -49,25 +51,27 @@ class PerCategorySource:
         """
         folder = Path(folder)
         self.vocab_sizes, self.num_dense = read_per_category_metadata(folder)
-        self._labels = ColumnFile(folder / "label.bin", "uint8", 1)
+        self._labels = ColumnFile(folder / file_names.LABEL, "uint8", 1)
         self.num_samples = self._labels.rows
-        self._dense = ColumnFile(folder / "dense.bin", "float16", self.num_dense, self.num_samples)
+        self._dense = ColumnFile(
+            folder / file_names.DENSE, "float16", self.num_dense, self.num_samples
+        )
         try:
             types = [id_type(size) for size in self.vocab_sizes]
         except ValueError as error:
-            raise ValueError(f"{folder / FILE_NAME}: {error}; correct the list") from None
+            raise ValueError(f"{folder / file_names.METADATA}: {error}; correct the list") from None
         self._ids = [
-            ColumnFile(folder / f"category_{table}.bin", name, 1, self.num_samples)
+            ColumnFile(folder / file_names.category_file(table), name, 1, self.num_samples)
             for table, name in enumerate(types)
         ]
 
     @property
     def fingerprint(self) -> str:
-        """Of all files; see `dataset.Source`."""
+        """Of all files; see `Source`."""
         return " ".join(file.fingerprint for file in (self._labels, self._dense, *self._ids))
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop); see `dataset.Source`.
+        """Samples [start, stop); see `Source`.
 
         Raises:
             ValueError: A label or dense value is bad, or a file was cut while open.

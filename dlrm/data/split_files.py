@@ -11,8 +11,10 @@ import numpy as np
 
 from dlrm.data.batch import Samples
 from dlrm.data.decode import read_dense, read_labels, read_packed_ids
+from dlrm.formats import file_names
 from dlrm.formats.column_file import ColumnFile, check_range
-from dlrm.formats.metadata import FILE_NAME, StrPath, read_metadata
+from dlrm.formats.file_names import StrPath
+from dlrm.formats.metadata import read_metadata
 
 
 class SplitSource:
@@ -25,7 +27,7 @@ class SplitSource:
     """
 
     def __init__(self, folder: StrPath) -> None:
-        """Open the folder's files and check that they fit each other.
+        """Opens the folder's files and check that they fit each other.
 
         Raises:
             FileNotFoundError: A file is missing.
@@ -35,31 +37,31 @@ class SplitSource:
         description = read_metadata(folder)
         if description.category_raw_type != "int32":
             raise ValueError(
-                f"{folder / FILE_NAME}: category_raw_type: expected int32, found "
+                f"{folder / file_names.METADATA}: category_raw_type: expected int32, found "
                 f"{description.category_raw_type}, which cannot tell ids beyond 2**24 apart; "
                 "store ids as int32"
             )
         self.num_dense = description.num_dense
         self.vocab_sizes = description.vocab_sizes
-        self._labels = ColumnFile(folder / "label.bin", description.label_raw_type, 1)
+        self._labels = ColumnFile(folder / file_names.LABEL, description.label_raw_type, 1)
         self.num_samples = self._labels.rows
         self._dense = ColumnFile(
-            folder / "dense.bin", description.dense_raw_type, self.num_dense, self.num_samples
+            folder / file_names.DENSE, description.dense_raw_type, self.num_dense, self.num_samples
         )
         self._ids = ColumnFile(
-            folder / "category.bin", "int32", description.category_width, self.num_samples
+            folder / file_names.CATEGORY, "int32", description.category_width, self.num_samples
         )
         self._packing = description.packed_ids
         self._log_offset = description.dense_log_offset if description.dense_log else None
 
     @property
     def fingerprint(self) -> str:
-        """Of all files; see `dataset.Source`."""
+        """Of all files; see `Source`."""
         files = (self._labels, self._dense, self._ids)
         return " ".join([*(file.fingerprint for file in files), f"log:{self._log_offset}"])
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop); see `dataset.Source`.
+        """Samples [start, stop); see `Source`.
 
         Raises:
             ValueError: A label or dense value is bad, or a file was cut while open.

@@ -29,7 +29,7 @@ SYNTHETIC_TEST_SAMPLES = 1_310_720
 # Samples hashed at a time: their 64-bit words stay in the second-level cache.
 _BLOCK_SAMPLES = 1024
 
-_STRIDE = np.uint64(splitmix64.GAMMA)
+_GAMMA = np.uint64(splitmix64.GAMMA)
 
 
 class SyntheticSource:
@@ -58,15 +58,15 @@ class SyntheticSource:
         self.num_dense = num_dense
         self.num_samples = num_samples
         columns = 1 + num_dense + len(self.vocab_sizes)
-        # Each seed and column starts a stream of its own at a hashed, hence unrelated, place.
-        place = _hashed(np.array([seed % 2**64], np.uint64))
+        # Each seed and column starts a separate stream at a hashed, hence unrelated, state.
+        origin = _hashed(np.array([seed % 2**64], np.uint64))
         numbers: NDArray[np.uint64] = np.arange(columns, dtype=np.uint64)
-        self._streams = _hashed(_hashed(place + numbers) ^ place)
+        self._streams = _hashed(_hashed(origin + numbers) ^ origin)
         self._sizes = np.array(self.vocab_sizes, np.uint64)
         self.fingerprint = f"synthetic:{num_samples}x{num_dense}+{len(self.vocab_sizes)}:{seed}"
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop); see `dataset.Source`."""
+        """Samples [start, stop); see `Source`."""
         check_range(start, stop, self.num_samples)
         count = stop - start
         tables = 1 + self.num_dense  # first column of ids
@@ -79,7 +79,7 @@ class SyntheticSource:
             last = min(first + _BLOCK_SAMPLES, count)
             block, other = words[: last - first], scratch[: last - first]
             numbers = np.arange(start + first, start + last, dtype=np.uint64)[:, None]
-            np.add(numbers * _STRIDE, self._streams, out=block)
+            np.add(numbers * _GAMMA, self._streams, out=block)
             splitmix64.mix(block, other)
             labels[first:last] = block[:, 0] >> np.uint64(63)
             # The upper 32 bits of a word are a fraction of one.
@@ -96,6 +96,6 @@ class SyntheticSource:
 
 
 def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    words = words + _STRIDE
+    words = words + _GAMMA
     splitmix64.mix(words)
     return words

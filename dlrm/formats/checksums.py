@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrm.formats.metadata import StrPath, read_json_object, write_json_object
+from dlrm.formats.file_names import CHECKSUMS, StrPath
+from dlrm.formats.json_files import read_json_object, write_json_object
 
-FILE_NAME = "checksums.json"
 ALGORITHM = "crc32"  # reflected polynomial 0xEDB88320, as zlib, gzip and java.util.zip.CRC32
 
 _PIECE_BYTES = 4 << 20
@@ -24,11 +24,11 @@ _HEX = re.compile(r"[0-9a-f]{8}")
 
 
 class FileSum(NamedTuple):
-    """What a file must hold.
+    """The size and checksum of a file.
 
     Attributes:
-        bytes: Its size.
-        crc32: Its CRC-32, eight hexadecimal digits.
+        bytes: The size of the file.
+        crc32: The CRC-32 of its content, eight hexadecimal digits.
     """
 
     bytes: int
@@ -43,7 +43,7 @@ class RunningSum:
         self._crc = 0
 
     def update(self, piece: bytes | bytearray | memoryview) -> None:
-        """Append a contiguous piece; other threads run meanwhile."""
+        """Appends a contiguous piece; releases the interpreter lock meanwhile."""
         self._crc = zlib.crc32(piece, self._crc)
         self._bytes += memoryview(piece).nbytes
 
@@ -54,10 +54,10 @@ class RunningSum:
 
 
 def sum_of(path: StrPath) -> FileSum:
-    """Size and CRC-32 of a file, read once in pieces.
+    """The size and CRC-32 of a file, which is read once in pieces.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     running = RunningSum()
     buffer = bytearray(_PIECE_BYTES)
@@ -68,17 +68,8 @@ def sum_of(path: StrPath) -> FileSum:
     return running.value
 
 
-def crc32_of(path: StrPath) -> str:
-    """CRC-32 of a file, eight hexadecimal digits.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    return sum_of(path).crc32
-
-
 def combine(crc_a: int, crc_b: int, bytes_b: int) -> int:
-    """CRC-32 of two pieces joined, from the CRC-32 of each; the pieces are not read again.
+    """The CRC-32 of two pieces joined, from the CRC-32 of each, without reading them again.
 
     Appending n bytes multiplies a CRC by x^(8n) modulo the polynomial (zlib's `crc32_combine`); the
     power takes one squaring for each bit of n.
@@ -98,7 +89,7 @@ def combine(crc_a: int, crc_b: int, bytes_b: int) -> int:
 
 
 def _product(a: int, b: int) -> int:
-    """Product of two reflected polynomials over GF(2), modulo the CRC's."""
+    """The product of two reflected polynomials over GF(2), modulo the CRC's."""
     product = 0
     for position in range(31, -1, -1):
         if a >> position & 1:
@@ -108,13 +99,13 @@ def _product(a: int, b: int) -> int:
 
 
 def write_checksums(folder: StrPath, entries: Mapping[str, FileSum]) -> None:
-    """Write `folder/checksums.json`, complete or not at all, also after a crash.
+    """Writes `folder/checksums.json`, complete or not at all.
 
     Args:
-        folder: Holds the files.
+        folder: The folder that holds the files.
         entries: The sum of each data file, by its name within the folder.
     """
-    write_json_object(Path(folder) / FILE_NAME, to_json(entries))
+    write_json_object(Path(folder) / CHECKSUMS, to_json(entries))
 
 
 def to_json(entries: Mapping[str, FileSum]) -> dict[str, Any]:
@@ -128,8 +119,8 @@ def to_json(entries: Mapping[str, FileSum]) -> dict[str, Any]:
 
 
 def remove_checksums(folder: StrPath) -> None:
-    """Remove `folder/checksums.json`, if there; must come before a file it names is replaced."""
-    (Path(folder) / FILE_NAME).unlink(missing_ok=True)
+    """Removes `folder/checksums.json`, if present; to be called before a listed file changes."""
+    (Path(folder) / CHECKSUMS).unlink(missing_ok=True)
 
 
 def read_checksums(folder: StrPath) -> dict[str, FileSum] | None:
@@ -138,7 +129,7 @@ def read_checksums(folder: StrPath) -> dict[str, FileSum] | None:
     Raises:
         ValueError: The file is malformed.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / CHECKSUMS
     if not path.exists():
         return None
     remedy = "write the folder again, or remove the file if you trust the data"

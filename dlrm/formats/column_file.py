@@ -20,25 +20,23 @@ REMEDY = "write the folder again with split_bin.py"
 
 
 class ColumnFile:
-    """A file of little-endian values, `width` a row.
+    """An open file of little-endian values, `width` of them in a row.
 
-    Reading by offset (never a mapping) turns a file that shrinks under the run into an error
-    message instead of a SIGBUS.
+    It reads by offset and never maps the file, so that a file that is cut during the run causes an
+    error message and not a SIGBUS.
+
+    Args:
+        path: The file.
+        dtype: NumPy name of the stored type.
+        width: Values in a row.
+        rows: Number of rows that the file must hold. None accepts any number from one.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The size is not that of `rows` rows.
     """
 
     def __init__(self, path: Path, dtype: str, width: int, rows: int | None = None) -> None:
-        """Open a file and check its size.
-
-        Args:
-            path: The file.
-            dtype: NumPy name of the stored type.
-            width: Values a row.
-            rows: Rows that the file must hold; None takes what is there, at least one.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The size is not that of `rows` rows.
-        """
         self.path = path
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.width = width
@@ -65,11 +63,11 @@ class ColumnFile:
                 )
 
     def read_into(self, start: int, out: NDArray[Any]) -> None:
-        """Fill `out` with the rows from `start` on.
+        """Fills `out` with the rows from `start` on.
 
         Args:
-            start: First row.
-            out: C-contiguous, of the file's type, [rows] or [rows, width].
+            start: Number of the first row.
+            out: C-contiguous array of the file's type, [rows] or [rows, width].
 
         Raises:
             ValueError: The file ends too early: it was cut after it had been opened.
@@ -91,8 +89,8 @@ class ColumnFile:
     def fingerprint(self) -> str:
         """Type, size and a CRC-32 of the content: whole, or of evenly spread blocks of it.
 
-        A changed byte between the blocks stays unseen; other data, another order of the samples or
-        another length do not.
+        It misses a byte that changed between the blocks, but not other data, another order of the
+        samples or another length.
         """
         size = self.rows * self.row_bytes
         blocks = min(-(-size // _SAMPLED_BYTES), _SAMPLED_BLOCKS)
@@ -111,6 +109,6 @@ class ColumnFile:
 
 
 def check_range(start: int, stop: int, num_samples: int) -> None:
-    """Raise `IndexError` unless [start, stop) lies within the samples."""
+    """Raises `IndexError` unless [start, stop) lies within the samples."""
     if not 0 <= start <= stop <= num_samples:
         raise IndexError(f"expected samples within [0, {num_samples}), found [{start}, {stop})")

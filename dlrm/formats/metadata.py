@@ -1,25 +1,22 @@
 """The description of a split folder: `metadata.json`, read, checked and written.
 
-It must not know how columns are read or split: that is for `dataset` and `split_bin`. The five keys
+It does not know how columns are read or split; that is for `dlrm.data`. The five keys
 of the SOK benchmark keep their names and types; `num_dense`, `dense_log_offset` and `packed_ids`
 are optional.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
+from dlrm.formats import file_names
+from dlrm.formats.file_names import StrPath
+from dlrm.formats.json_files import read_json_object, write_json_object
 from dlrm.formats.packed_ids import Packing
 
-StrPath = Union[str, "os.PathLike[str]"]
-
-FILE_NAME = "metadata.json"
 RAW_TYPES = ("int32", "float32")
 DEFAULT_DENSE_LOG_OFFSET = 3.0
 MAX_VOCAB_SIZE = 2**31  # ids are int32
@@ -58,7 +55,7 @@ class Metadata:
     dense_log: bool
     num_dense: int
     dense_log_offset: float = DEFAULT_DENSE_LOG_OFFSET
-    packed_ids: Optional[Packing] = None
+    packed_ids: Packing | None = None
 
     def __post_init__(self) -> None:
         check_vocab_sizes(self.vocab_sizes)
@@ -85,7 +82,7 @@ class Metadata:
             "dense_log_offset": self.dense_log_offset,
         }
         if self.packed_ids is not None:
-            content["packed_ids"] = self.packed_ids.content
+            content["packed_ids"] = self.packed_ids.to_json()
         return content
 
     @property
@@ -95,7 +92,7 @@ class Metadata:
 
 
 def check_vocab_sizes(sizes: object) -> None:
-    """Raise `ValueError` unless `sizes` is a non-empty list of integers in [1, 2**31]."""
+    """Raises `ValueError` unless `sizes` is a non-empty list of integers in [1, 2**31]."""
     if not isinstance(sizes, (list, tuple)) or not sizes:
         raise ValueError(f"vocab_sizes: expected a list of integers, one a table, found {sizes!r}")
     for table, size in enumerate(sizes):
@@ -107,44 +104,19 @@ def check_vocab_sizes(sizes: object) -> None:
 
 
 def check_num_dense(value: object) -> None:
-    """Raise `ValueError` unless `value` is a positive integer."""
+    """Raises `ValueError` unless `value` is a positive integer."""
     if not isinstance(value, int) or not _is_int(value) or value < 1:
         raise ValueError(f"num_dense: expected a positive integer, found {value!r}")
 
 
 def check_log_offset(value: object) -> None:
-    """Raise `ValueError` unless `value` is a finite number."""
+    """Raises `ValueError` unless `value` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"dense_log_offset: expected a finite number, found {value!r}")
 
 
-def read_json_object(path: StrPath, remedy: str) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Args:
-        path: The file.
-        remedy: What the user can do about a missing or malformed file; ends the error message.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, or not an object.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file; {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{os.fspath(path)}: not valid JSON ({reason}); {remedy}") from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ValueError(f"{os.fspath(path)}: expected a JSON object, found a {kind}; {remedy}")
-    return content
-
-
 def read_metadata(folder: StrPath) -> Metadata:
-    """Read and check `folder/metadata.json`.
+    """Reads and checks `folder/metadata.json`.
 
     Without the key `num_dense` the number follows from the sizes of `dense.bin` and `label.bin`.
 
@@ -152,13 +124,13 @@ def read_metadata(folder: StrPath) -> Metadata:
         FileNotFoundError: `metadata.json`, or a file needed to infer `num_dense`, is missing.
         ValueError: The file is malformed, lacks a key or has an unknown value.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / file_names.METADATA
     remedy = "write it with split_bin.py"
     content = read_json_object(path, remedy)
     missing = [key for key in _REQUIRED_KEYS if key not in content]
     if missing:
         hint = ""
-        if (Path(folder) / "category_0.bin").exists():
+        if (Path(folder) / file_names.category_file(0)).exists():
             hint = ", or read category_0.bin and its like with --use_splited_dataset"
         raise ValueError(f"{path}: missing {', '.join(missing)}; {remedy}{hint}")
     num_dense = content.get("num_dense")
@@ -176,14 +148,14 @@ def read_metadata(folder: StrPath) -> Metadata:
             dense_log=content["dense_log"],
             num_dense=num_dense,
             dense_log_offset=content.get("dense_log_offset", DEFAULT_DENSE_LOG_OFFSET),
-            packed_ids=None if packed is None else Packing.of(packed),
+            packed_ids=None if packed is None else Packing.from_json(packed),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
 
 
 def read_per_category_metadata(folder: StrPath) -> tuple[tuple[int, ...], int]:
-    """Read the `vocab_sizes` and the number of dense columns of a per-category folder.
+    """Reads the `vocab_sizes` and the number of dense columns of a per-category folder.
 
     Its `metadata.json` needs no other key than `vocab_sizes`: labels take one byte, dense values
     are float16.
@@ -192,7 +164,7 @@ def read_per_category_metadata(folder: StrPath) -> tuple[tuple[int, ...], int]:
         FileNotFoundError: `metadata.json`, `label.bin` or `dense.bin` is missing.
         ValueError: The file is malformed or `vocab_sizes` is missing or wrong.
     """
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / file_names.METADATA
     content = read_json_object(path, 'write it as {"vocab_sizes": [...]}')
     num_dense = content.get("num_dense")
     if num_dense is None:
@@ -208,7 +180,7 @@ def read_per_category_metadata(folder: StrPath) -> tuple[tuple[int, ...], int]:
 
 
 def infer_num_dense(folder: StrPath, *, label_bytes: int, dense_bytes: int) -> int:
-    """Number of dense columns that the sizes of `dense.bin` and `label.bin` imply.
+    """The number of dense columns that the sizes of `dense.bin` and `label.bin` imply.
 
     Args:
         folder: A split folder.
@@ -219,14 +191,14 @@ def infer_num_dense(folder: StrPath, *, label_bytes: int, dense_bytes: int) -> i
         FileNotFoundError: A file is missing.
         ValueError: The sizes do not give a whole number of columns.
     """
-    label_size = file_size(Path(folder) / "label.bin")
-    dense_path = Path(folder) / "dense.bin"
+    label_size = file_size(Path(folder) / file_names.LABEL)
+    dense_path = Path(folder) / file_names.DENSE
     dense_size = file_size(dense_path)
     samples = label_size // label_bytes
     if samples == 0:
         raise ValueError(
-            f"{Path(folder) / 'label.bin'}: expected at least one sample of {label_bytes} bytes, "
-            f"found {label_size} bytes; write it again with split_bin.py"
+            f"{Path(folder) / file_names.LABEL}: expected at least one sample of {label_bytes} "
+            f"bytes, found {label_size} bytes; write it again with split_bin.py"
         )
     columns, rest = divmod(dense_size, samples * dense_bytes)
     if rest or columns == 0:
@@ -238,7 +210,7 @@ def infer_num_dense(folder: StrPath, *, label_bytes: int, dense_bytes: int) -> i
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes; raises a one-line `FileNotFoundError` that names the file."""
+    """The size in bytes; raises a one-line `FileNotFoundError` that names the file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -248,33 +220,8 @@ def file_size(path: Path) -> int:
 
 
 def write_metadata(folder: StrPath, metadata: Metadata) -> None:
-    """Write `folder/metadata.json` so that it is either complete or absent, also after a crash."""
-    write_json_object(Path(folder) / FILE_NAME, metadata.to_json())
-
-
-def write_json_object(path: Path, content: Mapping[str, Any]) -> None:
-    """Write one JSON object under a temporary name, flush it to disk and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: StrPath) -> None:
-    """Make the renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Writes `folder/metadata.json`, complete or not at all."""
+    write_json_object(Path(folder) / file_names.METADATA, metadata.to_json())
 
 
 def _is_int(value: object) -> bool:

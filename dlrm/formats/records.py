@@ -1,7 +1,7 @@
 """What one record of a record file is: its columns, their types, and the checks on their values.
 
 A record is the label, then the dense columns, then the ids, four bytes each, little-endian. This
-module knows neither the command line nor where the columns go: that is `split_bin`'s.
+module knows neither the command line nor where the columns go; `dlrm.data.split` does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Callable, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.formats import metadata
+from dlrm.formats import file_names, metadata
+from dlrm.formats.json_files import read_json_object
 
-DESCRIPTION_NAME = "records.json"
 VALUE_BYTES = 4
 
 # The shape of the SOK benchmark's record files, for a file that comes without a description.
@@ -38,7 +38,7 @@ class RecordLayout:
     Attributes:
         num_dense: Dense columns.
         num_categorical: Categorical columns.
-        vocab_sizes: Rows of each table; None if the ids in the file shall tell.
+        vocab_sizes: Rows of each table; None to take them from the largest ids in the file.
         label_type: How labels are read, `int32` or `float32`.
         dense_type: How dense values are read, `int32` or `float32`.
         dense_log: Whether the loader will take ln(x + dense_log_offset).
@@ -75,17 +75,17 @@ class RecordLayout:
         return VALUE_BYTES * (1 + self.num_dense + self.num_categorical)
 
 
-def read_description(record_file: Path) -> dict[str, Any] | None:
+def read_record_description(record_file: Path) -> dict[str, Any] | None:
     """The checked content of `records.json` beside a record file, or None if there is none.
 
     Raises:
         ValueError: The description is malformed, or it counts other samples than the file holds.
     """
-    path = record_file.parent / DESCRIPTION_NAME
+    path = record_file.parent / file_names.RECORDS
     if not path.exists():
         return None
     remedy = "run the preprocessing again, or remove the file and describe the records by flags"
-    content = metadata.read_json_object(path, remedy)
+    content = read_json_object(path, remedy)
     try:
         for key, check in (
             ("num_dense", metadata.check_num_dense),
@@ -96,7 +96,7 @@ def read_description(record_file: Path) -> dict[str, Any] | None:
                 raise ValueError(f"missing {key}")
             check(content[key])
         width = VALUE_BYTES * (1 + content["num_dense"] + len(content["vocab_sizes"]))
-        samples = content.get(record_file.name.split("_data.bin")[0] + "_samples")
+        samples = content.get(record_file.name.split(file_names.RECORD_FILE_SUFFIX)[0] + "_samples")
         size = record_file.stat().st_size
         if samples is not None and size != samples * width:
             raise ValueError(
@@ -109,10 +109,14 @@ def read_description(record_file: Path) -> dict[str, Any] | None:
 
 
 class RecordChecker:
-    """Checks blocks of records and remembers the largest id of each categorical column."""
+    """Checks blocks of records and remembers the largest id of each categorical column.
+
+    Args:
+        file: The record file, for error messages.
+        layout: The columns of a record.
+    """
 
     def __init__(self, file: Path, layout: RecordLayout) -> None:
-        """Check records of `file`, which only names the place in error messages."""
         self._file = file
         self._layout = layout
         self._max_ids = np.zeros(layout.num_categorical, np.uint32)
@@ -127,7 +131,7 @@ class RecordChecker:
         return tuple(int(largest) + 1 for largest in self._max_ids)
 
     def check(self, first_record: int, labels: IntArray, dense: IntArray, ids: IntArray) -> None:
-        """Check one block; every array is the raw four-byte columns, C-contiguous.
+        """Checks one block; every array is the raw four-byte columns, C-contiguous.
 
         Args:
             first_record: Number in the file of the block's first record.
@@ -136,7 +140,7 @@ class RecordChecker:
             ids: [records, num_categorical].
 
         Raises:
-            ValueError: Names the first bad record of the block, its column and value.
+            ValueError: A record is bad; the message names the first one, its column and value.
         """
         # As unsigned numbers negative ids lie above every vocabulary: one maximum checks both ends.
         largest = _max_by_column(ids.view(np.uint32))

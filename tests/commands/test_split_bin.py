@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import split_bin
 from dlrm.data import open_split
+from dlrm.data.split import split
 from dlrm.formats import records as record_file
 from dlrm.formats.checksums import read_checksums, sum_of
 from dlrm.formats.records import RecordChecker, RecordLayout
@@ -56,7 +56,7 @@ def save(folder, values, name="train_data.bin"):
 def refused(result, pattern, folder=None):
     """One line on stderr, exit code 1, nothing under the final or temporary names."""
     assert result.returncode == 1
-    assert result.stderr.startswith("split_bin.py: ")
+    assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert pattern in result.stderr
     if folder is not None and folder.exists():
@@ -299,7 +299,7 @@ BLOCK = (1 << 20) // 24  # records of 24 bytes
 def test_every_size_round_trips(tmp_path, samples):
     values = records(samples)
     path = save(tmp_path, values)
-    description, count = split_bin.split(path, tmp_path / "out", RecordLayout(2, 3))
+    description, count = split(path, tmp_path / "out", RecordLayout(2, 3))
     assert count == samples
     assert description.vocab_sizes == SIZES
     sums = read_checksums(tmp_path / "out")
@@ -330,12 +330,12 @@ def test_a_kill_at_any_rename_leaves_no_checksums_of_other_bytes(tmp_path, monke
 
     for stop_at in range(1, 100):
         out = tmp_path / f"out{stop_at}"
-        split_bin.split(first, out, layout)
+        split(first, out, layout)
         steps = 0
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
             patch.setattr(os, "replace", counted(os.replace, stop_at))
             patch.setattr(os, "fsync", counted(os.fsync, stop_at))
-            split_bin.split(second, out, layout)
+            split(second, out, layout)
         for name, want in (read_checksums(out) or {}).items():
             assert sum_of(out / name) == want, f"after step {stop_at}"
         if steps < stop_at:

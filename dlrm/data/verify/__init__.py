@@ -1,14 +1,14 @@
-"""Is the data what was written? Sizes, checksums, labels, dense values and ids of data folders.
+"""Checks data folders: sizes, checksums, labels, dense values and ids.
 
-One code for `python3 -m preprocess.verify` and for `--verify_data` before training. `folders` finds
-the files, `contents` reads them, `counting` counts ids. Nothing here prints or knows of flags,
-ranks' exchanges or TensorFlow.
+The same code serves `python3 -m preprocess.verify` and `--verify_data`. `find_files` finds the
+files, `check_values` reads them, `count_ids` counts ids, `report` combines the results. Nothing
+here prints, or knows flags, communication between ranks or TensorFlow.
 """
 
 from __future__ import annotations
 
 from dlrm.data.verify.count_ids import IdCounts
-from dlrm.data.verify.find_files import Part
-from dlrm.data.verify.report import LEVELS, Report, verify
+from dlrm.data.verify.find_files import DataPart
+from dlrm.data.verify.report import LEVELS, DataReport, check_data
 
-__all__ = ["LEVELS", "IdCounts", "Part", "Report", "verify"]
+__all__ = ["LEVELS", "IdCounts", "DataPart", "DataReport", "check_data"]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.data.verify.count_ids import IdCounts, count_ids
-from dlrm.data.verify.find_files import DENSE, IDS, LABEL, RECORDS, REWRITE, DataFile, Part
+from dlrm.data.verify.find_files import DENSE, IDS, LABEL, RECORDS, REWRITE, DataFile, DataPart
 from dlrm.formats.checksums import FileSum, RunningSum
 
 _BLOCK_BYTES = 4 << 20
@@ -21,20 +21,20 @@ _BLOCK_BYTES = 4 << 20
 Values = NDArray[Any]
 
 
-def check_contents(data: DataFile, part: Part, counts: IdCounts | None) -> FileSum:
-    """Read a whole file; adds to the part's faults and positives, and to the counts.
+def check_contents(data: DataFile, part: DataPart, counts: IdCounts | None) -> FileSum:
+    """Reads a whole file and adds to the part's faults and positives, and to the counts.
 
     Args:
-        data: the file.
-        part: what it is of.
-        counts: where ids are counted; None only checks them.
+        data: The file.
+        part: The part that it belongs to.
+        counts: Where to count ids; None only checks them.
 
     Returns:
-        What its bytes sum to.
+        The size and checksum of the file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it was cut meanwhile.
+        OSError: The file cannot be read.
+        ValueError: The file was cut after it had been opened.
     """
     checks = _Checks(data, part, counts)
     running = RunningSum()
@@ -53,9 +53,9 @@ def check_contents(data: DataFile, part: Part, counts: IdCounts | None) -> FileS
 
 
 class _Checks:
-    """What is wrong in one file: its first bad label, dense value and id, and how many."""
+    """The faults of one file: its first bad label, dense value and id, and their numbers."""
 
-    def __init__(self, data: DataFile, part: Part, counts: IdCounts | None) -> None:
+    def __init__(self, data: DataFile, part: DataPart, counts: IdCounts | None) -> None:
         self._data = data
         self._part = part
         self._counts = counts
@@ -66,14 +66,14 @@ class _Checks:
 
     @property
     def faults(self) -> list[str]:
-        """One line a kind of bad value."""
+        """One line for each kind of bad value."""
         return [
             f"{self._data.file.path}: {text}; {number} such in all; {REWRITE}"
             for text, number in self._found.values()
         ]
 
     def add(self, start: int, block: Values) -> None:
-        """Check one block, whose first row is `start`."""
+        """Checks one block, whose first row is `start`."""
         for content, values in self._columns(block):
             if content == LABEL:
                 self._labels(start, values[:, 0])
@@ -123,9 +123,9 @@ class _Checks:
             ids = packing.unpack(stored.astype(np.int32, copy=False))
         else:
             ids = np.ascontiguousarray(stored, np.int32)
-        outside, place = count_ids(ids, self._sizes, self._counts, self._data.first_table)
+        outside, position = count_ids(ids, self._sizes, self._counts, self._data.first_table)
         if outside:
-            record, column = divmod(place, ids.shape[1])
+            record, column = divmod(position, ids.shape[1])
             table = self._data.first_table + column
             size = self._part.vocab_sizes[table]
             self._bad(

@@ -20,9 +20,9 @@ class IdCounts:
     """Counts of every id of several tables.
 
     Attributes:
-        vocab_sizes: rows of each table.
-        starts: where each table's counts begin, int64 [tables].
-        numbers: how often each id occurred, int64 [rows of all tables].
+        vocab_sizes: Number of rows of each table.
+        starts: Index of each table's first count, int64 [tables].
+        numbers: How often each id occurred, int64 [rows of all tables].
     """
 
     def __init__(self, vocab_sizes: Sequence[int]) -> None:
@@ -54,16 +54,16 @@ def count_ids(
     counts: IdCounts | None,
     first_table: int = 0,
 ) -> tuple[int, int]:
-    """Add ids to the counts, those outside their tables excepted.
+    """Adds ids to the counts, except those outside their tables.
 
     Args:
         ids: int32 [samples, tables], C-contiguous.
         vocab_sizes: int64 [tables], the range of the ids.
-        counts: where to add them; None only looks for ids outside.
-        first_table: the table of the first column.
+        counts: Where to add them; None only looks for ids outside.
+        first_table: The table of the first column.
 
     Returns:
-        How many ids lie outside their tables, and the place of the first in the flat array.
+        The number of ids outside their tables, and the position of the first in the flat array.
     """
     if counts is None:
         return _kernel()(ids, vocab_sizes, _NOTHING, _NOTHING)

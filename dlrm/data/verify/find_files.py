@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrm.data.per_category import id_type
+from dlrm.formats import file_names
 from dlrm.formats.checksums import FileSum, read_checksums
 from dlrm.formats.column_file import ColumnFile
-from dlrm.formats.metadata import read_json_object, read_metadata, read_per_category_metadata
+from dlrm.formats.json_files import read_json_object
+from dlrm.formats.metadata import read_metadata, read_per_category_metadata
 from dlrm.formats.packed_ids import Packing
-from dlrm.formats.records import DESCRIPTION_NAME, VALUE_BYTES
+from dlrm.formats.records import VALUE_BYTES
 
 T = TypeVar("T")
 
@@ -32,11 +34,11 @@ class DataFile:
     """One file of samples.
 
     Attributes:
-        file: the open file, whose size fits.
-        content: LABEL, DENSE, IDS or RECORDS (all of them, row by row).
-        first_table: table of the first id of a row.
-        tables: ids of a row.
-        packing: how the ids stand in the words of a row; None: one a word.
+        file: The open file, whose size is right.
+        content: LABEL, DENSE, IDS, or RECORDS for all of them row by row.
+        first_table: The table of the first id in a row.
+        tables: The number of ids in a row.
+        packing: How a row's words hold the ids; None for one id in each word.
     """
 
     file: ColumnFile
@@ -47,21 +49,21 @@ class DataFile:
 
 
 @dataclass
-class Part:
+class DataPart:
     """One set of samples, such as the training data.
 
     Attributes:
-        name: for the reader of a report.
-        folder: where its files are.
-        role: "train", "validation", "test", or "" if its name does not tell.
-        kind: "records", "split", "packed", "per category", or "absent": no files at all.
-        vocab_sizes: rows of each table.
-        num_dense: dense columns.
-        samples: how many; 0 if no file tells.
-        lowest_dense: every dense value must be above; None: any finite one will do.
-        files: those whose size is right.
-        faults: what is wrong, a line each.
-        positives: samples of label 1, once their labels have been read.
+        name: The name in a report.
+        folder: The folder of its files.
+        role: "train", "validation", "test", or "" if the name does not say.
+        kind: "records", "split", "packed", "per category", or "absent" if it has no files.
+        vocab_sizes: Number of rows of each table.
+        num_dense: Number of dense columns.
+        samples: Number of samples; 0 if unknown.
+        lowest_dense: Bound that every dense value must exceed; None accepts any finite value.
+        files: The files whose size is right.
+        faults: One line for each fault.
+        positives: Number of samples with label 1, once the labels have been read.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Part:
     positives: int | None = None
 
     def attempt(self, action: Callable[[], T]) -> T | None:
-        """The result of `action`, or None and one fault more."""
+        """Returns the result of `action`; an error becomes a fault, and the result is None."""
         try:
             return action()
         except (ValueError, OSError) as error:
@@ -87,7 +89,7 @@ class Part:
     def add(
         self, name: str, dtype: str, width: int, content: str, rows: int | None, **ids: Any
     ) -> None:
-        """Open a file of the part; its first one, without `rows`, says how many samples."""
+        """Opens a file of the part; the first one, without `rows`, gives the number of samples."""
         file = self.attempt(lambda: ColumnFile(self.folder / name, dtype, width, rows))
         if file is not None:
             self.samples = file.rows
@@ -96,26 +98,26 @@ class Part:
 
 def find_parts(
     folder: Path, per_category: bool | None, wanted: Sequence[str]
-) -> tuple[list[Part], dict[str, Any] | None]:
+) -> tuple[list[DataPart], dict[str, Any] | None]:
     """The parts of a folder, and the content of its `records.json`.
 
     Args:
-        folder: the data.
-        per_category: whether split folders have a file a table; None: look.
-        wanted: folders of parts that must be there, and are all that is looked at; empty: all.
+        folder: The folder of the data.
+        per_category: Whether split folders have one file for each table; None to detect it.
+        wanted: Subfolders that must exist and are the only ones checked; empty for all that exist.
 
     Raises:
-        ValueError: there is no data, or `records.json` is malformed.
-        OSError: the folder cannot be read.
+        ValueError: There is no data, or `records.json` is malformed.
+        OSError: The folder cannot be read.
     """
     description = None
-    if not wanted and (folder / DESCRIPTION_NAME).exists():
-        description = read_json_object(folder / DESCRIPTION_NAME, "run preprocess again")
+    if not wanted and (folder / file_names.RECORDS).exists():
+        description = read_json_object(folder / file_names.RECORDS, "run preprocess again")
     parts = []
     if description is not None:
-        recorded = [name for name in PARTS if (folder / f"{name}_data.bin").exists()]
+        recorded = [name for name in PARTS if (folder / file_names.record_file(name)).exists()]
         parts += [_records(folder, name, description) for name in recorded]
-    if (folder / "label.bin").exists() and not wanted:
+    if (folder / file_names.LABEL).exists() and not wanted:
         parts.append(_split(folder, folder.resolve().name, per_category))
     for name in wanted or PARTS:
         if wanted or (folder / name).is_dir():
@@ -130,8 +132,8 @@ def find_parts(
     return parts + _absent(folder, parts, description or {}), description
 
 
-def _absent(folder: Path, parts: Sequence[Part], description: dict[str, Any]) -> list[Part]:
-    """Parts without files, for those that `records.json` speaks of and nobody wrote or kept."""
+def _absent(folder: Path, parts: Sequence[DataPart], description: dict[str, Any]) -> list[DataPart]:
+    """Parts that `records.json` describes and that have no files."""
     absent = []
     for role in ("train", "validation", "test"):
         samples = description.get(f"{role}_samples")
@@ -140,19 +142,19 @@ def _absent(folder: Path, parts: Sequence[Part], description: dict[str, Any]) ->
                 f"{folder}: expected a record file or folder of {samples} {role} samples "
                 f"(records.json), found none; {REWRITE}"
             )
-            absent.append(Part(role, folder, role, "absent", faults=[fault]))
+            absent.append(DataPart(role, folder, role, "absent", faults=[fault]))
     return absent
 
 
-def _records(folder: Path, name: str, description: dict[str, Any]) -> Part:
-    part = Part(f"{name}_data.bin", folder, PARTS[name], "records")
+def _records(folder: Path, name: str, description: dict[str, Any]) -> DataPart:
+    part = DataPart(file_names.record_file(name), folder, PARTS[name], "records")
     try:
         part.vocab_sizes = tuple(description["vocab_sizes"])
         part.num_dense = int(description["num_dense"])
         part.lowest_dense = -float(description["dense_log_offset"])
     except (KeyError, TypeError, ValueError) as error:
         part.faults.append(
-            f"{folder / DESCRIPTION_NAME}: expected vocab_sizes, num_dense and dense_log_offset, "
+            f"{folder / file_names.RECORDS}: expected vocab_sizes, num_dense and dense_log_offset, "
             f"found a fault with {error}; run preprocess again"
         )
         return part
@@ -170,11 +172,11 @@ def _records(folder: Path, name: str, description: dict[str, Any]) -> Part:
     return part
 
 
-def _split(folder: Path, name: str, per_category: bool | None) -> Part:
+def _split(folder: Path, name: str, per_category: bool | None) -> DataPart:
     if per_category is None:
         columns = {path.name for path in folder.glob("category*.bin")}
-        per_category = bool(columns) and "category.bin" not in columns
-    part = Part(name, folder, PARTS.get(name, ""), "per category" if per_category else "split")
+        per_category = bool(columns) and file_names.CATEGORY not in columns
+    part = DataPart(name, folder, PARTS.get(name, ""), "per category" if per_category else "split")
     if per_category:
         part.attempt(lambda: _open_per_category(part))
     else:
@@ -182,30 +184,40 @@ def _split(folder: Path, name: str, per_category: bool | None) -> Part:
     return part
 
 
-def _open_split(part: Part) -> None:
+def _open_split(part: DataPart) -> None:
     content = read_metadata(part.folder)
     part.vocab_sizes, part.num_dense = content.vocab_sizes, content.num_dense
     part.lowest_dense = -content.dense_log_offset if content.dense_log else None
     tables, packing = len(content.vocab_sizes), content.packed_ids
     if packing is not None:
         part.kind = "packed"
-    part.add("label.bin", content.label_raw_type, 1, LABEL, None)
+    part.add(file_names.LABEL, content.label_raw_type, 1, LABEL, None)
     rows = part.samples or None
-    part.add("dense.bin", content.dense_raw_type, content.num_dense, DENSE, rows)
+    part.add(file_names.DENSE, content.dense_raw_type, content.num_dense, DENSE, rows)
     ids: dict[str, Any] = {"tables": tables, "packing": packing}
-    part.add("category.bin", content.category_raw_type, content.category_width, IDS, rows, **ids)
+    part.add(
+        file_names.CATEGORY, content.category_raw_type, content.category_width, IDS, rows, **ids
+    )
 
 
-def _open_per_category(part: Part) -> None:
+def _open_per_category(part: DataPart) -> None:
     part.vocab_sizes, part.num_dense = read_per_category_metadata(part.folder)
-    part.add("label.bin", "uint8", 1, LABEL, None)
+    part.add(file_names.LABEL, "uint8", 1, LABEL, None)
     rows = part.samples or None
-    part.add("dense.bin", "float16", part.num_dense, DENSE, rows)
+    part.add(file_names.DENSE, "float16", part.num_dense, DENSE, rows)
     for table, size in enumerate(part.vocab_sizes):
-        part.add(f"category_{table}.bin", id_type(size), 1, IDS, rows, first_table=table, tables=1)
+        part.add(
+            file_names.category_file(table),
+            id_type(size),
+            1,
+            IDS,
+            rows,
+            first_table=table,
+            tables=1,
+        )
 
 
-def _check_count(part: Part, description: dict[str, Any] | None) -> None:
+def _check_count(part: DataPart, description: dict[str, Any] | None) -> None:
     expected = (description or {}).get(f"{part.role}_samples")
     if expected is not None and part.samples and part.samples != expected:
         part.faults.append(
@@ -218,7 +230,7 @@ def read_sums(folders: Sequence[Path]) -> tuple[dict[Path, FileSum], list[Path],
     """The checksums of some folders.
 
     Returns:
-        The sum of each file that has one, the folders without any, and faults.
+        The checksum of each file that has one, the folders without checksums, and faults.
     """
     sums: dict[Path, FileSum] = {}
     without, faults = [], []

@@ -1,4 +1,4 @@
-"""Puts the checks together: quick ones for all files, reading for this rank's share of them."""
+"""Combines the checks: sizes of all files, and the content of this rank's share of them."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any, NamedTuple
 
 from dlrm.data.verify.check_values import check_contents
 from dlrm.data.verify.count_ids import IdCounts
-from dlrm.data.verify.find_files import REWRITE, DataFile, Part, find_parts, read_sums
-from dlrm.formats.checksums import FILE_NAME, FileSum, sum_of
-from dlrm.formats.metadata import StrPath
+from dlrm.data.verify.find_files import REWRITE, DataFile, DataPart, find_parts, read_sums
+from dlrm.formats.checksums import FileSum, sum_of
+from dlrm.formats.file_names import CHECKSUMS, StrPath
 
 LEVELS = ("size", "full")
-_REWRITE_OR_UNSEAL = f"{REWRITE}, or remove {FILE_NAME} if you changed the data on purpose"
+_REWRITE_OR_REMOVE = f"{REWRITE}, or remove {CHECKSUMS} if you changed the data on purpose"
 
 
 @dataclass
-class Report:
-    """What was found.
+class DataReport:
+    """What a check of data found.
 
     Attributes:
-        folder: what was looked at.
-        level: how: sizes, or every byte.
-        parts: sets of samples.
-        description: content of `records.json`, or None.
-        faults: what is wrong, a line each: file, expected, found, remedy.
-        notes: what could not be checked, a line each.
-        compared: files whose checksum, or at level `size` whose size, is that of checksums.json.
-        counts: how often each id occurs in `counted`; None unless asked for.
-        counted: the parts whose ids were counted.
+        folder: The folder that was checked.
+        level: Whether sizes or every byte were checked: `size` or `full`.
+        parts: The sets of samples in the folder.
+        description: The content of `records.json`, or None.
+        faults: One line for each fault: file, expected, found, remedy.
+        notes: One line for each check that could not be made.
+        compared: Files whose checksum, or size at level `size`, is that of checksums.json.
+        counts: How often each id occurs in `counted`; None unless asked for.
+        counted: The parts whose ids were counted.
     """
 
     folder: Path
     level: str
-    parts: list[Part]
+    parts: list[DataPart]
     description: dict[str, Any] | None
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     compared: set[Path] = field(default_factory=set)
     counts: IdCounts | None = None
-    counted: list[Part] = field(default_factory=list)
+    counted: list[DataPart] = field(default_factory=list)
 
     def raise_fault(self) -> None:
-        """Raise `ValueError` with the first fault, if there is one."""
+        """Raises `ValueError` with the first fault, if there is one."""
         if self.faults:
             more = f" (and {len(self.faults) - 1} faults more)" if len(self.faults) > 1 else ""
             command = f"; python3 -m preprocess.verify {self.folder} lists them" if more else ""
@@ -57,10 +57,10 @@ class _Unit(NamedTuple):
 
     path: Path
     data: DataFile | None
-    part: Part | None
+    part: DataPart | None
 
 
-def verify(
+def check_data(
     folder: StrPath,
     level: str,
     *,
@@ -69,28 +69,29 @@ def verify(
     statistics: bool = False,
     rank: int = 0,
     size: int = 1,
-) -> Report:
-    """Check the data files of a folder.
+) -> DataReport:
+    """Checks the data files of a folder.
 
     Level `size` reads descriptions and sizes. Level `full` also reads every file once: its
     checksum, if there is one, and that labels are 0 and 1 and both occur, dense values are finite
     and ids lie within their tables.
 
     Args:
-        folder: record files, split files, or train/ and test/ with split files.
-        level: "size" or "full".
-        per_category: whether split folders have a file a table; None: look.
-        parts: folders within that must be there, and are all that is looked at; empty: all.
-        statistics: whether ids are counted, of the first kind of parts that is there.
-        rank: which share of the files is read; sizes are checked by every rank.
-        size: into how many shares the files are dealt.
+        folder: A folder with record files, with split files, or with train/ and test/ that hold
+            split files.
+        level: `size` or `full`.
+        per_category: Whether split folders have one file for each table; None to detect it.
+        parts: Subfolders that must exist and are the only ones checked; empty for all that exist.
+        statistics: Whether to count ids, of the first kind of parts that is found.
+        rank: The share of the files that is read; every rank checks all sizes.
+        size: The number of shares.
 
     Returns:
-        Faults do not raise; they are in the report.
+        The report. Faults in the data are in it and raise nothing.
 
     Raises:
-        ValueError: there is no data.
-        OSError: the folder cannot be read.
+        ValueError: There is no data.
+        OSError: The folder cannot be read.
     """
     assert level in LEVELS
     folder = Path(folder)
@@ -98,10 +99,10 @@ def verify(
     own = [] if parts else [folder]
     folders = list(dict.fromkeys([*own, *(part.folder for part in found)]))
     sums, without, faults = read_sums(folders)
-    report = Report(folder, level, found, description, faults)
+    report = DataReport(folder, level, found, description, faults)
     holding = {data.file.path.parent for part in found for data in part.files}
     report.notes += [
-        f"{place}: no {FILE_NAME}, so there are no checksums to compare"
+        f"{place}: no {CHECKSUMS}, so there are no checksums to compare"
         for place in without
         if place in holding
     ]
@@ -125,34 +126,34 @@ def verify(
     return report
 
 
-def _kind(part: Part) -> bool:
+def _kind(part: DataPart) -> bool:
     return part.kind == "records"
 
 
-def _check_sizes(report: Report, sums: dict[Path, FileSum]) -> set[Path]:
-    """Compare sizes with checksums.json; returns the files that are not worth reading."""
+def _check_sizes(report: DataReport, sums: dict[Path, FileSum]) -> set[Path]:
+    """Compares sizes with checksums.json and returns the files that need not be read."""
     wrong = set()
     for path, expected in sums.items():
         try:
             found = os.stat(path).st_size
         except OSError as error:
             found = -1
-            problem = f"{path}: expected {expected.bytes} bytes ({FILE_NAME}), found no such file"
+            problem = f"{path}: expected {expected.bytes} bytes ({CHECKSUMS}), found no such file"
             if not isinstance(error, FileNotFoundError):
                 problem = str(error)
         else:
-            problem = f"{path}: expected {expected.bytes} bytes ({FILE_NAME}), found {found} bytes"
+            problem = f"{path}: expected {expected.bytes} bytes ({CHECKSUMS}), found {found} bytes"
         if found == expected.bytes:
             report.compared.add(path)
             continue
         wrong.add(path)
         # A part may have said so of the same file, in its own words.
         if not any(str(path) in fault for part in report.parts for fault in part.faults):
-            report.faults.append(f"{problem}; {_REWRITE_OR_UNSEAL}")
+            report.faults.append(f"{problem}; {_REWRITE_OR_REMOVE}")
     return wrong
 
 
-def _check_unit(unit: _Unit, report: Report, sums: dict[Path, FileSum]) -> None:
+def _check_unit(unit: _Unit, report: DataReport, sums: dict[Path, FileSum]) -> None:
     try:
         if unit.data is None or unit.part is None:
             found = sum_of(unit.path)
@@ -166,13 +167,13 @@ def _check_unit(unit: _Unit, report: Report, sums: dict[Path, FileSum]) -> None:
     if found.crc32 != expected.crc32:
         report.compared.discard(unit.path)
         report.faults.append(
-            f"{unit.path}: expected CRC-32 {expected.crc32} ({FILE_NAME}), found {found.crc32}: "
-            f"its bytes are not those that were written; {_REWRITE_OR_UNSEAL}"
+            f"{unit.path}: expected CRC-32 {expected.crc32} ({CHECKSUMS}), found {found.crc32}: "
+            f"its bytes are not those that were written; {_REWRITE_OR_REMOVE}"
         )
 
 
-def _check_labels(report: Report) -> None:
-    """Both labels occur, and as many ones as records.json says."""
+def _check_labels(report: DataReport) -> None:
+    """Checks that both labels occur, and as many ones as records.json says."""
     for part in report.parts:
         if part.positives is not None and part.positives in (0, part.samples):
             part.faults.append(

@@ -74,20 +74,19 @@ class Packing:
                     f"packed_ids: expected [word, shift, bits] within {self.words} words of "
                     f"{WORD_BITS} bits, found {[word, shift, bits]} for table {table}"
                 )
-            place = (1 << bits) - 1 << shift
-            if used[word] & place:
+            mask = (1 << bits) - 1 << shift
+            if used[word] & mask:
                 raise ValueError(
                     f"packed_ids: table {table} shares bits of word {word} with another"
                 )
-            used[word] |= place
+            used[word] |= mask
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """What `metadata.json` keeps under `packed_ids`."""
+    def to_json(self) -> dict[str, Any]:
+        """The value of `packed_ids` in `metadata.json`."""
         return {"words": self.words, "fields": [list(field) for field in self.fields]}
 
     def check(self, vocab_sizes: Sequence[int]) -> None:
-        """Raise `ValueError` unless there is a field for each table that holds all its ids."""
+        """Raises `ValueError` unless there is a field for each table that holds all its ids."""
         if len(self.fields) != len(vocab_sizes):
             raise ValueError(
                 f"packed_ids: expected {len(vocab_sizes)} fields, one a table, found "
@@ -100,11 +99,11 @@ class Packing:
                 )
 
     @classmethod
-    def of(cls, content: object) -> Packing:
-        """The inverse of `content`, for what was read from a file.
+    def from_json(cls, content: object) -> Packing:
+        """The inverse of `to_json`.
 
         Raises:
-            ValueError: It is not such an object, or no packing.
+            ValueError: The value is not a valid packing.
         """
         if isinstance(content, dict) and content.keys() >= {"words", "fields"}:
             words, fields = content["words"], content["fields"]

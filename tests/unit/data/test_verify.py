@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import split_bin
-from dlrm.data.verify import check_values, verify
+from dlrm.data.split import split
+from dlrm.data.verify import check_data, check_values
 from dlrm.formats.checksums import sum_of, write_checksums
 from dlrm.formats.records import RecordLayout
 from preprocess.verify import main
@@ -71,7 +71,7 @@ def make_split(folder, pack_ids=False):
     make_records(folder)
     for part in VALUES:
         layout = RecordLayout(NUM_DENSE, len(SIZES), SIZES, dense_log_offset=1.0)
-        split_bin.split(folder / f"{part}_data.bin", folder / part, layout, pack_ids=pack_ids)
+        split(folder / f"{part}_data.bin", folder / part, layout, pack_ids=pack_ids)
         (folder / f"{part}_data.bin").unlink()
     (folder / "checksums.json").unlink()
 
@@ -116,7 +116,7 @@ def data(originals, tmp_path):
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_good_data_is_described_as_numpy_does(originals, kind):
-    report = verify(originals / kind, "full", statistics=True)
+    report = check_data(originals / kind, "full", statistics=True)
     assert report.faults == []
     assert report.notes == []
     assert [part.kind for part in report.parts] == [kind] * 2
@@ -136,7 +136,7 @@ def test_good_data_is_described_as_numpy_does(originals, kind):
 
 
 def test_one_part_alone(originals):
-    report = verify(originals / "packed" / "train", "full")
+    report = check_data(originals / "packed" / "train", "full")
     assert report.faults == []
     assert [(part.role, part.samples) for part in report.parts] == [("train", 60_000)]
 
@@ -163,14 +163,14 @@ def test_a_flipped_bit_in_any_file_is_found(originals, data, kind):
     for path in files_of(folder):
         good = path.read_bytes()
         flip(path, rng)
-        assert verify(folder, "size").faults == [], "nothing is read at this level"
-        found = verify(folder, "full").faults
+        assert check_data(folder, "size").faults == [], "nothing is read at this level"
+        found = check_data(folder, "full").faults
         sums = [line for line in found if line.startswith(f"{path}: expected CRC-32 ")]
         assert len(sums) == 1, found
         # What else is found is about the same file, or the sum of its labels.
         assert all(str(path) in line or "label" in line for line in found)
         path.write_bytes(good)
-    assert verify(folder, "full").faults == []
+    assert check_data(folder, "full").faults == []
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -184,7 +184,7 @@ def test_another_size_is_found_at_both_levels(data, kind, change):
         else:
             path.write_bytes(good[:-1] if change == "cut" else good + b"\0")
         for level in ("size", "full"):
-            faults = verify(folder, level).faults
+            faults = check_data(folder, level).faults
             assert any(line.startswith(str(path)) for line in faults), faults
             assert all("\n" not in line and "; " in line for line in faults)
             assert all("expected" in line or "no such file" in line for line in faults), faults
@@ -218,8 +218,10 @@ def test_values_that_cannot_be(data, kind, name, dtype, index, value, pattern):
     path = folder / name
     put(path, dtype, index, value)
     seal(path.parent)  # written so: no checksum tells
-    assert verify(folder, "size").faults == []
-    faults = [line for line in verify(folder, "full").faults if not line.startswith(f"{folder}:")]
+    assert check_data(folder, "size").faults == []
+    faults = [
+        line for line in check_data(folder, "full").faults if not line.startswith(f"{folder}:")
+    ]
     assert len(faults) == 1, faults
     assert re.match(re.escape(f"{path}: ") + pattern, faults[0])
     assert "; 1 such in all; write the folder again" in faults[0]
@@ -233,7 +235,7 @@ def test_a_packed_id_outside_its_table_is_found_and_counted(data):
     words[[100, 59_000, 59_999], word] |= np.uint32(3 << shift)  # 3 of 3 rows: one too far
     words.tofile(folder / "train" / "category.bin")
     seal(folder / "train")
-    (fault,) = verify(folder, "full").faults
+    (fault,) = check_data(folder, "full").faults
     assert re.search(r"record 100, categorical column 0: .*\[0, 3\), found 3; 3 such in all", fault)
 
 
@@ -242,7 +244,7 @@ def test_labels_of_one_kind(data, label):
     folder = data("split")
     np.full(SAMPLES["test"], label, "<i4").tofile(folder / "test" / "label.bin")
     seal(folder / "test")
-    faults = verify(folder, "full").faults
+    faults = check_data(folder, "full").faults
     assert any("test" in line and "expected labels 0 and 1" in line for line in faults)
 
 
@@ -253,7 +255,7 @@ def test_other_labels_than_preprocess_counted(data, kind):
     first_zero = int(np.argmin(VALUES["train"][:, 0]))
     put(folder / name, "<i4", first_zero * stride, 1)
     seal((folder / name).parent)
-    (fault,) = verify(folder, "full").faults
+    (fault,) = check_data(folder, "full").faults
     want = sum(values[:, 0].sum() for values in VALUES.values())
     assert f"expected {want} labels 1 in all parts (records.json), found {want + 1}" in fault
 
@@ -262,7 +264,7 @@ def test_another_number_of_samples_than_preprocess_wrote(data):
     folder = data("split")
     description = json.loads((folder / "records.json").read_text())
     (folder / "records.json").write_text(json.dumps({**description, "test_samples": 9_002}))
-    (fault,) = verify(folder, "size").faults
+    (fault,) = check_data(folder, "size").faults
     assert "expected 9002 samples (records.json), found 9001" in fault
 
 
@@ -275,7 +277,7 @@ def test_a_part_that_preprocess_wrote_is_gone(data, kind, name):
     else:
         (folder / name).unlink()
     for level in ("size", "full"):
-        (fault,) = verify(folder, level, statistics=True).faults
+        (fault,) = check_data(folder, level, statistics=True).faults
         assert fault.startswith(f"{folder}: expected a record file or folder of 9001 test samples")
 
 
@@ -283,12 +285,12 @@ def test_malformed_descriptions_do_not_hide_each_other(data):
     folder = data("split")
     (folder / "train" / "checksums.json").write_text("{}")
     (folder / "test" / "metadata.json").write_text("[]")
-    faults = verify(folder, "size").faults
+    faults = check_data(folder, "size").faults
     assert len(faults) == 2
     assert "test/metadata.json: expected a JSON object" in faults[0]
     assert "train/checksums.json: algorithm: expected crc32" in faults[1]
     with pytest.raises(ValueError, match=r"metadata.json: .* \(and 1 faults? more\); python3 -m"):
-        verify(folder, "size").raise_fault()
+        check_data(folder, "size").raise_fault()
 
 
 def test_other_files_that_checksums_name_are_read_too(data):
@@ -296,16 +298,16 @@ def test_other_files_that_checksums_name_are_read_too(data):
     (folder / "table.parquet").write_bytes(b"some values")
     sums = {path.name: sum_of(path) for path in [*files_of(folder), folder / "table.parquet"]}
     write_checksums(folder, sums)
-    assert verify(folder, "full").faults == []
+    assert check_data(folder, "full").faults == []
     (folder / "table.parquet").write_bytes(b"same length")
-    (fault,) = verify(folder, "full").faults
+    (fault,) = check_data(folder, "full").faults
     assert fault.startswith(f"{folder / 'table.parquet'}: expected CRC-32 ")
 
 
 def test_without_checksums_the_rest_is_checked(data):
     folder = data("split")
     (folder / "test" / "checksums.json").unlink()
-    report = verify(folder, "full")
+    report = check_data(folder, "full")
     assert report.faults == []
     assert report.notes == [
         f"{folder / 'test'}: no checksums.json, so there are no checksums to compare"
@@ -319,7 +321,7 @@ def test_each_file_is_read_by_one_rank(data, size):
     for path in files_of(folder):
         good = path.read_bytes()
         flip(path, rng)
-        found = [verify(folder, "full", rank=rank, size=size).faults for rank in range(size)]
+        found = [check_data(folder, "full", rank=rank, size=size).faults for rank in range(size)]
         assert sum(bool(faults) for faults in found) == 1
         path.write_bytes(good)
 
@@ -328,10 +330,10 @@ def test_only_the_wanted_parts_are_looked_at(data):
     folder = data("split")
     for name in ("train_data.bin", "test_data.bin"):
         (folder / name).write_bytes(b"other")
-    assert verify(folder, "size").faults != []
-    assert verify(folder, "full", parts=("train", "test")).faults == []
+    assert check_data(folder, "size").faults != []
+    assert check_data(folder, "full", parts=("train", "test")).faults == []
     shutil.rmtree(folder / "test")
-    (fault,) = verify(folder, "size", parts=("train", "test")).faults
+    (fault,) = check_data(folder, "size", parts=("train", "test")).faults
     assert "test/metadata.json: no such file" in fault
 
 
@@ -384,7 +386,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path):
     for repeats in (4, 60):
         path = tmp_path / "train_data.bin"
         np.tile(VALUES["train"], (repeats, 1)).tofile(path)
-        split_bin.split(path, tmp_path / "out", RecordLayout(NUM_DENSE, len(SIZES), SIZES))
+        split(path, tmp_path / "out", RecordLayout(NUM_DENSE, len(SIZES), SIZES))
         line = [sys.executable, "-c", program, str(tmp_path / "out")]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr

@@ -14,7 +14,6 @@ from dlrm.formats.checksums import (
     FileSum,
     RunningSum,
     combine,
-    crc32_of,
     read_checksums,
     write_checksums,
 )
@@ -35,7 +34,7 @@ def test_known_values(tmp_path):
     assert crc_by_definition(b"123456789") == 0xCBF43926
     for data, want in ((b"123456789", "cbf43926"), (b"", "00000000"), (b"\x00" * 32, "190a55ad")):
         (tmp_path / "f").write_bytes(data)
-        assert crc32_of(tmp_path / "f") == want == f"{crc_by_definition(data):08x}"
+        assert checksums.sum_of(tmp_path / "f").crc32 == want == f"{crc_by_definition(data):08x}"
 
 
 @pytest.mark.parametrize("size", [1, 4 << 20, (4 << 20) + 1, (9 << 20) - 3])

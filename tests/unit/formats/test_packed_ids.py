@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import split_bin
 from dlrm.data import SplitSource
+from dlrm.data.split import split
 from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES, Field, Packing, plan
 from dlrm.formats.records import RecordLayout
 from tests.support.processes import ROOT
@@ -154,8 +154,8 @@ def test_where_it_writes():
 
 def test_content_round_trips_through_json():
     for packing in (MLPERF, plan((3, 70000, 9)), Packing(3, (Field(2, 5, 7),))):
-        assert Packing.of(json.loads(json.dumps(packing.content))) == packing
-    assert MLPERF.content["words"] == 16
+        assert Packing.from_json(json.loads(json.dumps(packing.to_json()))) == packing
+    assert MLPERF.to_json()["words"] == 16
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def split_folder(folder, name, samples, **options):
     values[:, 3:] = rng.integers(0, RECORD_SIZES, (samples, 3))
     (folder / "train_data.bin").write_bytes(values.tobytes())
     layout = RecordLayout(2, 3, RECORD_SIZES)
-    split_bin.split(folder / "train_data.bin", folder / name, layout, **options)
+    split(folder / "train_data.bin", folder / name, layout, **options)
     return values
 
 
@@ -239,6 +239,6 @@ def test_the_split_refuses_to_pack_ids_of_unknown_sizes(tmp_path):
         [*command, str(tmp_path / "out"), "--pack_ids"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("split_bin.py: --pack_ids: expected the vocabulary sizes")
+    assert done.stderr.startswith("error: --pack_ids: expected the vocabulary sizes")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
