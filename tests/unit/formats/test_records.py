@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlrm.formats.records import RecordChecker, RecordLayout, read_description
+from dlrm.formats.records import RecordChecker, RecordLayout, read_record_description
 
 FILE = Path("train_data.bin")
 DESCRIPTION = {"num_dense": 2, "vocab_sizes": [5, 7], "dense_log_offset": 3.0, "train_samples": 4}
@@ -98,8 +98,8 @@ def described(folder: Path, samples: int = 4, **changes: Any) -> Path:
 
 
 def test_a_description_is_optional(tmp_path: Path) -> None:
-    assert read_description(tmp_path / FILE) is None
-    assert read_description(described(tmp_path)) == DESCRIPTION
+    assert read_record_description(tmp_path / FILE) is None
+    assert read_record_description(described(tmp_path)) == DESCRIPTION
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_a_description_that_does_not_fit_is_refused_with_a_remedy(
     with pytest.raises(
         ValueError, match=rf"records.json: .*{message}.*run the preprocessing again"
     ):
-        read_description(described(tmp_path, **changes))
+        read_record_description(described(tmp_path, **changes))
