@@ -93,7 +93,6 @@ train: setup interact_op $(RAW_FILES)
 	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
 	$(RUN) python3 -m launch -np $(NP) -- main.py --flagfile=presets/$(PRESET).flags \
 	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run $(FLAGS)
-	@echo "loss, AUC and throughput of this run: $(CURDIR)/$(DATA)/run/run.png"
 
 build/demo/raw.tsv: | setup
 	mkdir -p $(@D)
