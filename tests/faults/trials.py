@@ -63,7 +63,7 @@ class Trial:
         return Job(self.folder / f"{self.starts}.txt", command, program[:2] or ("main.py",))
 
     def run_main(self, *cases: dict[str, Any]) -> list[tuple[int, str]]:
-        """Runs main.py once for each of several settings; returns exit codes and all ranks' output."""
+        """Runs main.py once for each of several settings; returns code and output of each."""
         arguments = [jobs.flags({"data_dir": self.baseline.data, **case}) for case in cases]
         (self.folder / "cases.json").write_text(json.dumps(arguments))
         worker = ["python3", "-m", "tests.faults.workers.main_repeatedly"]

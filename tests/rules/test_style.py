@@ -15,9 +15,9 @@ from tests.support.source import MODULES, PRODUCT, files, imports, parse
 
 LONGEST_MODULE = 350  # lines
 # Too long today. This set may only shrink.
-LONGER = {"dlrm.config", "launch.supervisor", "split_bin"}
+LONGER = {"dlrm.config", "split_bin"}
 # Classes that still share a name, a leading underscore aside. This set may only shrink.
-NAMED_TWICE = {"Batch", "Block", "Field", "Parser", "Part", "Report", "Run", "Watch"}
+NAMED_TWICE = {"Parser"}
 
 MOST_ENTRIES = 26
 ROOT_MODULES = {"main.py", "model.py", "dataset.py", "split_bin.py"}
