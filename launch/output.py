@@ -56,7 +56,7 @@ class JobOutput:
 
 
 def write(target: IO[bytes], data: bytes) -> IO[bytes]:
-    """Writes and flushes; returns where to write next, which is /dev/null once the reader has gone."""
+    """Writes and flushes; returns the next target, /dev/null once the reader has gone."""
     try:
         target.write(data)
         target.flush()
