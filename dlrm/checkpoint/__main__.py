@@ -1,7 +1,6 @@
 """Command line of checkpoints: `python3 -m dlrm.checkpoint info|verify|export|import-sok`.
 
-It turns flags into calls and errors into one line; it knows nothing of what is in the files. None
-of it waits for TensorFlow.
+It turns flags into calls and does not know what is in the files. It does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -12,37 +11,35 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Callable, NoReturn
+from typing import Callable
 
-from dlrm.checkpoint.describe import check_files, newest, overview
-from dlrm.checkpoint.export import FORMATS, export
-from dlrm.checkpoint.import_sok import import_dump
-from dlrm.formats.json_files import read_json_object
-from dlrm.formats.metadata import check_vocab_sizes
+from dlrm import cli
 
-# A line at a time also into a pipe: files take minutes.
-_say = partial(print, flush=True)
+with cli.project_environment():
+    from dlrm.checkpoint.describe import check_files, newest, overview
+    from dlrm.checkpoint.export import FORMATS, export
+    from dlrm.checkpoint.import_sok import import_dump
+    from dlrm.formats.json_files import read_json_object
+    from dlrm.formats.metadata import check_vocab_sizes
 
-_PATH_HELP = "a checkpoint, or a --checkpoint_dir, whose newest is meant"
+# Flushes each line, also into a pipe: a file takes minutes.
+_print = partial(print, flush=True)
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see --help")
+_PATH_HELP = "a checkpoint, or a --checkpoint_dir, whose newest checkpoint is used"
 
 
 def _info(flags: argparse.Namespace) -> int:
     for line in overview(flags.path):
-        _say(line)
+        _print(line)
     return 0
 
 
 def _verify(flags: argparse.Namespace) -> int:
-    return 0 if check_files(newest(flags.path), _say) else 1
+    return 0 if check_files(newest(flags.path), _print) else 1
 
 
 def _export(flags: argparse.Namespace) -> int:
-    export(newest(flags.path), flags.outdir, flags.format, flags.tables, _say)
+    export(newest(flags.path), flags.outdir, flags.format, flags.tables, _print)
     return 0
 
 
@@ -53,7 +50,7 @@ def _import_sok(flags: argparse.Namespace) -> int:
         content = read_json_object(flags.metadata, remedy)
         sizes = content.get("vocab_sizes")
     check_vocab_sizes(sizes)
-    import_dump(flags.dump, flags.out, sizes, flags.names, _say)
+    import_dump(flags.dump, flags.out, sizes, flags.names, _print)
     return 0
 
 
@@ -65,18 +62,18 @@ def _numbers(text: str) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python3 -m dlrm.checkpoint", description="Work with checkpoints.")
+    parser = cli.Parser(prog="python3 -m dlrm.checkpoint", description="Work with checkpoints.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> cli.Parser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         return made
 
-    info = command("info", _info, "Say what a checkpoint is of, or which there are in a folder.")
-    info.add_argument("path", type=Path, metavar="PATH", help="a checkpoint, or a --checkpoint_dir")
+    info = command("info", _info, "Describe a checkpoint, or list those in a directory.")
+    info.add_argument("path", type=Path, metavar="PATH", help="a checkpoint or a --checkpoint_dir")
 
-    check = command("verify", _verify, "Read every byte; say which files are damaged, and where.")
+    check = command("verify", _verify, "Read every byte and name the damaged files and offsets.")
     check.add_argument("path", type=Path, metavar="PATH", help=_PATH_HELP)
 
     out = command(
@@ -86,9 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         " (tensor rows), and the dense weights as dense.safetensors.",
     )
     out.add_argument("path", type=Path, metavar="PATH", help=_PATH_HELP)
-    out.add_argument("outdir", type=Path, metavar="OUTDIR", help="folder to write")
-    out.add_argument("--format", choices=tuple(FORMATS), required=True, help="of the files")
-    out.add_argument("--tables", type=_numbers, metavar="0,3,5", help="which (default: all)")
+    out.add_argument("outdir", type=Path, metavar="OUTDIR", help="directory to write")
+    out.add_argument("--format", choices=tuple(FORMATS), required=True, help="format of the files")
+    out.add_argument(
+        "--tables", type=_numbers, metavar="0,3,5", help="tables to export (default: all)"
+    )
 
     sok = command(
         "import-sok",
@@ -112,23 +111,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _allow_many_files() -> None:
-    """A checkpoint has a file a rank; the usual soft limit is 1,024 open files."""
+    """Raises the limit of open files: a checkpoint has one file for each rank that wrote it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    try:
-        flags = _parser().parse_args(arguments)
-        _allow_many_files()
-        return int(flags.run(flags))
-    except KeyboardInterrupt:
-        print("interrupted; nothing unfinished was kept", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return cli.exit_code(lambda: _run(arguments), "interrupted; nothing unfinished was kept")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    flags = _parser().parse_args(arguments)
+    _allow_many_files()
+    return int(flags.run(flags))
 
 
 if __name__ == "__main__":

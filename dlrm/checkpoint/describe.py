@@ -24,10 +24,10 @@ _MOST_THREADS = 16
 
 
 def newest(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest in it.
+    """The checkpoint at a path: the path itself, or the newest checkpoint in it.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: There is no such directory.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: expected a checkpoint or a folder of checkpoints, found none")
@@ -35,10 +35,10 @@ def newest(path: Path) -> Path:
 
 
 def overview(path: Path) -> Iterator[str]:
-    """Lines on a checkpoint, or one on each of a folder's.
+    """Lines about a checkpoint, or one line about each checkpoint in a directory.
 
     Raises:
-        ValueError: the checkpoint's manifest is damaged, or there is none.
+        ValueError: The checkpoint's manifest is damaged or missing.
     """
     checkpoints = directory.finished(path)
     if not checkpoints:
@@ -107,13 +107,13 @@ def _columns(items: Sequence[str]) -> Iterator[str]:
 
 
 def check_files(checkpoint: Path, on_message: Callable[[str], None]) -> bool:
-    """Reads every byte of a checkpoint with all cores; tells a line a file.
+    """Reads every byte of a checkpoint with all cores and reports one line for each file.
 
     Returns:
-        Whether every file is as it was written.
+        Whether every file is undamaged.
 
     Raises:
-        ValueError: the manifest, which says what that is, is damaged itself or missing.
+        ValueError: The manifest is damaged or missing.
     """
     manifest = read_manifest(checkpoint)
     on_message(f"{checkpoint / FILE_NAME}: ok")
@@ -131,7 +131,7 @@ def check_files(checkpoint: Path, on_message: Callable[[str], None]) -> bool:
 
 
 def _first_damage(path: Path, digest: FileDigest) -> str:
-    """What is wrong with a file, the first of it; nothing if it is whole."""
+    """The first fault of a file; an empty string if it is undamaged."""
 
     def check(start: int) -> None:
         reader.read_bytes(start, min(start + _CHECKED_BYTES, digest.size))

@@ -1,7 +1,8 @@
-"""The folder that holds a run's checkpoints: which are there, and how one appears or goes.
+"""The directory that holds a run's checkpoints: lists, commits and removes them.
 
-A checkpoint is made under a name that nobody reads and gets its own by one rename, so it is there
-whole or not at all; it goes the same way back. Knows names and the file system, nothing of content.
+A checkpoint is written under a temporary name and gets its final name by one rename, so it is
+complete or absent. Removal begins with a rename too. This module knows names and the file system,
+not what is in a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import BinaryIO
 from dlrm.formats import atomic_files
 
 LOCK_NAME = ".lock"
-LOCK_SECONDS = 15.0  # a killed run's last process may take so long to go
+LOCK_SECONDS = 15.0  # The last process of a killed run may need this long to end.
 _NAME = re.compile(r"step-(\d{10,})")
 _UNFINISHED, _REMOVED = ".unfinished-", ".removed-"
 
@@ -28,30 +29,30 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The steps done before the checkpoint at `path`; -1 if it has another name than ours."""
+    """The number of steps before the checkpoint at `path`; -1 if the name is no checkpoint's."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
 def is_later(path: Path, other: Path) -> bool:
-    """Whether a checkpoint is of a later step than `other`, if the name of that tells."""
+    """Whether a checkpoint is of a later step than `other`; False if `other` has no step number."""
     return 0 <= step_of(other) < step_of(path)
 
 
 def finished(directory: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; none if there is no such folder."""
+    """The finished checkpoints in a directory, oldest first; none if it does not exist."""
     if not directory.is_dir():
         return []
     return sorted((p for p in directory.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
 
 
 def unfinished_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps is made."""
+    """The path under which the checkpoint after `step` steps is written."""
     return directory / (_UNFINISHED + checkpoint_name(step))
 
 
 def clean(directory: Path) -> None:
-    """Removes what interrupted writing or removing left."""
+    """Removes what an interrupted save or removal left."""
     if directory.is_dir():
         for path in directory.iterdir():
             if path.name.startswith((_UNFINISHED, _REMOVED)):
@@ -59,10 +60,10 @@ def clean(directory: Path) -> None:
 
 
 def commit(unfinished: Path) -> Path:
-    """Gives a checkpoint, of which every file is on the disk, its name.
+    """Gives a checkpoint its final name; its files must be on the disk.
 
-    Takes the place of one of the same step, which can only be damaged: training has come this way
-    again.
+    It replaces a checkpoint of the same step, which can only be damaged: training has passed this
+    step again.
     """
     directory = unfinished.parent
     final = directory / unfinished.name[len(_UNFINISHED) :]
@@ -74,21 +75,24 @@ def commit(unfinished: Path) -> Path:
 
 
 def remove(checkpoint: Path) -> None:
-    """Removes a checkpoint; interrupted, it leaves nothing that looks like one."""
+    """Removes a checkpoint.
+
+    It is renamed first, so that an interrupted removal leaves no directory that looks like one.
+    """
     doomed = checkpoint.with_name(_REMOVED + checkpoint.name)
     atomic_files.rename(checkpoint, doomed)
     shutil.rmtree(doomed)
 
 
 def lock(directory: Path) -> BinaryIO:
-    """Keeps other runs out of a folder until the file is closed or the process ends.
+    """Keeps other runs out of a directory until the file is closed or the process ends.
 
     Raises:
-        ValueError: another run holds it, also after `LOCK_SECONDS`.
+        ValueError: Another run still holds the lock after `LOCK_SECONDS`.
     """
     file = open(directory / LOCK_NAME, "ab")  # noqa: SIM115
     end = time.monotonic() + LOCK_SECONDS
-    # Where the file system has no locks, one goes without.
+    # Some file systems have no locks; the run then goes without.
     with contextlib.suppress(OSError):
         while True:
             try:

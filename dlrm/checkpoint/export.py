@@ -28,9 +28,9 @@ class Table:
     """One table of a checkpoint, read in pieces by id.
 
     Args:
-        reader: of the checkpoint.
-        first_key: the key of id 0.
-        rows: its ids are 0 .. rows - 1.
+        reader: Reads the rows of the checkpoint.
+        first_key: The key of id 0.
+        rows: Number of ids.
     """
 
     def __init__(self, reader: TableReader, first_key: int, rows: int) -> None:
@@ -43,7 +43,7 @@ class Table:
         self._piece_rows = max(1, piece // (4 * self.width))
 
     def __iter__(self) -> Iterator[tuple[int, Rows]]:
-        """Pieces in order: the first id of each, and its rows, float32 [n, width]."""
+        """Yields pieces in order: the first id of each and its rows, float32 [n, width]."""
         for first in range(0, self.rows, self._piece_rows):
             last = min(first + self._piece_rows, self.rows)
             yield first, self._reader.read_keys(self._first_key + first, self._first_key + last)
@@ -61,15 +61,15 @@ def export(
     Every block is checked while it is read.
 
     Args:
-        checkpoint: what to export.
-        outdir: where to; made when missing.
-        format_name: one of `FORMATS`.
-        tables: which; None for all.
-        on_message: told of each file that is done.
+        checkpoint: The checkpoint to export.
+        outdir: The directory to write; created if missing.
+        format_name: One of `FORMATS`.
+        tables: The tables to export; None for all.
+        on_message: Called with a line for each file that is complete.
 
     Raises:
-        ValueError: the checkpoint is damaged; it has no such table; or a file would be overwritten.
-        OSError: a file cannot be read or written.
+        ValueError: The checkpoint is damaged, has no such table, or a file would be overwritten.
+        OSError: A file cannot be read or written.
     """
     manifest = read_manifest(checkpoint)
     sizes = manifest.model.vocab_sizes
@@ -84,7 +84,7 @@ def export(
     # Files of another checkpoint beside these would make a mix that nobody trained.
     for path in (*paths.values(), dense):
         if path.exists():
-            raise ValueError(f"{path}: is there already; remove it, or choose another OUTDIR")
+            raise ValueError(f"{path}: already exists; remove it, or choose another OUTDIR")
     outdir.mkdir(parents=True, exist_ok=True)
     with TableReader(checkpoint, manifest) as reader:
         for table, path in paths.items():

@@ -42,12 +42,12 @@ class Variable:
     """A dumped variable: row i of the weights is that of key i.
 
     Attributes:
-        key_path: the file of keys.
-        key_type: the type of a key, an integer.
-        weight_path: the file of rows.
-        weight_type: the type of a value, a float.
-        count: keys, and rows.
-        width: values in a row.
+        key_path: The file of keys.
+        key_type: The integer type of a key.
+        weight_path: The file of rows.
+        weight_type: The floating-point type of a value.
+        count: Number of keys and of rows.
+        width: Number of values in a row.
     """
 
     key_path: Path
@@ -82,17 +82,17 @@ def import_dump(
     Values become float32; what is wider is rounded.
 
     Args:
-        dump: the folder that `sok.dump` wrote.
-        checkpoint_dir: the folder of checkpoints to make it in; made when missing.
-        vocab_sizes: rows of each table.
-        names: the variables in table order, with ids as keys; or a single one, with fused keys.
-            May be empty if the dump has just one.
-        on_message: told what was found and what was made.
+        dump: The directory that `sok.dump` wrote.
+        checkpoint_dir: The directory to write the checkpoint to; created if missing.
+        vocab_sizes: Number of rows of each table.
+        names: The variables in table order, with ids as keys; or a single one, with fused keys.
+            May be empty if the dump holds only one.
+        on_message: Called with lines about what was found and what was written.
 
     Raises:
-        ValueError: the dump is not of these tables, each row exactly once; or there are
-            checkpoints in the folder.
-        OSError: a file cannot be read or written.
+        ValueError: The dump does not hold each row of these tables exactly once, or the directory
+            already holds checkpoints.
+        OSError: A file cannot be read or written.
     """
     variables = [open_variable(dump, name) for name in names or [_only_name(dump)]]
     sizes = [sum(vocab_sizes)] if len(variables) == 1 else list(vocab_sizes)
@@ -113,7 +113,7 @@ def import_dump(
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     with directory.lock(checkpoint_dir):
         if present := directory.finished(checkpoint_dir):
-            raise ValueError(f"{present[-1]}: is there already; choose another OUT")
+            raise ValueError(f"{present[-1]}: already exists; choose another OUT")
         directory.clean(checkpoint_dir)
         unfinished = directory.unfinished_path(checkpoint_dir, 0)
         unfinished.mkdir()
@@ -133,12 +133,12 @@ def open_variable(dump: Path, name: str) -> Variable:
     """Reads the two headers of a variable.
 
     Args:
-        dump: the folder.
-        name: as TensorFlow knows it, or as in the files' names.
+        dump: The directory that `sok.dump` wrote.
+        name: The variable's name in TensorFlow, or as it stands in the file names.
 
     Raises:
-        ValueError: the files are not what they should be, or do not fit each other.
-        OSError: one of them is missing.
+        ValueError: A file is malformed, or the two do not fit each other.
+        OSError: A file is missing.
     """
     stem = re.sub(f"[{re.escape(string.punctuation)}]", "_", name)
     keys, weights = dump / f"{stem}-key", dump / f"{stem}-weight"
@@ -164,8 +164,8 @@ def check_keys(variable: Variable, rows: int) -> None:
     """Checks that the keys are 0 .. rows - 1, each once, in any order.
 
     Raises:
-        ValueError: keys are missing, there more than once, or none of these; with how many of each
-            kind, and the lowest.
+        ValueError: Keys are missing, repeated or out of range; the message gives the number and
+            the lowest key of each kind.
     """
     seen = np.zeros(-(-rows // 8), np.uint8)  # a bit a key
     outside, repeated, found = _Found(), _Found(), 0
@@ -214,7 +214,7 @@ def _first_clear(bits: NDArray[np.uint8]) -> int:
 
 
 def _write_rows(path: Path, variables: Sequence[Variable], sizes: Sequence[int]) -> None:
-    """Puts each row in its place in a new tables file."""
+    """Writes each row to the position of its key in a new tables file."""
     rows, width = sum(sizes), variables[0].width
     start = allocate(path, {ROWS: (np.dtype("<f4"), (rows, width))})
     with open(path, "r+b") as file:

@@ -1,6 +1,6 @@
-"""What a checkpoint says of itself: `manifest.json`, written last, so that it vouches for the rest.
+"""The description of a checkpoint: `manifest.json`, written after all other files.
 
-Plain data; knows nothing of tensors or ranks.
+Its presence means that the checkpoint is complete. Plain data: no tensors, no ranks.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class ModelShape:
     A checkpoint of tables alone, without dense weights, has None for what shapes those.
 
     Attributes:
-        num_dense: dense features of a sample.
-        vocab_sizes: rows of each table.
-        embedding_dim: values in a row.
-        bottom_mlp: units of the bottom MLP's layers.
-        top_mlp: units of the top MLP's layers.
+        num_dense: Number of dense features of a sample.
+        vocab_sizes: Number of rows of each table.
+        embedding_dim: Number of values in a row.
+        bottom_mlp: Units of the bottom MLP's layers.
+        top_mlp: Units of the top MLP's layers.
     """
 
     num_dense: int | None
@@ -64,12 +64,12 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Position:
-    """How far the training is: what the next step is and which sample it begins with.
+    """The progress of training: the next step and its first sample.
 
     Attributes:
-        step: steps done.
-        epoch: passes over the training data done.
-        next_sample: of the epoch that is under way.
+        step: Number of steps done.
+        epoch: Number of completed passes over the training data.
+        next_sample: Next sample of the current epoch.
     """
 
     step: int
@@ -79,15 +79,15 @@ class Position:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole checkpoint.
+    """The content of `manifest.json`.
 
     Attributes:
-        position: how far the training was.
-        model: what the weights fit.
-        settings: every flag of the run that wrote it.
-        data: a fingerprint of each part of the data.
-        ranks: how many wrote the tables.
-        files: what each file of the checkpoint must be, by name.
+        position: The progress of training.
+        model: The shape of the weights.
+        settings: The value of every flag of the run that wrote it, by name.
+        data: The fingerprint of each part of the data, by name.
+        ranks: Number of ranks that wrote the tables.
+        files: The digest of each file of the checkpoint, by name.
     """
 
     position: Position
@@ -98,14 +98,14 @@ class Manifest:
     files: Mapping[str, FileDigest]
 
     def write(self, folder: Path) -> None:
-        """Writes `manifest.json` and brings it to the disk."""
+        """Writes `manifest.json`, durably."""
         content = {"format": FORMAT, **asdict(self)}
         content["files"] = {name: digest.to_json() for name, digest in self.files.items()}
         content["crc32"] = _sum_of(content)
         atomic_files.write_text(folder / FILE_NAME, json.dumps(content, indent=1))
 
     def damage(self, folder: Path) -> Iterator[str]:
-        """Names each file that is missing or not of its size; contents are not read."""
+        """Yields a line for each file that is missing or of the wrong size, without reading it."""
         for name, digest in self.files.items():
             path = folder / name
             size = path.stat().st_size if path.exists() else None
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint.
 
     Raises:
-        ValueError: the folder is no checkpoint, or a damaged one.
+        ValueError: The directory holds no checkpoint, or the manifest is damaged.
     """
     path = folder / FILE_NAME
     try:

@@ -33,7 +33,7 @@ Spec = tuple[np.dtype[Any], tuple[int, ...]]  # type and shape
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What a file must be: its size, and the CRC-32 of each of its blocks in order."""
+    """The size of a file, and the CRC-32 of each of its blocks in order."""
 
     size: int
     block_bytes: int
@@ -59,8 +59,8 @@ class TensorWriter:
     most two pieces are held.
 
     Args:
-        path: the file; must not exist.
-        tensors: type and shape of each tensor, in the order in which their values will come.
+        path: The file, which must not exist.
+        tensors: Type and shape of each tensor, in the order in which they will be written.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, Spec]) -> None:
@@ -75,7 +75,7 @@ class TensorWriter:
         self._append(memoryview(header))
 
     def __enter__(self) -> TensorWriter:
-        """Itself; leaving the context closes the file, whole or not."""
+        """Returns itself; leaving the context closes the file, complete or not."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -86,17 +86,17 @@ class TensorWriter:
         """Appends values; the array must not change before the next call.
 
         Raises:
-            OSError: naming the file; also for the piece before.
+            OSError: This piece or the one before cannot be written; the error names the file.
         """
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         self._wait()
         self._writing = self._thread.submit(self._append, data)
 
     def finish(self) -> FileDigest:
-        """Brings everything to the disk.
+        """Flushes everything to the disk and returns the digest of the file.
 
         Raises:
-            OSError: naming the file.
+            OSError: The file cannot be written; the error names it.
         """
         self._wait()
         assert self._size == self._expected, f"{self._path}: {self._size} != {self._expected}"
@@ -127,12 +127,12 @@ class TensorReader:
     """Reads ranges of the tensors of one file, checking every block that is touched.
 
     Args:
-        path: the file.
-        digest: what it must be.
+        path: The file.
+        digest: Its digest.
 
     Raises:
-        ValueError: the file is not of its size, or its header is damaged.
-        OSError: it cannot be read.
+        ValueError: The size is wrong, or the header is damaged.
+        OSError: The file cannot be read.
     """
 
     def __init__(self, path: Path, digest: FileDigest) -> None:
@@ -147,7 +147,7 @@ class TensorReader:
             raise
 
     def __enter__(self) -> TensorReader:
-        """Itself; leaving the context closes the file."""
+        """Returns itself; leaving the context closes the file."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -166,10 +166,10 @@ class TensorReader:
             self._starts[name] = 8 + length + entry["data_offsets"][0]
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Rows [first, last) of a tensor, all of them by default, as an array of its own.
+        """Rows [first, last) of a tensor, all by default, as a new array.
 
         Raises:
-            ValueError: a block differs from its sum; names file and offset.
+            ValueError: A block is damaged; the message names the file and the offset.
         """
         dtype, shape = self.tensors[name]
         last = shape[0] if last is None else last
@@ -182,7 +182,7 @@ class TensorReader:
         """Bytes [start, stop) of the file.
 
         Raises:
-            ValueError: a block differs from its sum; names file and offset.
+            ValueError: A block is damaged; the message names the file and the offset.
         """
         block = self._digest.block_bytes
         low = start // block * block
@@ -217,16 +217,16 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> FileDigest
 
 
 def allocate(path: Path, tensors: Mapping[str, Spec]) -> int:
-    """Makes a file whose values are then filled in in any order; `digest_file` ends it.
+    """Creates a file whose values can be written in any order; `digest_file` completes it.
 
-    The room is reserved, so that a full disk is met here: whoever fills the file through a mapping
-    would die of it.
+    The space is reserved, so that a full disk fails here and does not kill a process that later
+    writes through a mapping.
 
     Returns:
         The offset of the first value.
 
     Raises:
-        OSError: naming the file.
+        OSError: The file cannot be written; the error names it.
     """
     header = _header(tensors)
     size = len(header) + sum(_bytes(spec) for spec in tensors.values())
@@ -237,7 +237,7 @@ def allocate(path: Path, tensors: Mapping[str, Spec]) -> int:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Brings a file that was filled in to the disk, and sums its blocks as they are."""
+    """Flushes a file to the disk and computes its digest."""
     with open(path, "rb", buffering=0) as file, ThreadPoolExecutor() as pool:
         descriptor = file.fileno()
         atomic_files.sync(descriptor, path)

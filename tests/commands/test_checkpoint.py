@@ -314,7 +314,7 @@ def test_an_export_never_overwrites(tmp_path, capsys):
     assert main([*words, "--tables=1"]) == 0
     (tmp_path / "o" / DENSE_FILE).unlink()
     assert main(words) == 1
-    assert "table_001.parquet: is there already" in capsys.readouterr().err
+    assert "table_001.parquet: already exists" in capsys.readouterr().err
     assert os.listdir(tmp_path / "o") == ["table_001.parquet"]
 
 

@@ -173,7 +173,7 @@ def test_checkpoints_that_are_there_stay(tmp_path, capsys):
     write_dump(tmp_path / "d", "v", np.arange(10), np.zeros((10, WIDTH), np.float32))
     words = ["import-sok", str(tmp_path / "d"), str(tmp_path / "out"), "--vocab_sizes=10"]
     assert main(words) == 1
-    assert "step-0000000000: is there already" in capsys.readouterr().err
+    assert "step-0000000000: already exists" in capsys.readouterr().err
     np.testing.assert_array_equal(imported(tmp_path / "out"), before)
 
 
