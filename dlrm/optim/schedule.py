@@ -17,10 +17,11 @@ class Schedule:
     """Learning rate by 0-based step.
 
     Attributes:
-        base: the learning rate of the plateau.
-        warmup_steps: W; the rate of step s < W is base * s / W.
-        decay_start_step: D; the plateau ends here.
-        decay_steps: K; then base * ((D + K - s) / K)^2 until step D + K, and 0 from there on.
+        base: The learning rate after the warm-up, which then stays for a while.
+        warmup_steps: W, the length of the warm-up. The rate of step s < W is base * s / W.
+        decay_start_step: D, the step at which the decay begins.
+        decay_steps: K, the length of the decay. The rate is base * ((D + K - s) / K)^2 from step D
+            to step D + K, and 0 from then on.
     """
 
     base: float
