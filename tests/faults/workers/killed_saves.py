@@ -1,4 +1,4 @@
-"""Ranks that save, of which one is killed: python3 killed_saves.py FOLDER RANKS MOMENTS SEED.
+"""Ranks that save, of which one is killed: killed_saves.py FOLDER RANKS MOMENTS SEED.
 
 Once at each of `SAVE_POINTS`, on rank 0 and on another, and at so many random moments. Prints a
 JSON object a line: what was found after each. The ranks are plain processes over pipes, so that

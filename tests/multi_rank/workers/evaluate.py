@@ -1,4 +1,4 @@
-"""One rank of a distributed evaluation: python3 evaluate.py SCORES.npz FOLDER.
+"""One rank of a distributed evaluation: evaluate.py SCORES.npz FOLDER.
 
 SCORES.npz holds what all ranks score; FOLDER gets a file of figures from each rank. The shares are
 unequal: rank 0 has most of the samples, and only in its first batch has the last rank any.

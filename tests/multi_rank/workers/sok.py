@@ -1,4 +1,4 @@
-"""SOK's backends on a CPU: python3 sok.py KERNELS FOLDER [CHECK ...].
+"""SOK's backends on a CPU: sok.py KERNELS FOLDER [CHECK ...].
 
 KERNELS is the library of emulated kernels. Runs the checks of tools.gpu_check that a GPU host would
 run, and one of an optimizer's state; rank 0 writes what came of them to FOLDER/found.json.

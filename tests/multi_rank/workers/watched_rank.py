@@ -1,4 +1,4 @@
-"""One rank under a watchdog, without TensorFlow: python3 watched_rank.py PLAN.json RANK.
+"""One rank under a watchdog, without TensorFlow: watched_rank.py PLAN.json RANK.
 
 It takes steps, each of which ends in an exchange with the others, until its step `at`, in which
 the ranks that `faults` names do something else. The ranks meet in the plan's folder.
