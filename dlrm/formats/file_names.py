@@ -1,4 +1,4 @@
-"""The names of the files that users, other programs and the parts of this one exchange.
+"""The names of the files that hold or describe data, which programs and users exchange.
 
 Names only: what is in a file is said by the module that reads and writes it.
 """
@@ -21,13 +21,6 @@ COLUMN_FILES = (LABEL, DENSE, CATEGORY)
 RECORDS = "records.json"
 CHECKSUMS = "checksums.json"
 RECORD_FILE_SUFFIX = "_data.bin"
-
-# A checkpoint.
-MANIFEST = "manifest.json"
-DENSE_WEIGHTS = "dense.safetensors"
-
-# The folder of a run.
-EVENTS = "events.jsonl"
 
 
 def category_file(table: int) -> str:
