@@ -5,7 +5,7 @@ names, dynamic_variable.py and distributed_variable.py beside it): a variable is
 `<name>-key` and `<name>-weight`, where every punctuation mark of the name became `_`. A file is a
 header of 296 bytes and an array as the machine holds it. Row i of the weights is that of key i; the
 keys stand in the order in which ranks and rounds sent them. Nothing says how wide a row is: that
-follows from the sizes. Optimiser slots are files of their own, `<name>-<optimiser>-<slot>`, which
+follows from the sizes. Optimizer slots are files of their own, `<name>-<optimizer>-<slot>`, which
 plain SGD does not have and nobody reads here; nor is the name in the header, which stays blank.
 """
 
