@@ -23,7 +23,7 @@ from dlrm.metrics import Evaluation
 from dlrm.optim.schedule import Schedule
 from dlrm.train.callback import Callback
 from dlrm.train.evaluation import Evaluator
-from dlrm.train.step import BAD_IDS, NOT_FINITE, Health, Routes, TrainingStep
+from dlrm.train.step import IDS_OUTSIDE, NOT_FINITE, Health, Routes, TrainingStep
 
 ELSEWHERE = "another rank names the sample"
 SIGNAL_INTERVAL = 16  # evaluation batches between two checks whether a rank was asked to stop
@@ -162,7 +162,9 @@ class Trainer:
                 where = self._describe_bad_ids(batch)
             bad += int(bad_ids)
         if int(self._collective.sum(tf.constant(bad), name="evaluation.bad")):
-            raise TrainingError(f"evaluation after step {step}: {BAD_IDS}; {where or ELSEWHERE}")
+            raise TrainingError(
+                f"evaluation after step {step}: {IDS_OUTSIDE}; {where or ELSEWHERE}"
+            )
         result = self._evaluator.result(step, time.perf_counter() - start)
         if result.samples and not math.isfinite(result.log_loss):
             raise TrainingError(
@@ -253,9 +255,9 @@ class Trainer:
             global_batch = len(batch.labels) * self._collective.size
             where = f"step {step} (global batch of {global_batch} samples)"
             # Which check failed: an Assert's message is the only way out of a compiled graph.
-            if BAD_IDS in error.message:
+            if IDS_OUTSIDE in error.message:
                 sample = self._describe_bad_ids(batch) or ELSEWHERE
-                raise TrainingError(f"{where}: {BAD_IDS}; {sample}") from error
+                raise TrainingError(f"{where}: {IDS_OUTSIDE}; {sample}") from error
             if NOT_FINITE in error.message:
                 samples = self._describe_not_finite(batch, routes)
                 raise TrainingError(f"{where}: {NOT_FINITE}, {samples}; {LOWER_LR}") from error

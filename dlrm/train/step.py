@@ -27,7 +27,7 @@ from dlrm.optim.dense_optimizers import DenseOptimizer
 
 Routes = tuple[Route, ...]
 
-BAD_IDS, NOT_FINITE = "ids outside their table", "a loss or gradient that is not finite"
+IDS_OUTSIDE, NOT_FINITE = "ids outside their table", "a loss or gradient that is not finite"
 
 
 class Health(NamedTuple):
@@ -191,7 +191,7 @@ class TrainingStep:
 
         Raises:
             tf.errors.InvalidArgumentError: On every rank, before anything is updated; the message
-                holds `BAD_IDS` or `NOT_FINITE`.
+                holds `IDS_OUTSIDE` or `NOT_FINITE`.
         """
         health, next_routes = self._compiled_train(
             dense, labels, routes, next_ids, learning_rate, signal
@@ -244,7 +244,7 @@ class TrainingStep:
         finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(g)) for g in [health, *gradients]])
         mean = Health.unpack(health)
         checks = [
-            tf.debugging.Assert(mean.bad_ids == 0, [BAD_IDS]),
+            tf.debugging.Assert(mean.bad_ids == 0, [IDS_OUTSIDE]),
             tf.debugging.Assert(finite, [NOT_FINITE]),
         ]
         # Every update is computed from the learning rate, so none comes before the checks.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlrm.train.step import BAD_IDS, NOT_FINITE
+from dlrm.train.step import IDS_OUTSIDE, NOT_FINITE
 from tests.support.small_model import (
     make_batches,
     reference_of,
@@ -51,10 +51,10 @@ def test_gradients_change_nothing() -> None:
         np.testing.assert_array_equal(value, expected)
 
 
-@pytest.mark.parametrize("fault", [BAD_IDS, NOT_FINITE])
+@pytest.mark.parametrize("fault", [IDS_OUTSIDE, NOT_FINITE])
 def test_a_step_that_must_not_be_taken_changes_nothing(fault: str) -> None:
     step, (batch,) = small_step(), make_batches(1)
-    if fault == BAD_IDS:
+    if fault == IDS_OUTSIDE:
         batch.ids[3, 1] = 1  # of a table with one row
     else:
         batch.dense[3, 1] = np.nan
