@@ -1,6 +1,6 @@
-"""What a person wants to know of checkpoints: what they are of, and whether every byte is right.
+"""Describes checkpoints for people, and checks every byte of them.
 
-Reads files; knows nothing of training.
+Works on files alone, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, FileDigest, TensorRead
 from dlrm.formats.quantities import plural, size_text
 
 LINE_WIDTH = 100
-_CHECKED_BYTES = 4 * BLOCK_BYTES  # by a thread at a time
+_CHECKED_BYTES = 4 * BLOCK_BYTES  # that a thread reads and checks at a time
 _MOST_THREADS = 16
 
 
@@ -51,6 +51,7 @@ def overview(path: Path) -> Iterator[str]:
 
 
 def _summary(checkpoint: Path, manifest: Manifest) -> str:
+    """One line: the position, the size and whether all files are there."""
     position = manifest.position
     return (
         f"step {position.step:,}, epoch {position.epoch}, next sample {position.next_sample:,}; "
@@ -61,6 +62,7 @@ def _summary(checkpoint: Path, manifest: Manifest) -> str:
 
 
 def _describe(checkpoint: Path) -> Iterator[str]:
+    """Lines about one checkpoint: its summary, model, tables, settings and data."""
     manifest = read_manifest(checkpoint)
     model = manifest.model
     yield f"{checkpoint}: {_summary(checkpoint, manifest)}"
@@ -98,7 +100,7 @@ def _describe(checkpoint: Path) -> Iterator[str]:
 
 
 def _columns(items: Sequence[str]) -> Iterator[str]:
-    """Lines of equally wide items, as many a line as fit."""
+    """Lines of equally wide items, each line as full as `LINE_WIDTH` allows."""
     width = max(map(len, items)) + 2
     count = max(1, (LINE_WIDTH - 2) // width)
     for first in range(0, len(items), count):
@@ -137,7 +139,7 @@ def _first_damage(path: Path, digest: FileDigest) -> str:
         reader.read_bytes(start, min(start + _CHECKED_BYTES, digest.size))
 
     try:
-        # Reading and summing release the interpreter, so that threads use all cores.
+        # Reading and checksums release the interpreter lock, so that the threads use all cores.
         with TensorReader(path, digest) as reader, ThreadPoolExecutor(_threads()) as pool:
             for _ in pool.map(check, range(0, digest.size, _CHECKED_BYTES)):
                 pass
@@ -149,5 +151,8 @@ def _first_damage(path: Path, digest: FileDigest) -> str:
 
 
 def _threads() -> int:
-    """As many as there are cores, within reason: each holds a piece, and disks are slower."""
+    """One thread for each core, but a bounded number.
+
+    Each thread holds a piece in memory, and more of them than the bound only wait for the disk.
+    """
     return min(len(os.sched_getaffinity(0)), _MOST_THREADS)

@@ -1,12 +1,12 @@
-"""Reads what `sok.dump` wrote, and makes a checkpoint of it.
+"""Makes a checkpoint from the files that `sok.dump` wrote.
 
-The format is that of HugeCTR's sparse_operation_kit/sparse_operation_kit/dump_load.py (and, for the
-names, dynamic_variable.py and distributed_variable.py beside it): a variable is two files,
-`<name>-key` and `<name>-weight`, where every punctuation mark of the name became `_`. A file is a
-header of 296 bytes and an array as the machine holds it. Row i of the weights is that of key i; the
-keys stand in the order in which ranks and rounds sent them. Nothing says how wide a row is: that
-follows from the sizes. Optimizer slots are files of their own, `<name>-<optimizer>-<slot>`, which
-plain SGD does not have and nobody reads here; nor is the name in the header, which stays blank.
+The format is that of HugeCTR's sparse_operation_kit/sparse_operation_kit/dump_load.py (the names
+are made in dynamic_variable.py and distributed_variable.py of the same folder). A variable is two
+files, `<name>-key` and `<name>-weight`, where `_` replaces every punctuation mark of the name. Each
+file is a header of 296 bytes, whose field for the name stays blank, and an array in the machine's
+byte order. Row i of the weights belongs to key i; the keys are in the order in which ranks and
+rounds sent them. The width of a row is not stored but follows from the file sizes. Optimizer slots
+are separate files, `<name>-<optimizer>-<slot>`, which are not read: plain SGD has none.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _KINDS = {"key": 0, "weight": 1}
 _KEY_TYPES = {0: "<i4", 1: "<i8", 2: "<u4", 3: "<u8"}
 _WEIGHT_TYPES = {4: "<f2", 5: "<f4", 6: "<f8"}
 
-_CHECKED_KEYS = 1 << 20  # at a time
-# Rows moved at a time. Each may lie in a memory page of its own, and all pages touched are held.
+_CHECKED_KEYS = 1 << 20  # keys checked at a time
+# Rows copied at a time. Each may lie in a different memory page, and all touched pages stay in
+# memory.
 _MOVED_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A dumped variable: row i of the weights is that of key i.
+    """A dumped variable; row i of the weights belongs to key i.
 
     Attributes:
         key_path: The file of keys.
@@ -58,12 +59,12 @@ class Variable:
     width: int
 
     def keys(self, first: int, last: int) -> NDArray[Any]:
-        """Keys [first, last) in the order of the file, of `key_type`."""
+        """Reads keys [first, last) in the order of the file, `key_type` [last - first]."""
         offset = _HEADER.size + first * self.key_type.itemsize
         return np.fromfile(self.key_path, self.key_type, last - first, offset=offset)
 
     def rows(self, first: int, last: int) -> NDArray[Any]:
-        """The rows of keys [first, last), of `weight_type`, [last - first, width]."""
+        """Reads the rows of keys [first, last), `weight_type` [last - first, width]."""
         offset = _HEADER.size + first * self.width * self.weight_type.itemsize
         count = (last - first) * self.width
         values = np.fromfile(self.weight_path, self.weight_type, count, offset=offset)
@@ -77,17 +78,17 @@ def import_dump(
     names: Sequence[str],
     on_message: Callable[[str], None],
 ) -> None:
-    """Makes a checkpoint of step 0, tables alone, from a dump whose keys come in any order.
+    """Makes a checkpoint of step 0 from a dump whose keys are in any order.
 
-    Values become float32; what is wider is rounded.
+    It holds the tables only. Values become float32; wider types are rounded.
 
     Args:
         dump: The directory that `sok.dump` wrote.
         checkpoint_dir: The directory to write the checkpoint to; created if missing.
         vocab_sizes: Number of rows of each table.
-        names: The variables in table order, with ids as keys; or a single one, with fused keys.
-            May be empty if the dump holds only one.
-        on_message: Called with lines about what was found and what was written.
+        names: The names of the variables in table order, whose keys are ids; or a single name,
+            whose keys are fused. May be empty if the dump holds a single variable.
+        on_message: Called with each line about what was found and written.
 
     Raises:
         ValueError: The dump does not hold each row of these tables exactly once, or the directory
@@ -134,7 +135,7 @@ def open_variable(dump: Path, name: str) -> Variable:
 
     Args:
         dump: The directory that `sok.dump` wrote.
-        name: The variable's name in TensorFlow, or as it stands in the file names.
+        name: The variable's name in TensorFlow or in the file names.
 
     Raises:
         ValueError: A file is malformed, or the two do not fit each other.
@@ -167,11 +168,11 @@ def check_keys(variable: Variable, rows: int) -> None:
         ValueError: Keys are missing, repeated or out of range; the message gives the number and
             the lowest key of each kind.
     """
-    seen = np.zeros(-(-rows // 8), np.uint8)  # a bit a key
+    seen = np.zeros(-(-rows // 8), np.uint8)  # one bit per key
     outside, repeated, found = _Found(), _Found(), 0
     for first in range(0, variable.count, _CHECKED_KEYS):
         keys = variable.keys(first, min(first + _CHECKED_KEYS, variable.count))
-        # Compared in their own type: an unsigned one reaches beyond int64.
+        # Compared in the type of the file: uint64 reaches beyond int64.
         good = (keys >= 0) & (keys < rows)
         outside.add(keys[~good], int(np.sum(~good)))
         keys, counts = np.unique(keys[good].astype(np.int64), return_counts=True)
@@ -195,13 +196,14 @@ def check_keys(variable: Variable, rows: int) -> None:
 
 
 class _Found:
-    """How many keys of a kind there were, and the lowest."""
+    """Counts the keys with one fault, and keeps the lowest of them."""
 
     def __init__(self) -> None:
         self.count = 0
         self.lowest: int | None = None
 
     def add(self, keys: NDArray[Any], count: int) -> None:
+        """Adds `count` faulty keys; `keys` holds each distinct one at least once."""
         self.count += count
         if len(keys):
             lowest = int(keys.min())
@@ -209,6 +211,7 @@ class _Found:
 
 
 def _first_clear(bits: NDArray[np.uint8]) -> int:
+    """Position of the lowest bit that is 0, if there is one."""
     byte = int(np.argmax(bits != 0xFF))
     return 8 * byte + int(np.argmin(np.unpackbits(bits[byte : byte + 1], bitorder="little")))
 
@@ -226,13 +229,13 @@ def _write_rows(path: Path, variables: Sequence[Variable], sizes: Sequence[int])
             last = min(first + _MOVED_ROWS, variable.count)
             keys = variable.keys(first, last).astype(np.int64)
             table[first_key + keys] = variable.rows(first, last)
-            # The pages stay the kernel's to write; this process lets go of them.
+            # Drops the pages from this process; the kernel keeps and writes their content.
             mapping.madvise(mmap.MADV_DONTNEED)
         first_key += size
 
 
 def _read_header(path: Path, kind: str, types: dict[int, str]) -> np.dtype[Any]:
-    """The type of a file's values."""
+    """Checks the header of a file and returns the type of the values that follow it."""
     with open(path, "rb") as file:
         header = file.read(_HEADER.size)
     if len(header) == _HEADER.size:
@@ -247,6 +250,7 @@ def _read_header(path: Path, kind: str, types: dict[int, str]) -> np.dtype[Any]:
 
 
 def _only_name(dump: Path) -> str:
+    """The name of the only variable in a dump, as it is in the file names."""
     names = sorted(path.name[: -len("-key")] for path in dump.glob("*-key"))
     if len(names) == 1:
         return names[0]

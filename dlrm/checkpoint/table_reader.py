@@ -1,6 +1,6 @@
-"""The rows of all tables in a checkpoint, read by key, whatever number of ranks wrote them.
+"""Reads the table rows of a checkpoint by key, whatever number of ranks wrote them.
 
-One process alone; knows files and keys, nothing of training.
+A single process reads, without any part of a training run: only files and keys are involved.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from dlrm.distributed import sharding
 
 
 class TableReader:
-    """Key k is row k // ranks of file k % ranks.
+    """Reads rows, and optimizer state if asked to; a context that closes the files at its end.
+
+    Key k is row k // ranks of file k % ranks.
 
     Args:
-        folder: of the checkpoint.
-        manifest: its manifest.
-        state: The optimizer's state to read behind each row: name and number of columns.
+        folder: The folder of the checkpoint.
+        manifest: The checkpoint's manifest.
+        state: The optimizer's state to read with each row: name and number of columns.
 
-    Raises:
-        ValueError: a file is missing, of another size, or its header is damaged.
+    Attributes:
+        ranks: Number of ranks that wrote the checkpoint, one file each.
+        keys: Number of keys, which is the number of rows of all tables.
+        width: Number of values read for a key: the row, then its state.
     """
 
     def __init__(
@@ -42,25 +46,26 @@ class TableReader:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> TableReader:
-        """Itself; leaving the context closes the files."""
+        """Returns the reader itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def rows_of(self, rank: int) -> int:
-        """Rows in the file of a rank of those that wrote."""
+        """Number of rows in the file that a rank wrote."""
         return sharding.local_rows(self.keys, rank, self.ranks)
 
     def read_rows(self, rank: int, first: int, last: int) -> NDArray[np.float32]:
-        """Rows [first, last) of one file: the keys row * ranks + rank.
+        """Reads rows [first, last) of one file: those of the keys row * ranks + rank.
 
         Returns:
-            float32 [last - first, width].
+            Rows with their state, float32 [last - first, width].
 
         Raises:
-            ValueError: a block is damaged; names file and offset.
-            OSError: a file cannot be read.
+            ValueError: The file has another size than in the manifest, or its header or a block is
+                damaged; the message names the file and offset.
+            OSError: The file is missing or cannot be read.
         """
         parts = [self._file(rank).read(tensor, first, last) for tensor in self._tensors]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -69,12 +74,13 @@ class TableReader:
         """The optimizer's state that the checkpoint holds: name and number of columns.
 
         Raises:
-            ValueError, OSError: as `read_rows`.
+            ValueError, OSError: The first file is damaged or cannot be read, as for `read_rows`.
         """
         tensors = self._file(0).tensors
         return {name: shape[1] for name, (_, shape) in tensors.items() if name != ROWS}
 
     def _file(self, rank: int) -> TensorReader:
+        """The reader of a rank's file, opened at its first use."""
         if rank not in self._open:
             name = tables_file(rank, self.ranks)
             reader = TensorReader(self._folder / name, self._files[name])
@@ -82,10 +88,14 @@ class TableReader:
         return self._open[rank]
 
     def read_keys(self, first: int, last: int) -> NDArray[np.float32]:
-        """The rows of keys [first, last), float32 [last - first, width]; errors as `read_rows`."""
+        """Reads the rows of keys [first, last), float32 [last - first, width].
+
+        Raises:
+            ValueError, OSError: A file is damaged or cannot be read, as for `read_rows`.
+        """
         values = np.empty((last - first, self.width), np.float32)
         for rank in range(self.ranks):
-            # The keys of this rank are a run of its rows and every ranks-th of the values.
+            # This rank holds every ranks-th of the keys, in consecutive rows of its file.
             start, stop = (sharding.local_rows(keys, rank, self.ranks) for keys in (first, last))
             if start < stop:
                 position = sharding.key_of(start, rank, self.ranks) - first

@@ -13,30 +13,30 @@ Samples = tuple[FloatArray, IntArray, FloatArray]
 
 
 class Source(Protocol):
-    """Anything that gives samples by number."""
+    """Anything that returns samples by their position."""
 
     @property
     def num_samples(self) -> int:
-        """Samples in all."""
+        """Number of samples."""
 
     @property
     def num_dense(self) -> int:
-        """Dense columns."""
+        """Number of dense columns."""
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
-        """Rows of each table."""
+        """Number of rows of each table."""
 
     @property
     def fingerprint(self) -> str:
-        """Differs, as a rule, where the samples differ; quick at any size."""
+        """A text that almost surely differs where the samples differ; cheap at any size."""
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop) as fresh arrays; called from several threads at once.
+        """Reads samples [start, stop) into new arrays; called from several threads at once.
 
         Returns:
-            dense float32 [samples, num_dense], ids int32 [samples, tables],
-            labels float32 [samples].
+            Dense values, float32 [samples, num_dense]; ids, int32 [samples, tables]; labels,
+            float32 [samples].
         """
 
 
@@ -44,12 +44,12 @@ class Batch(NamedTuple):
     """One rank's share of a global batch.
 
     Attributes:
-        dense: float32 [local batch, num_dense].
-        ids: int32 [local batch, tables].
-        labels: float32 [local batch], 0 or 1.
-        valid: Samples that count; those after them are zeros. Less than the local batch only in
-            the last batch of an evaluation.
-        first: Number of the first one among all samples.
+        dense: Dense values, float32 [local batch, num_dense].
+        ids: One id for each table, int32 [local batch, tables].
+        labels: Labels 0 or 1, float32 [local batch].
+        valid: Number of leading samples that are real; the rest is padding with zeros. It is less
+            than the local batch only in the last batch of an evaluation.
+        first: Position of the first sample in the source.
     """
 
     dense: FloatArray

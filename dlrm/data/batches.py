@@ -1,7 +1,7 @@
-"""Cut a source into one rank's batches, read ahead in the background.
+"""Cuts a source into one rank's batches, which threads read ahead of their use.
 
-Every rank takes the same number of steps, whatever the number of samples. This module knows neither
-files nor how samples come about.
+Every rank takes the same number of steps, whatever the number of samples. Where the samples come
+from is the source's concern.
 """
 
 from __future__ import annotations
@@ -22,7 +22,26 @@ class Batches:
 
     Global batch s covers samples [s * G, (s + 1) * G); rank r takes the contiguous block
     [s * G + r * L, s * G + (r + 1) * L), where L = G / size. In evaluation the last global batch is
-    cut the same way and padded with zeros, so that a rank's share of it may be empty.
+    cut the same way and padded with zeros, so that a rank's share of it may be empty. Nothing is
+    read before an iteration begins.
+
+    Args:
+        source: Where the samples come from.
+        global_batch: Number of samples of a step, over all ranks.
+        rank: This process's number, from 0.
+        size: Number of ranks.
+        drop_remainder: Whether the last, incomplete global batch is left out (training) or padded
+            (evaluation).
+        lookahead: Number of batches that are read before they are used.
+        readers: Number of threads that read; each reads whole batches.
+
+    Attributes:
+        steps: Number of steps of the whole epoch.
+        local_batch: Number of samples of a step on this rank.
+
+    Raises:
+        ValueError: The ranks do not divide the global batch, the data is smaller than one global
+            batch of training, or an argument is out of range.
     """
 
     def __init__(
@@ -36,22 +55,6 @@ class Batches:
         lookahead: int = 2,
         readers: int = 1,
     ) -> None:
-        """Plan the epoch; nothing is read before the iteration begins.
-
-        Args:
-            source: Where samples come from.
-            global_batch: Samples of a step over all ranks.
-            rank: This process's number, from 0.
-            size: Number of ranks.
-            drop_remainder: Whether the last, incomplete global batch is left out (training) or
-                padded (evaluation).
-            lookahead: Batches read before they are asked for.
-            readers: Threads that read; each reads whole batches.
-
-        Raises:
-            ValueError: The ranks do not divide the global batch, the data is smaller than one
-                global batch of training, or an argument is out of range.
-        """
         if size < 1 or not 0 <= rank < size:
             raise ValueError(f"expected a rank from 0 to {size - 1}, found {rank}")
         if global_batch < 1 or global_batch % size:
@@ -80,7 +83,7 @@ class Batches:
         self._readers = readers
 
     def starting_at(self, first_step: int) -> Batches:
-        """The same epoch from one of its steps on, for a resumed run.
+        """Returns the same epoch from one of its steps on, for a resumed run.
 
         Raises:
             ValueError: The epoch has no such step.
@@ -99,7 +102,7 @@ class Batches:
         return self.steps - self._first_step
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield the batches; errors of reading are raised here, in the consumer's thread."""
+        """Yields the batches; errors of reading are raised here, in the consumer's thread."""
         pending: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(self._readers, thread_name_prefix="dataset")
         try:
@@ -110,10 +113,11 @@ class Batches:
             while pending:
                 yield pending.popleft().result()
         finally:
-            # Also reached when the consumer breaks off: the generator is closed or collected.
+            # Also reached when the consumer stops early: the generator is closed or collected.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, step: int) -> Batch:
+        """Reads this rank's share of a global batch, padded with zeros to the local batch."""
         total = self._source.num_samples
         start = step * self._global_batch + self._rank * self.local_batch
         stop = min(start + self.local_batch, total)
@@ -134,10 +138,10 @@ class Data(NamedTuple):
     Attributes:
         train: This rank's batches of one epoch.
         test: This rank's batches of one evaluation.
-        num_dense: Dense features of a sample.
-        vocab_sizes: Rows of each embedding table.
+        num_dense: Number of dense features of a sample.
+        vocab_sizes: Number of rows of each embedding table.
         fingerprints: Fingerprint of each part of the data, keyed by its name.
-        notes: What the check of the data's content found worth saying, a line each.
+        notes: Remarks of the check of the data's content, one line each.
     """
 
     train: Batches

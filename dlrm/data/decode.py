@@ -1,6 +1,7 @@
-"""Stored labels and dense values -> checked float32; packed ids -> int32.
+"""Decodes stored columns: labels and dense values to checked float32, packed ids to int32.
 
-One pass a block, over memory that stays in cache. It knows nothing of batches.
+Each block is decoded in one pass, over memory that stays in cache. Any range of samples will do:
+how batches are cut is no concern of this module.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from numpy.typing import NDArray
 from dlrm.formats.column_file import ColumnFile
 from dlrm.formats.packed_ids import Packing
 
-# Raw values of a block, about 200 kB, stay in the second-level cache until they are converted.
+# Raw values in a block: about 200 kB, which stay in the second-level cache until converted.
 _BLOCK_VALUES = 1 << 16
 
-# Words of a block, 512 kB: unpacking is so quick that smaller blocks cost more in calls than they
-# gain in cache.
+# Packed words in a block, 512 kB. Unpacking is so fast that smaller blocks lose more in calls than
+# they gain in cache.
 _BLOCK_WORDS = 1 << 17
 
 
 def read_labels(file: ColumnFile, start: int, stop: int) -> NDArray[np.float32]:
-    """Labels of samples [start, stop), float32 [samples].
+    """Reads the labels of samples [start, stop), float32 [samples].
 
     Raises:
-        ValueError: A label is neither 0 nor 1; names the file, record and value.
+        ValueError: A label is neither 0 nor 1; the message names the file, record and value.
     """
     raw = file.read(start, stop)[:, 0]
     good = (raw == 0) | (raw == 1)
@@ -39,7 +40,7 @@ def read_labels(file: ColumnFile, start: int, stop: int) -> NDArray[np.float32]:
 
 
 def read_packed_ids(file: ColumnFile, start: int, stop: int, packing: Packing) -> NDArray[np.int32]:
-    """Ids of samples [start, stop) from their words, int32 [samples, tables]."""
+    """Reads the ids of samples [start, stop) from their packed words, int32 [samples, tables]."""
     ids = np.empty((stop - start, len(packing.fields)), np.int32)
     block = max(1, _BLOCK_WORDS // file.width)
     words = np.empty((min(block, stop - start), file.width), file.dtype)
@@ -53,16 +54,16 @@ def read_packed_ids(file: ColumnFile, start: int, stop: int, packing: Packing) -
 def read_dense(
     file: ColumnFile, start: int, stop: int, log_offset: float | None
 ) -> NDArray[np.float32]:
-    """Dense values of samples [start, stop), float32 [samples, num_dense].
+    """Reads the dense values of samples [start, stop), float32 [samples, num_dense].
 
     Args:
-        file: Where they are stored, as any number type.
-        start: First sample.
-        stop: The one after the last sample.
-        log_offset: None for the values themselves, else ln(x + log_offset).
+        file: The stored values, of any number type.
+        start: The first sample.
+        stop: The sample after the last one.
+        log_offset: None for the values x themselves, a number for ln(x + log_offset).
 
     Raises:
-        ValueError: A result is not finite; names the file, record, column and value.
+        ValueError: A result is not finite; the message names the file, record, column and value.
     """
     dense = np.empty((stop - start, file.width), np.float32)
     block = max(1, _BLOCK_VALUES // file.width)
@@ -76,10 +77,10 @@ def read_dense(
             np.copyto(out, stored, casting="unsafe")
         if log_offset is not None:
             out += np.float32(log_offset)
-            # What is not finite gets an error that names it, in place of a warning.
+            # Values that are not finite raise an error below; NumPy's warning names none.
             with np.errstate(divide="ignore", invalid="ignore"):
                 np.log(out, out=out)
-        # A NaN anywhere makes both NaN, and every comparison with it false.
+        # A single NaN makes both extremes NaN, and every comparison with NaN is false.
         if not (out.min() > -np.inf and out.max() < np.inf):
             _raise_not_finite(file, start + first, stored, out, log_offset)
     return dense
@@ -92,6 +93,7 @@ def _raise_not_finite(
     out: NDArray[np.float32],
     log_offset: float | None,
 ) -> None:
+    """Raises the error that names the first value of a block that is not finite."""
     record, column = (int(index) for index in np.argwhere(~np.isfinite(out))[0])
     value = f"{stored[record, column]}"
     if log_offset is not None:

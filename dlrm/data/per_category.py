@@ -1,7 +1,7 @@
-"""A folder with one file a table: `label.bin`, `dense.bin`, `category_0.bin`, `category_1.bin`, ...
+"""A folder with one file per table: `label.bin`, `dense.bin`, `category_0.bin`, `category_1.bin`...
 
-Labels take one byte, dense values are float16 and final (no logarithm), ids have the smallest of
-int8, int16 and int32 that exceeds the vocabulary size.
+Labels take one byte. Dense values are float16 and used as they are, without a logarithm. Ids have
+the smallest type of int8, int16 and int32 whose largest value exceeds the vocabulary size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dlrm.formats.column_file import ColumnFile, check_range
 from dlrm.formats.file_names import StrPath
 from dlrm.formats.metadata import read_per_category_metadata
 
-# Samples whose ids, gathered from every table's file, stay in the second-level cache.
+# Samples in a block: their ids, gathered from all tables' files, stay in the second-level cache.
 _BLOCK_SAMPLES = 4096
 
 
@@ -25,7 +25,7 @@ def id_type(vocab_size: int) -> str:
     """The smallest integer type whose largest value exceeds the vocabulary size.
 
     Raises:
-        ValueError: Not even int32 does.
+        ValueError: Even the largest value of int32 does not exceed it.
     """
     for name in ("int8", "int16", "int32"):
         if vocab_size < np.iinfo(name).max:
@@ -34,21 +34,22 @@ def id_type(vocab_size: int) -> str:
 
 
 class PerCategorySource:
-    """Samples of a per-category folder.
+    """Reads the samples of a per-category folder. Opening it checks that its files fit each other.
+
+    Args:
+        folder: The folder to open.
 
     Attributes:
-        num_samples: Samples in the folder.
-        num_dense: Dense columns.
-        vocab_sizes: Rows of each table.
+        num_samples: Number of samples in the folder.
+        num_dense: Number of dense columns.
+        vocab_sizes: Number of rows of each table.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is malformed, truncated or does not fit the others.
     """
 
     def __init__(self, folder: StrPath) -> None:
-        """Opens the folder's files and check that they fit each other.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is malformed, truncated or does not fit the others.
-        """
         folder = Path(folder)
         self.vocab_sizes, self.num_dense = read_per_category_metadata(folder)
         self._labels = ColumnFile(folder / file_names.LABEL, "uint8", 1)
@@ -67,14 +68,14 @@ class PerCategorySource:
 
     @property
     def fingerprint(self) -> str:
-        """Of all files; see `Source`."""
+        """The fingerprints of all files together; see `Source`."""
         return " ".join(file.fingerprint for file in (self._labels, self._dense, *self._ids))
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop); see `Source`.
+        """Reads samples [start, stop); see `Source`.
 
         Raises:
-            ValueError: A label or dense value is bad, or a file was cut while open.
+            ValueError: A label or dense value is bad, or a file was truncated while open.
         """
         check_range(start, stop, self.num_samples)
         ids = np.empty((stop - start, len(self._ids)), np.int32)

@@ -1,6 +1,6 @@
 """A folder that `split_bin.py` wrote: `label.bin`, `dense.bin`, `category.bin`, `metadata.json`.
 
-The ids of `category.bin` stand one a word, or packed as `metadata.json` says.
+A word of `category.bin` holds one id, or several, packed as `metadata.json` describes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from dlrm.formats.metadata import read_metadata
 
 
 class SplitSource:
-    """Samples of a split folder.
+    """Reads the samples of a split folder. Opening it checks that its files fit each other.
+
+    Args:
+        folder: The folder to open.
 
     Attributes:
-        num_samples: Samples in the folder.
-        num_dense: Dense columns.
-        vocab_sizes: Rows of each table.
+        num_samples: Number of samples in the folder.
+        num_dense: Number of dense columns.
+        vocab_sizes: Number of rows of each table.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is malformed, truncated or does not fit the others.
     """
 
     def __init__(self, folder: StrPath) -> None:
-        """Opens the folder's files and check that they fit each other.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is malformed, truncated or does not fit the others.
-        """
         folder = Path(folder)
         description = read_metadata(folder)
         if description.category_raw_type != "int32":
@@ -56,15 +57,15 @@ class SplitSource:
 
     @property
     def fingerprint(self) -> str:
-        """Of all files; see `Source`."""
+        """The fingerprints of all files together; see `Source`."""
         files = (self._labels, self._dense, self._ids)
         return " ".join([*(file.fingerprint for file in files), f"log:{self._log_offset}"])
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop); see `Source`.
+        """Reads samples [start, stop); see `Source`.
 
         Raises:
-            ValueError: A label or dense value is bad, or a file was cut while open.
+            ValueError: A label or dense value is bad, or a file was truncated while open.
         """
         check_range(start, stop, self.num_samples)
         if self._packing is None:

@@ -1,8 +1,8 @@
-"""Samples made on the spot: sample i follows from the seed and i alone.
+"""Synthetic samples, computed when they are read: sample i depends on the seed and i alone.
 
 Hence any number of ranks sees the same data, and nothing is stored. Ids are uniform over each
-table, dense values uniform in [0, 1), labels fair coins: there is speed to measure and nothing to
-learn.
+table, dense values uniform in [0, 1), and labels fair coin flips: the samples serve to measure
+speed and contain nothing to learn.
 """
 
 from __future__ import annotations
@@ -26,30 +26,34 @@ SYNTHETIC_NUM_DENSE = 13
 SYNTHETIC_TRAIN_SAMPLES = 5_242_880
 SYNTHETIC_TEST_SAMPLES = 1_310_720
 
-# Samples hashed at a time: their 64-bit words stay in the second-level cache.
+# Samples in a block: their 64-bit words stay in the second-level cache.
 _BLOCK_SAMPLES = 1024
 
 _GAMMA = np.uint64(splitmix64.GAMMA)
 
 
 class SyntheticSource:
-    """Uniform random samples.
+    """Computes uniform random samples.
+
+    Args:
+        vocab_sizes: Number of rows of each table.
+        num_dense: Number of dense columns.
+        num_samples: Number of samples.
+        seed: Any integer; another seed gives other samples.
 
     Attributes:
-        num_samples: Samples in all.
-        num_dense: Dense columns.
-        vocab_sizes: Rows of each table.
-        fingerprint: All that the samples depend on.
+        num_samples: Number of samples.
+        num_dense: Number of dense columns.
+        vocab_sizes: Number of rows of each table.
+        fingerprint: Everything that the samples depend on.
+
+    Raises:
+        ValueError: A size is out of range.
     """
 
     def __init__(
         self, vocab_sizes: Sequence[int], num_dense: int, num_samples: int, seed: int
     ) -> None:
-        """Describe the samples; none is made yet.
-
-        Raises:
-            ValueError: A size is out of range.
-        """
         self.vocab_sizes = tuple(vocab_sizes)
         check_vocab_sizes(self.vocab_sizes)
         check_num_dense(num_dense)
@@ -66,7 +70,7 @@ class SyntheticSource:
         self.fingerprint = f"synthetic:{num_samples}x{num_dense}+{len(self.vocab_sizes)}:{seed}"
 
     def read(self, start: int, stop: int) -> Samples:
-        """Samples [start, stop); see `Source`."""
+        """Computes samples [start, stop); see `Source`."""
         check_range(start, stop, self.num_samples)
         count = stop - start
         tables = 1 + self.num_dense  # first column of ids
@@ -96,6 +100,7 @@ class SyntheticSource:
 
 
 def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The first output of SplitMix64 for each word as its seed."""
     words = words + _GAMMA
     splitmix64.mix(words)
     return words

@@ -1,7 +1,7 @@
-"""What one record of a record file is: its columns, their types, and the checks on their values.
+"""The records of a record file: their columns, types and the checks on their values.
 
-A record is the label, then the dense columns, then the ids, four bytes each, little-endian. This
-module knows neither the command line nor where the columns go; `dlrm.data.split` does.
+A record is the label, then the dense columns, then the ids, four bytes each, little-endian. The
+flags that describe records are in `split_bin.py`; `dlrm.data.split` writes the columns to files.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dlrm.formats.json_files import read_json_object
 
 VALUE_BYTES = 4
 
-# The shape of the SOK benchmark's record files, for a file that comes without a description.
+# The shape of the SOK benchmark's record files, for a file without a description.
 DEFAULT_NUM_DENSE = 13
 DEFAULT_NUM_CATEGORICAL = 26
 
-# Rows are folded this many at a time before a maximum by column: NumPy reduces few long rows many
-# times faster than many short ones.
+# Number of rows that are joined into one before a maximum by column: NumPy reduces a few long rows
+# many times faster than many short ones.
 _FOLD = 32
 
 IntArray = NDArray[np.int32]
-# Record within the block, column, what is wrong.
+# The record within the block, its column, and what is wrong with it.
 _Fault = Optional[tuple[int, int, str]]
 
 
@@ -36,13 +36,14 @@ class RecordLayout:
     """The columns of a record file.
 
     Attributes:
-        num_dense: Dense columns.
-        num_categorical: Categorical columns.
-        vocab_sizes: Rows of each table; None to take them from the largest ids in the file.
-        label_type: How labels are read, `int32` or `float32`.
-        dense_type: How dense values are read, `int32` or `float32`.
-        dense_log: Whether the loader will take ln(x + dense_log_offset).
-        dense_log_offset: What the loader will add before the logarithm.
+        num_dense: Number of dense columns.
+        num_categorical: Number of categorical columns.
+        vocab_sizes: Number of rows of each table; None to take them from the largest ids in the
+            file.
+        label_type: The type of labels, `int32` or `float32`.
+        dense_type: The type of dense values, `int32` or `float32`.
+        dense_log: Whether the loader will replace a dense x by ln(x + dense_log_offset).
+        dense_log_offset: The number that the loader will add before the logarithm.
     """
 
     num_dense: int
@@ -76,10 +77,10 @@ class RecordLayout:
 
 
 def read_record_description(record_file: Path) -> dict[str, Any] | None:
-    """The checked content of `records.json` beside a record file, or None if there is none.
+    """Reads and checks the `records.json` in the folder of a record file; None if there is none.
 
     Raises:
-        ValueError: The description is malformed, or it counts other samples than the file holds.
+        ValueError: The description is malformed, or its number of samples is not that of the file.
     """
     path = record_file.parent / file_names.RECORDS
     if not path.exists():
@@ -131,18 +132,19 @@ class RecordChecker:
         return tuple(int(largest) + 1 for largest in self._max_ids)
 
     def check(self, first_record: int, labels: IntArray, dense: IntArray, ids: IntArray) -> None:
-        """Checks one block; every array is the raw four-byte columns, C-contiguous.
+        """Checks one block, given as C-contiguous arrays of its four-byte columns.
 
         Args:
-            first_record: Number in the file of the block's first record.
-            labels: [records].
-            dense: [records, num_dense].
-            ids: [records, num_categorical].
+            first_record: Position in the file of the block's first record.
+            labels: The raw labels, [records].
+            dense: The raw dense values, [records, num_dense].
+            ids: The raw ids, [records, num_categorical].
 
         Raises:
             ValueError: A record is bad; the message names the first one, its column and value.
         """
-        # As unsigned numbers negative ids lie above every vocabulary: one maximum checks both ends.
+        # As unsigned numbers, negative ids exceed every vocabulary, so one maximum checks both
+        # ends.
         largest = _max_by_column(ids.view(np.uint32))
         np.maximum(self._max_ids, largest, out=self._max_ids)
         if (
@@ -171,7 +173,7 @@ class RecordChecker:
         if self._layout.dense_type == "int32":
             return not self._layout.dense_log or bool(dense.min() > -offset)
         values = dense.view(np.float32)
-        # A NaN anywhere makes the minimum NaN, and every comparison with it false.
+        # A single NaN makes both extremes NaN, and every comparison with NaN is false.
         lowest, highest = values.min(), values.max()
         floor = -offset if self._layout.dense_log else -np.inf
         return bool(lowest > floor and highest < np.inf)
@@ -215,6 +217,7 @@ class RecordChecker:
 
 
 def _max_by_column(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The largest value of each column of [rows, columns]; 0 if there are no rows."""
     rows, columns = values.shape
     folded = rows - rows % _FOLD
     largest = np.zeros(columns, np.uint32)

@@ -1,9 +1,10 @@
-"""Packs and unpacks at the speed of a copy: one program compiled for each packing.
+"""Packs and unpacks ids at the speed of a copy, by code compiled for each packing.
 
-NumPy's own operations take a pass each for gathering, shifting and masking, and a gather of single
-words costs ten times a copy. Here a sample's words are one vector: a shuffle puts the word of each
-id into its place, one shift and one mask finish it. LLVM turns vectors of any width into what the
-machine has. It knows the places of the bits, nothing of vocabularies or files.
+NumPy's operations take one pass each for gathering, shifting and masking, and gathering single
+words costs ten times as much as a copy. Here the words of a sample are one vector: a shuffle moves
+the word of each id to the id's element, then one shift and one mask extract the id. LLVM translates
+vectors of any width to those of the machine. The input is words and a packing; vocabularies and
+files are no concern of this module.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _WORD_ALIGNMENT = 4
 _ALL_BITS, _SIGN_BIT = 0xFFFFFFFF, 0x80000000
 _MATRIX = "uint32[:, ::1]"
 
-# Emits the instructions of one sample: (builder, input vector, output's address, further address).
+# Emits the instructions for one sample: (builder, input vector, output address, extra address).
 _Emit = Callable[[ir.IRBuilder, Any, Any, Any], None]
 
 
 @functools.cache
 def unpacker(packing: Packing) -> Callable[..., None]:
-    """A function (words uint32 [n, words], ids uint32 [n, tables]) that fills the ids."""
+    """Compiles a function (words uint32 [n, words], ids uint32 [n, tables]) that fills `ids`."""
     sources = [field.word for field in packing.fields]
 
     def emit(builder: ir.IRBuilder, words: Any, ids: Any, _: Any) -> None:
@@ -50,10 +51,10 @@ def unpacker(packing: Packing) -> Callable[..., None]:
 
 @functools.cache
 def packer(packing: Packing) -> Callable[..., None]:
-    """A function (ids uint32 [n, tables], words uint32 [n, words], lost uint32 [tables]).
+    """Compiles a function (ids uint32 [n, tables], words uint32 [n, words], lost uint32 [tables]).
 
-    It fills the words, and sets in `lost` the bits of any id that its field has no place for, or
-    that make it negative.
+    It fills `words`, and sets in `lost` every bit of an id that does not fit its field, or that
+    makes the id negative.
     """
     tables_of: list[list[int]] = [[] for _ in range(packing.words)]
     for table, field in enumerate(packing.fields):
@@ -62,7 +63,7 @@ def packer(packing: Packing) -> Callable[..., None]:
 
     def emit(builder: ir.IRBuilder, ids: Any, words: Any, lost: Any) -> None:
         packed: Any = _vector([0] * packing.words)
-        # The first id of every word at once, then the second of those that have two, and so on.
+        # Packs the first id of every word at once, then the second of words with two, and so on.
         for layer in range(max(map(len, tables_of))):
             tables = [t[layer] if layer < len(t) else None for t in tables_of]
             shifts = [0 if t is None else packing.fields[t].shift for t in tables]
@@ -85,7 +86,7 @@ def packer(packing: Packing) -> Callable[..., None]:
 
 
 def _row_function(width_in: int, width_out: int, emit: _Emit) -> Any:
-    """What Numba replaces by the emitted instructions: (input, output, further array, row)."""
+    """A function (input, output, extra array, row) that Numba replaces by what `emit` emits."""
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         def address(argument: int) -> Any:
@@ -102,25 +103,29 @@ def _row_function(width_in: int, width_out: int, emit: _Emit) -> Any:
         return context.get_dummy_value()
 
     @intrinsic
-    def row(typing_context, source, target, further, index):  # type: ignore[no-untyped-def]
-        return types.void(source, target, further, index), code
+    def row(typing_context, source, target, extra, index):  # type: ignore[no-untyped-def]
+        return types.void(source, target, extra, index), code
 
     return row
 
 
 def _masks(fields: Sequence[Field]) -> list[int]:
+    """For each field, ones in the bits of an id that fits it."""
     return [(1 << field.bits) - 1 for field in fields]
 
 
 def _vector(values: Sequence[int]) -> ir.Constant:
+    """A constant vector of words."""
     return ir.Constant(ir.VectorType(_WORD, len(values)), list(values))
 
 
 def _shuffled(builder: ir.IRBuilder, vector: Any, sources: Sequence[int]) -> Any:
+    """A vector whose element i is element `sources[i]` of the given one."""
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), _vector(sources))
 
 
 def _load(builder: ir.IRBuilder, address: Any, width: int) -> Any:
+    """A vector of the `width` words at an address."""
     pointer = builder.bitcast(address, ir.VectorType(_WORD, width).as_pointer())
     return builder.load(pointer, align=_WORD_ALIGNMENT)
 
