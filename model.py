@@ -15,7 +15,7 @@
        dense [B, D]                ids [B, T]
 
 B samples with D dense and T categorical features each; vectors have W values. The vectors are an
-input here: the model knows nothing of tables, ranks or training. The layers are in `dlrm/layers/`.
+input here: the model is independent of tables, ranks and training. Its layers are in `dlrm/layers`.
 To train another dense part, build it in `build_model`.
 
 Reference: Naumov et al., Deep Learning Recommendation Model for Personalization and
@@ -103,7 +103,7 @@ def build_model(config: Config) -> DLRM:
     """Builds the model that the settings describe.
 
     Raises:
-        OSError: the fused interaction is not built.
+        OSError: The fused interaction is not built.
     """
     return DLRM(
         config.model.bottom_mlp,

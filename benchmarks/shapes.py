@@ -28,7 +28,7 @@ class Shape:
 
     Attributes:
         title: The name that is printed.
-        vocab_sizes: Rows of each table.
+        vocab_sizes: Number of rows of each table.
         model: Settings of the model that differ from the defaults of the flags.
     """
 
@@ -40,7 +40,7 @@ class Shape:
         """Returns the configuration of a run.
 
         Args:
-            global_batch: Samples of a step over all ranks.
+            global_batch: Number of samples of a step, over all ranks.
             **settings: Further flags of main.py and their values.
         """
         return Config.of(

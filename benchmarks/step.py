@@ -38,8 +38,8 @@ def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[in
     multiplication per value in the forward pass and two in the backward pass.
 
     Args:
-        num_dense: Dense columns.
-        tables: Embedding tables.
+        num_dense: Number of dense columns.
+        tables: Number of embedding tables.
         bottom: Units of the bottom MLP's layers; the last is the width of the vectors.
         top: Units of the top MLP's layers.
     """
@@ -87,8 +87,8 @@ def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -
     """Returns a function whose scalar result needs every product of a step exactly once.
 
     Args:
-        batch: Samples.
-        features: Vectors per sample that interact.
+        batch: Number of samples.
+        features: Number of vectors per sample that interact.
         bottom: Width of the bottom MLP's input and of each of its layers.
         top: Width of the top MLP's input and of each of its layers.
     """

@@ -284,10 +284,10 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is told, by section.
+    """All settings of a run, by section.
 
     Raises:
-        ValueError: Settings that make no sense or do not fit together, with the remedy.
+        ValueError: Settings make no sense or do not fit together; the message names the remedy.
     """
 
     run: RunConfig
@@ -367,7 +367,7 @@ def require_positive(section: Any, *names: str) -> None:
     """Checks that the named fields are 1 or more.
 
     Raises:
-        ValueError: The first that is not.
+        ValueError: A field is less than 1; the message names the first such field.
     """
     for name in names:
         if getattr(section, name) < 1:

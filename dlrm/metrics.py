@@ -1,6 +1,6 @@
-"""How good a click predictor is: AUC, log loss and normalised entropy as numbers.
+"""The quality of a click predictor: AUC, log loss and normalised entropy.
 
-NumPy only. It knows counts and rates, nothing of models, ranks or where scores come from.
+NumPy only. Works on counts and rates, independent of models, ranks and the origin of the scores.
 """
 
 from __future__ import annotations

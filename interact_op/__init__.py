@@ -1,6 +1,6 @@
 """The dot interaction as one fused operation, an alternative to that of plain TensorFlow.
 
-`make interact_op` builds it. Knows tensors, but neither models, tables nor training.
+`make interact_op` builds it. It works on tensors alone, independent of models, tables and training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The output of a job: passed on line by line, and searched for what says how the job ended.
 
-Knows the form of horovodrun's lines and that a rank's errors begin with `error: `.
+Relies on the form of horovodrun's lines, and on `error: ` at the beginning of a rank's errors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The processes of a job: which are its ranks, and how to stop them or to end them all.
 
 Everything that a job leaves behind becomes a child of this process, wherever its parents have gone,
-so "the descendants of this process" is "the job". Knows neither attempts nor restarts. Linux only.
+so "the descendants of this process" is "the job". Independent of attempts and restarts. Linux only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def end_with_parent() -> None:
 
 
 def stop_one_rank(pid: int) -> None:
-    """Sends SIGTERM to one rank of this machine, which tells the other ranks.
+    """Sends SIGTERM to one rank of this machine, which informs the other ranks.
 
     Args:
         pid: The job's first process; it gets the signal itself if there is no rank below it.

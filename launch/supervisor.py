@@ -1,6 +1,6 @@
 """Runs a job, and runs it again from its last checkpoint if it fails.
 
-Knows of the training only what its user sees: exit codes, error lines and names of checkpoints.
+Relies only on what a user of the training sees: exit codes, error lines and names of checkpoints.
 """
 
 from __future__ import annotations

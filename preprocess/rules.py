@@ -116,7 +116,7 @@ def rules_by_name(
 def with_numbers(
     rules: Rules, frequency_threshold: int | None, max_table_rows: int | None
 ) -> Rules:
-    """Returns the rules with the given numbers in place of their own.
+    """Returns the rules with the given numbers instead of their own.
 
     Raises:
         ValueError: A number is out of range.

@@ -1,4 +1,4 @@
-"""Synthetic click logs in Criteo's raw format, with the best possible AUC beside them.
+"""Synthetic click logs in Criteo's raw format, described by the best possible AUC.
 
 `python3 -m preprocess.synthetic logs.tsv --rows 1000000 --seed 1` writes `logs.tsv` and
 `logs.json`. Rows are generated in blocks, so that memory does not grow with their number. Row i
@@ -128,7 +128,7 @@ def generate(
     files: int = 1,
     test_fraction: float = 0.1,
 ) -> dict[str, Any]:
-    """Writes `rows` rows into `files` logs, and the description beside them.
+    """Writes `rows` rows into `files` logs, and their description.
 
     Args:
         output: The name of the log, ending in `.tsv` or `.tsv.gz`; see `output_paths` for several.

@@ -228,7 +228,7 @@ class Parts:
 
 
 def pack(tree: Path, names: tuple[str, ...], compressor: list[str], parts: Parts) -> None:
-    """Archives folders of the tree, with the files that links point to in place of the links.
+    """Archives folders of the tree, with the files that links point to instead of the links.
 
     Args:
         tree: The folder that is packed.
@@ -237,7 +237,7 @@ def pack(tree: Path, names: tuple[str, ...], compressor: list[str], parts: Parts
         parts: Where the archive is written.
 
     Raises:
-        ValueError: tar or the compressor failed.
+        ValueError: Either tar or the compressor failed.
     """
     archive = ["tar", "--dereference", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]
     with (

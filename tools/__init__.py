@@ -1,1 +1,1 @@
-"""Programs beside the product: `doctor` and `gpu_check` diagnose a machine, `flags` writes docs."""
+"""Programs around the product: `doctor` and `gpu_check` diagnose a machine, `flags` writes docs."""

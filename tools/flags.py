@@ -2,7 +2,7 @@
 
 python3 -m tools.flags
 
-Knows the settings alone; loads nothing else.
+Imports the settings and nothing else of the product.
 """
 
 from __future__ import annotations

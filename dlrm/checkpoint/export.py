@@ -1,6 +1,6 @@
-"""Exports the tables of a checkpoint, one file a table, for whatever reads Parquet or safetensors.
+"""Exports the tables of a checkpoint as Parquet or safetensors, one file per table.
 
-Holds a few pieces of a table at a time, and gives a file its name when it is whole.
+Holds a few pieces of a table at a time, and gives a file its name when it is complete.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def export(
             )
     paths = {table: outdir / f"table_{table:03d}.{format_name}" for table in chosen}
     dense = outdir / DENSE_FILE
-    # Files of another checkpoint beside these would make a mix that nobody trained.
+    # Together with files of another checkpoint, these would form a model that was never trained.
     for path in (*paths.values(), dense):
         if path.exists():
             raise ValueError(f"{path}: already exists; remove it, or choose another OUTDIR")
@@ -126,7 +126,7 @@ def _write_parquet(path: Path, table: Table) -> None:
             row_group_size=group,
         )
     except pl.exceptions.PolarsError as error:
-        # Polars 1 makes an error of its own of one that it meets in `frames`.
+        # Polars 1 turns an error that is raised in `frames` into one of its own types.
         raise failures[0] if failures else OSError(f"{path}: {error}") from None
 
 

@@ -1,7 +1,7 @@
 """Restores the state of a run from a checkpoint, all ranks together.
 
-Any number of ranks can read what any other number wrote. Knows tensors and files, nothing of models
-or of the loop.
+Any number of ranks can read what any other number wrote. Works on tensors and files, independent of
+models and of the loop.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def restore(
 ) -> None:
     """Overwrites the state with a checkpoint's, which must be of the same model.
 
-    Every byte is read and checked exactly once. If as many ranks wrote the checkpoint as read it,
+    Every byte is read and checked exactly once. If the number of ranks is that of the writing run,
     each rank reads its own file. Otherwise each reads an equal part and sends the rows to the ranks
     that own them.
 
     Args:
         path: The checkpoint.
-        manifest: Its manifest.
+        manifest: The checkpoint's manifest.
         state: The state to overwrite.
         collective: The ranks.
         on_progress: Called before each piece of work, with what it is.

@@ -1,6 +1,6 @@
 """Chooses the checkpoint that a run starts from, and checks that it fits the run.
 
-It knows checkpoints as a whole; `restore` knows what is in their files.
+It treats checkpoints as a whole; `restore` reads their files.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _find(option: str, checkpoint_dir: Path | None) -> list[Path]:
 
 
 def _read_whole(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are there and of their sizes."""
+    """Reads the manifest of a checkpoint; checks that its files exist and have their sizes."""
     manifest = read_manifest(path)
     for problem in manifest.damage(path):
         raise ValueError(problem)

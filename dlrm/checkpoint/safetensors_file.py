@@ -2,8 +2,8 @@
 
 A file is 8 bytes with the header's length, the header in JSON, and the tensors' little-endian
 values one after the other (https://huggingface.co/docs/safetensors). The library of that name wants
-whole tensors; here neither side holds more than a few blocks. Knows bytes and arrays, nothing of
-models or ranks.
+whole tensors; here neither side holds more than a few blocks. What the tensors are for is the
+caller's concern.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class TensorReader:
 
     Args:
         path: The file.
-        digest: Its digest.
+        digest: The digest of the file.
 
     Raises:
         ValueError: The size is wrong, or the header is damaged.

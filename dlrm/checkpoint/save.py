@@ -1,8 +1,8 @@
 """Saves the state of a run, all ranks together.
 
 Each rank writes its own rows, rank 0 the dense weights and, once everything is on the disk, the
-manifest; then a rename makes it a checkpoint. Knows tensors and files, nothing of models or of the
-loop.
+manifest; then a rename makes it a checkpoint. Works on tensors and files, independent of models and
+of the loop.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Checkpoints:
         width, keys = self._run.model.embedding_dim, sum(self._run.model.vocab_sizes)
         rows, most = local_rows(keys, rank, size), local_rows(keys, 0, size)
         name = tables_file(rank, size)
-        # A tensor of its own for each part of a stored row, one after the other.
+        # A separate tensor for each part of a stored row, one after the other.
         parts = {ROWS: width, **{columns.name: columns.width for columns in state.tables.state}}
         tensors = {part: (np.dtype("<f4"), (rows, columns)) for part, columns in parts.items()}
         with TensorWriter(unfinished / name, tensors) as writer:

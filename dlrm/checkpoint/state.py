@@ -1,6 +1,6 @@
 """The types that saving and restoring share: the state of a run, and what is recorded of it.
 
-It does not know files or how ranks communicate.
+Independent of files and of how ranks communicate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dlrm.optim.row_optimizers import StateColumns
 
-PIECE_BYTES = 16 << 20  # A rank holds a few pieces beside its tables.
+PIECE_BYTES = 16 << 20  # A rank holds a few pieces in addition to its tables.
 
 TextCallback = Callable[[str], None]
 
@@ -76,8 +76,8 @@ class RunRecord:
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Cuts rows of `width` float32 values into pieces [first, last) of about `PIECE_BYTES`.
 
-    There is at least one piece, so that a rank without rows takes part in as many rounds of work as
-    the others.
+    There is at least one piece, so that a rank without rows takes part in the same number of rounds
+    as the others.
     """
     step = max(1, PIECE_BYTES // (4 * width))
     for first in range(0, max(rows, 1), step):

@@ -1,8 +1,8 @@
 """Samples for training and evaluation: column files or synthetic data -> this rank's batches.
 
-NumPy only: nothing here knows of TensorFlow, Horovod or flags. A source gives any range of samples;
-`Batches` cuts it into the batches of one rank and reads ahead. Dense values and labels are checked
-here, ids are not: which ids a table accepts is the embedding's policy.
+NumPy only: nothing here knows of TensorFlow, Horovod or flags. A source returns any range of
+samples; `Batches` cuts it into the batches of one rank and reads ahead. Dense values and labels are
+checked here, ids are not: which ids a table accepts is the embedding's policy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def open_split(folder: StrPath, per_category: bool) -> SplitSource | PerCategorySource:
-    """Opens a folder such as `data/train`, and check that its files fit each other.
+    """Opens a folder such as `data/train`, and checks that its files fit each other.
 
     Args:
         folder: The folder with `metadata.json` and the column files.

@@ -91,7 +91,7 @@ def split(
 
 
 def _remove_descriptions(folder: Path) -> None:
-    """Removes older descriptions, which must not survive beside newer columns."""
+    """Removes older descriptions, which must not survive next to newer columns."""
     remove_checksums(folder)
     (folder / file_names.METADATA).unlink(missing_ok=True)
     atomic_files.sync_directory(folder)

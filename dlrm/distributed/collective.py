@@ -1,8 +1,8 @@
 """The exchanges between ranks: through Horovod, or none in a single process.
 
-The only module that imports Horovod. It knows tensors and text, but no models, tables or data. A
-rank is one process; `size` of them run the same program. All ranks must call every method, and in
-the same order.
+The only module that imports Horovod. It exchanges tensors and text, whatever they mean. A rank is
+one process; `size` of them run the same program. All ranks must call every method, and in the same
+order.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Collective:
         """Averages float tensors over the ranks, in one message.
 
         Args:
-            tensors: Of any shapes and float types; the same shapes and types on every rank.
-            name: The same on every rank, unique among exchanges under way.
+            tensors: Tensors of any shapes and float types, which are the same on every rank.
+            name: The name of the exchange: the same on every rank, unique among those under way.
 
         Returns:
             The element-wise mean over the ranks of each tensor, of its shape and type.
@@ -51,8 +51,8 @@ class Collective:
         """Adds up a tensor over the ranks; integers stay exact.
 
         Args:
-            tensor: Of any shape and numeric type; the same shape and type on every rank.
-            name: The same on every rank, unique among exchanges under way.
+            tensor: A tensor of any shape and numeric type, which are the same on every rank.
+            name: The name of the exchange: the same on every rank, unique among those under way.
 
         Returns:
             The element-wise sum over the ranks, of the tensor's shape and type.
@@ -67,7 +67,7 @@ class Collective:
         Args:
             tensor: [sum(splits), ...], the rows in order of their destination.
             splits: int32 [size], the number of rows for each rank.
-            name: The same on every rank, unique among exchanges under way.
+            name: The name of the exchange: the same on every rank, unique among those under way.
 
         Returns:
             [sum(received), ...], the received rows in order of their source; and int32 [size], the
@@ -79,7 +79,7 @@ class Collective:
         """Overwrites the variables with their values on rank 0.
 
         Args:
-            variables: Of any shapes and types; the same shapes and types on every rank.
+            variables: Variables of any shapes and types, which are the same on every rank.
         """
 
     def gather_text(self, text: str) -> list[str]:

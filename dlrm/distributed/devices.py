@@ -1,6 +1,6 @@
 """What this process computes on: its GPU, or its share of the cores, and the memory of either.
 
-Knows neither models nor other ranks.
+Independent of models and of other ranks.
 """
 
 from __future__ import annotations

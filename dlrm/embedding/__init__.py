@@ -10,7 +10,7 @@ three calls:
 `interface` states them exactly. `ShardedEmbedding` implements them over a storage of rows and an
 optimizer, which `create` puts together.
 
-The package knows tensors and the collective; it knows nothing of the model or of the loop.
+The model and the training loop are no concern of this package.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Backend(NamedTuple):
 
     Attributes:
         name: `alltoall`, `sok` or `sok_dynamic`.
-        reason: Why `auto` stands for it; empty if the user named it.
+        reason: Why `auto` chose it; empty if the user named it.
     """
 
     name: str
@@ -93,7 +93,7 @@ def create(
     Args:
         backend: `alltoall` (rows in a TensorFlow variable), `sok` (in a SOK variable) or
             `sok_dynamic` (in a SOK hash table that grows).
-        table: Vocabulary, width and seed.
+        table: The vocabulary, the width and the seed.
         collective: The ranks that share the tables.
         optimizer: How rows are updated; `RowSGD` by default.
         compress: See `ShardedEmbedding`.

@@ -1,6 +1,6 @@
 """The fused table: its size, and the value that each row starts with.
 
-Knows arithmetic on keys alone: no exchange, no storage, no training.
+Arithmetic on keys alone, independent of exchange, storage and training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the rest of the system may rely on of the embedding tables.
+"""The interface of the embedding tables: all that the rest of the system relies on.
 
-The training step, checkpoints and tools are typed against `Embedding`; which class stands behind
-it, and where the rows are kept, is decided by `dlrm.embedding.create` alone.
+The training step, checkpoints and tools are typed against `Embedding`. Only `dlrm.embedding.create`
+decides which class implements it and where the rows are kept.
 
 Shapes: B local batch, T tables of the group, W width of a row, S width of a stored row (the row
 and the optimizer's state), U distinct rows that this rank reads, K keys that it sends, R keys that
@@ -28,8 +28,8 @@ class Route(NamedTuple):
         rows: int32 or int64 [U], the distinct rows that this rank must read for all ranks, as its
             storage addresses them.
         row_of: int32 [R], for each key received, the position of its row in `rows`.
-        sent: int32 [N], the number of keys sent to each rank; K in all.
-        received: int32 [N], the number of keys received from each rank; R in all.
+        sent: int32 [N], the number of keys sent to each rank; their sum is K.
+        received: int32 [N], the number of keys received from each rank; their sum is R.
         position_of: int32 or int64 [B * T], for each vector, the position of its key among those
             sent.
         order: int32 or int64 [K], for each key sent, the position of its vector; empty with

@@ -1,6 +1,6 @@
 """Ordering the keys of a batch by owner, and undoing such an order.
 
-Knows integers alone: no tables, no exchange.
+Works on integers alone, independent of tables and of the exchange.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def position_dtype() -> tf.DType:
 
 
 def positions(tensor: tf.Tensor) -> tf.Tensor:
-    """0, 1, .. for each element."""
+    """The position of each element: 0, 1, ..., n - 1."""
     return tf.range(tf.size(tensor, position_dtype()), dtype=position_dtype())
 
 

@@ -1,7 +1,6 @@
-"""What a storage of rows must offer, and how a row and its optimizer's state lie in it.
+"""The interface of a storage of rows, and the layout of a row and its optimizer's state in it.
 
-A storage knows rows and state as one array of float32 columns; only `RowLayout` knows which columns
-are which.
+To a storage, rows and state are one array of float32 columns; only `RowLayout` distinguishes them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class RowLayout:
     """The columns of a stored row: first the row itself, then the optimizer's state.
 
     Attributes:
-        table: Vocabulary, width and seed.
+        table: The vocabulary, the width and the seed.
         state: What the optimizer keeps behind each row, in order.
     """
 

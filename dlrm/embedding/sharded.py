@@ -4,8 +4,8 @@ Routing is done once per step: the keys go to their owners, each owner finds its
 the way back for vectors and gradients is kept as splits and positions. An owner reads each distinct
 row once, keeps it until the gradients arrive, sums these by row, and writes each row once.
 
-Knows keys, ranks and tensors. Where rows are kept is left to a `RowStorage`, and how they change to
-a `RowOptimizer`.
+This module moves keys and vectors between ranks. Where rows are kept is left to a `RowStorage`, and
+how they change to a `RowOptimizer`.
 
 Shapes: B local batch, T tables of the group, W width of a row, S width of a stored row (the row
 and the optimizer's state), U distinct rows that this rank reads, K keys that it sends (B * T, or
@@ -50,8 +50,8 @@ class ShardedEmbedding:
         exchange_dtype: The type in which vectors and gradients are exchanged.
         table_groups: Number of groups of consecutive tables that are looked up and updated
             independently. On CPUs most of this work is done by single-threaded operations, so
-            several groups keep several cores busy. A run uses as many groups as lanes, but a lane
-            is a slice of the batch and a group is a slice of the tables.
+            several groups keep several cores busy. A run uses the same number of groups and of
+            lanes, but a lane is a slice of the batch and a group is a slice of the tables.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class VariableStorage:
 
 
 def _fill(variable: tf.Variable, layout: RowLayout, rank: int, size: int) -> None:
-    """Initializes a rank's rows in chunks, so that little is held beside them."""
+    """Initializes a rank's rows in chunks, so that little additional memory is used."""
     rows = sharding.local_rows(layout.table.rows, rank, size)
     chunk = max(1, INITIAL_CHUNK // layout.width)
 

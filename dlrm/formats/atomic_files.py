@@ -1,4 +1,4 @@
-"""Files that are complete or absent, also after a crash: the only place that flushes and renames.
+"""Files that are complete or absent, also after a crash: the only module that flushes and renames.
 
 A file is written under a temporary name, brought to the disk and renamed; then its directory is
 brought to the disk as well. This module knows paths and bytes, not what they mean.
@@ -26,7 +26,7 @@ def temporary_path(path: Path) -> Path:
 def whole_files(
     paths: Sequence[Path], before_renaming: Callable[[], None] | None = None
 ) -> Iterator[list[Path]]:
-    """Gives the temporary paths under which to write several files that belong together.
+    """Yields the temporary paths under which to write several files that belong together.
 
     On a normal exit all of them are brought to the disk and then renamed, in the order of `paths`.
     After an exception none is. The temporary files are removed in either case.
@@ -58,7 +58,7 @@ def whole_files(
 
 @contextlib.contextmanager
 def whole_file(path: StrPath) -> Iterator[Path]:
-    """Gives the temporary path under which to write one file; see `whole_files`."""
+    """Yields the temporary path under which to write one file; see `whole_files`."""
     with whole_files([Path(path)]) as [temporary]:
         yield temporary
 
@@ -86,7 +86,7 @@ def sync(descriptor: int, path: StrPath) -> None:
 
     Args:
         descriptor: The open file.
-        path: Its name in an error message.
+        path: The file's name in an error message.
     """
     with naming(path):
         os.fsync(descriptor)

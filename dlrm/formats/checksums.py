@@ -1,8 +1,8 @@
 """`checksums.json`: the size and CRC-32 of every data file of a folder, read, written, compared.
 
-It stands beside the data files that split_bin.py and preprocess write, and is written last. Files
-that describe the data, such as metadata.json, are not in it: users may correct those by hand. This
-module must not know what the data files hold.
+It is in the folder of the data files that split_bin.py and preprocess write, and is written last.
+Files that describe the data, such as metadata.json, are not in it: users may correct those by hand.
+This module must not know what the data files hold.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One open column file: rows of fixed width, read by number, from several threads at once.
 
-It knows bytes and rows, not what the values mean.
+What the values mean is the caller's concern.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ColumnFile:
     Args:
         path: The file.
         dtype: NumPy name of the stored type.
-        width: Values in a row.
+        width: Number of values in a row.
         rows: Number of rows that the file must hold. None accepts any number from one.
 
     Raises:

@@ -32,17 +32,18 @@ _REQUIRED_KEYS = (
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a reader must know of `label.bin`, `dense.bin` and `category.bin`.
+    """The layout of `label.bin`, `dense.bin` and `category.bin`, as `metadata.json` describes it.
 
     Attributes:
-        vocab_sizes: Rows of each table, in the order of the categorical columns.
-        label_raw_type: How `label.bin` is stored, `int32` or `float32`.
-        dense_raw_type: How `dense.bin` is stored, `int32` or `float32`.
-        category_raw_type: How `category.bin` is stored, `int32` or `float32`.
+        vocab_sizes: Number of rows of each table, in the order of the categorical columns.
+        label_raw_type: The type of the values in `label.bin`, `int32` or `float32`.
+        dense_raw_type: The type of the values in `dense.bin`, `int32` or `float32`.
+        category_raw_type: The type of the values in `category.bin`, `int32` or `float32`.
         dense_log: Whether the loader replaces a dense x by ln(x + dense_log_offset).
-        num_dense: Dense columns.
-        dense_log_offset: What the loader adds before the logarithm.
-        packed_ids: How the ids stand in the words of `category.bin`; None: one id a word.
+        num_dense: Number of dense columns.
+        dense_log_offset: The number that the loader adds before the logarithm.
+        packed_ids: How ids are packed into the words of `category.bin`; None if each word holds
+            one id.
 
     Raises:
         ValueError: A field has a value that no split folder can have.
@@ -87,7 +88,7 @@ class Metadata:
 
     @property
     def category_width(self) -> int:
-        """32-bit words of a sample in `category.bin`."""
+        """Number of 32-bit words of a sample in `category.bin`."""
         return len(self.vocab_sizes) if self.packed_ids is None else self.packed_ids.words
 
 

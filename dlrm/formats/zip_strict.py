@@ -1,6 +1,6 @@
-"""`zip` that insists on equal lengths, as its `strict` does from Python 3.10 on.
+"""`zip` that requires equal lengths, as `zip(strict=True)` does from Python 3.10 on.
 
-The profile sok begins with Python 3.9, whose `zip` has no such check.
+The profile sok supports Python 3.9, whose `zip` has no such check.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _ABSENT = object()
 
 
 def zip_strict(*columns: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """The columns' values side by side.
+    """Yields tuples of one value from each column.
 
     Raises:
-        ValueError: one column ends before another.
+        ValueError: One column ends before another.
     """
     for row in zip_longest(*columns, fillvalue=_ABSENT):
         if any(value is _ABSENT for value in row):

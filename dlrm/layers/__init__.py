@@ -1,1 +1,1 @@
-"""Layers of the dense part, each usable by itself: they know tensors only."""
+"""Layers of the dense part, each usable on its own, independent of tables, ranks and training."""

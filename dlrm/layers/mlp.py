@@ -1,8 +1,9 @@
 """Fully connected layers whose backward pass is written by hand.
 
 This offers two things that automatic differentiation does not: control over the order in which
-gradients are computed, and forward and backward passes that XLA compiles separately. Knows tensors
-only. Shapes: B samples, I inputs and O outputs of a layer.
+gradients are computed, and forward and backward passes that XLA compiles separately.
+
+Shapes: B samples, I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Weights and state are the same on every rank. The state is a mapping of named variables, which is
 checkpointed together with the weights.
 
-Knows variables and gradients alone: nothing of the model, of ranks or of files.
+Works on variables and gradients alone, independent of the model, of ranks and of files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class DenseOptimizer(Protocol):
 
     @property
     def state(self) -> Mapping[str, tf.Variable]:
-        """What is remembered from step to step, by name; empty if there is nothing.
+        """The variables kept from step to step, by name; empty if there are none.
 
         The names start with the optimizer's, such as `adagrad.accumulator.top_kernel_0`, so that
         in a checkpoint they differ from the weights' names and from other optimizers' state.
@@ -37,7 +37,8 @@ class DenseOptimizer(Protocol):
         are control dependencies of it.
 
         Args:
-            gradients: One per variable, of its shape, in the order of `build`; mean over ranks.
+            gradients: The gradient of each variable, of its shape, in the order of `build`; a mean
+                over ranks.
             learning_rate: float32 [].
             gradient_scale: The gradient of the loss is `gradient_scale` times the one given. It
                 undoes the loss scale.
@@ -52,7 +53,7 @@ class DenseSGD:
 
     @property
     def state(self) -> Mapping[str, tf.Variable]:
-        """Empty: the weights are all that there is."""
+        """Empty: plain SGD keeps nothing but the weights."""
         return {}
 
     def build(self, variables: Mapping[str, tf.Variable]) -> None:

@@ -4,7 +4,7 @@ An optimizer is given the distinct rows of a batch, each once, with the sum of t
 vectors. What it remembers about a row, its state, is stored directly behind the row. So one read
 and one write serve both, and sharding, checkpoints and resharding treat them alike.
 
-Knows tensors alone: no keys, no ranks, no storage.
+Works on tensors alone, independent of keys, ranks and storage.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RowSGD:
     """Stochastic gradient descent: row -= learning_rate * gradient."""
 
     def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        """None: the rows are all that there is."""
+        """Empty: plain SGD keeps nothing but the rows."""
         return ()
 
     def apply(

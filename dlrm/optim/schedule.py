@@ -1,6 +1,6 @@
 """The learning rate of a step: warm-up, plateau, quadratic decay, end.
 
-Plain arithmetic on step numbers; knows nothing of training.
+Plain arithmetic on step numbers, independent of training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a run reports: console lines, the event log, TensorBoard files, results table and plot.
 
-Knows nothing of how training works and imports neither TensorFlow nor Horovod. Heavy packages
-(rich, matplotlib, tensorboard) are imported on first use.
+Independent of how training works, and without TensorFlow or Horovod. Heavy packages (rich,
+matplotlib, tensorboard) are imported on first use.
 """
 
 from __future__ import annotations

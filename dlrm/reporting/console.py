@@ -1,4 +1,4 @@
-"""Lines on the console, with a progress bar below them if it is a terminal. Knows only text."""
+"""Lines on the console, with a progress bar below them if it is a terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Console:
 
         Args:
             step: Number of steps done.
-            note: Short text beside the bar; None keeps the previous one.
+            note: Short text next to the bar; None keeps the previous one.
         """
         if self._progress is not None:
             fields = {} if note is None else {"note": note}

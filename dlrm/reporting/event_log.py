@@ -1,7 +1,8 @@
 """The event log of a run: JSON lines in an append-only file.
 
-Knows nothing of training. It writes unbuffered, so what a crash leaves behind is complete up to the
-last event, and a full disk is reported by the write that met it.
+Writes are unbuffered, so a crash leaves a file that is complete up to the last event, and a full
+disk is reported by the write that met it. Independent of training: an event is a name and some
+values.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def jsonable(value: object) -> object:
 
 
 class EventLog:
-    """Appends events to a file, one JSON object a line.
+    """Appends events to a file, one JSON object per line.
 
     A line that an earlier crash left unfinished is ended first, so that it spoils only itself.
 

@@ -1,7 +1,7 @@
 """The plot of a run: loss, AUC and throughput over steps, as a PNG.
 
-Knows the points to draw, but not where they come from. Uses matplotlib's Agg canvas directly
-instead of pyplot, which needs neither a display nor global state.
+Where the points come from is the caller's concern. Matplotlib's Agg canvas is used directly instead
+of pyplot, as it needs neither a display nor global state.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prints and records a run: its steps, losses and evaluations, and the results at its end.
 
-Prints the lines of the SOK DLRM benchmark, which its users' scripts parse. Knows nothing of how
+Prints the lines of the SOK DLRM benchmark, which its users' scripts parse. Independent of how
 training works.
 """
 
@@ -48,7 +48,7 @@ class Reporter:
         clock: Seconds from any origin; must not run backwards.
 
     Raises:
-        ValueError: run_dir cannot be written; one line for the user.
+        ValueError: The folder cannot be written; the message is one line for the user.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Reporter:
             first_step: Number of steps done by an earlier run that this one continues.
 
         Raises:
-            ValueError: run_dir cannot be written; one line for the user.
+            ValueError: The folder cannot be written; the message is one line for the user.
         """
         if not self._active:
             return

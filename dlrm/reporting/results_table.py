@@ -1,6 +1,6 @@
 """The results table of the SOK DLRM benchmark and the numbers in it.
 
-Knows settings and measured values; prints and writes nothing.
+Formats settings and measured values; prints and writes nothing.
 """
 
 from __future__ import annotations

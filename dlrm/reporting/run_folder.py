@@ -26,7 +26,7 @@ class RunFolder:
         warn: Called with one line if a file fails after the start.
 
     Raises:
-        ValueError: The folder cannot be written; one line for the user.
+        ValueError: The folder cannot be written; the message is one line for the user.
     """
 
     def __init__(self, path: str | None, warn: Callable[[str], None]) -> None:
@@ -55,7 +55,7 @@ class RunFolder:
             settings: Hyperparameters for TensorBoard.
 
         Raises:
-            ValueError: The folder cannot be written; one line for the user.
+            ValueError: The folder cannot be written; the message is one line for the user.
         """
         if self._events is None or self._tensorboard is None:
             return

@@ -1,7 +1,7 @@
 """TensorBoard's event file of a run: curves and hyperparameters.
 
-Knows nothing of training and never imports TensorFlow: TensorBoard's own package suffices to write
-its files. They are written unbuffered, as the event log is.
+Independent of training, and without TensorFlow: TensorBoard's own package suffices to write its
+files. Like the event log, they are written unbuffered.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TensorBoardLog:
 
         Args:
             settings: The hyperparameters. Values other than bools, numbers and text become text.
-            metric_tags: Scalars to show beside them, with their last value.
+            metric_tags: Scalars to show next to the hyperparameters, with their last value.
 
         Raises:
             OSError: The file could not be written.

@@ -1,1 +1,1 @@
-"""One run: how it is put together, its loop, its step and its evaluation. Knows no file format."""
+"""One run: how it is put together, its loop, its step and its evaluation; no file formats."""

@@ -1,6 +1,6 @@
 """Builds the parts of a run: the ranks, the tables, the model and their trainer.
 
-Used by a run, and by benchmarks and checks that train without one. Knows the settings as a Config.
+Used by a run, and by benchmarks and checks that train without one. Settings come as a Config.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def build_trainer(
         data: The data, opened.
         build_model: Builds the dense part.
     """
-    # XLA makes one program of the dense part, which uses all cores by itself.
+    # XLA compiles the dense part to one program, which uses all cores without lanes.
     lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
     tables = embedding.create(
         backend,

@@ -1,4 +1,4 @@
-"""What the training loop tells and asks of those who run it.
+"""The interface between the training loop and the program that runs it.
 
 Imports no TensorFlow, so that a program can define its callbacks before it loads.
 """

@@ -1,6 +1,6 @@
 """The loop around the training step: when to evaluate, stop, train, report and save, and why.
 
-Knows neither files nor how a step computes what it does.
+Files, and how a step computes its results, are no concern of this module.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class StopRequestedError(Exception):
 
 
 class Outcome(NamedTuple):
-    """How a training ended.
+    """The end of a training.
 
     Attributes:
-        reason: Why, in words.
-        step: Steps done since the training began anew.
+        reason: Why the training ended, in words.
+        step: Number of steps done since the training began anew.
         evaluation_seconds: Time spent on evaluations.
         interrupted: Whether a signal stopped it before its end.
     """
@@ -59,7 +59,7 @@ class Progress:
     """How far a training has come.
 
     Attributes:
-        step: Steps done since the training began anew.
+        step: Number of steps done since the training began anew.
         evaluation_seconds: Time spent on evaluations.
     """
 
@@ -118,8 +118,8 @@ class Trainer:
         Args:
             epochs: The training batches of each epoch, the same number on every rank.
             test: The evaluation batches; iterated anew for each evaluation.
-            callback: Told of losses, evaluations and states to save.
-            first_step: Steps done before, by the run that this one continues.
+            callback: Receives losses, evaluations and states to save.
+            first_step: Number of steps done by the run that this one continues.
 
         Raises:
             TrainingError: On every rank, before the update, for a loss or gradient that is not
@@ -139,8 +139,8 @@ class Trainer:
 
         Args:
             test: The evaluation batches.
-            step: Steps done before.
-            callback: Told of the progress and of the result.
+            step: Number of steps done before.
+            callback: Receives the progress and the result.
 
         Raises:
             StopRequestedError: On every rank, if one was asked to stop.
@@ -277,7 +277,7 @@ class Trainer:
         )
 
     def _describe_not_finite(self, batch: Batch, routes: Routes) -> str:
-        """Names the ranks whose samples did it; the weights are still those before the step."""
+        """Names the ranks whose samples are at fault; the weights are those before the step."""
         vectors = self.step.embedding.lookup(routes).vectors
         local = self.step.gradients(batch.dense, vectors, batch.labels)
         values = [local.loss, local.vector_sum, *local.weights]

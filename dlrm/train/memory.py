@@ -61,7 +61,7 @@ def check_memory(
         The need in words.
 
     Raises:
-        ValueError: It does not fit; by how much, and what would help.
+        ValueError: It does not fit; the message says by how much, and what would help.
     """
     table = layout.table
     rows, ranks = sharding.local_rows(table.rows, collective.rank, collective.size), collective.size
@@ -164,7 +164,7 @@ def require(
         memory: Name of the memory, for the message.
         rows: Number of the tables' rows that the rank owns.
         ranks: Number of ranks that share the tables.
-        remedy: What may help beside more ranks, as the end of the message.
+        remedy: The end of the message: what may help apart from more ranks.
 
     Raises:
         ValueError: It does not fit.

@@ -1,4 +1,4 @@
-"""The optimizers of a run: the one place where settings choose them."""
+"""The optimizers of a run; only here do settings choose them."""
 
 from __future__ import annotations
 

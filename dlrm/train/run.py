@@ -3,13 +3,13 @@
     1. join the other ranks, and take this rank's GPU or cores, before any tensor exists;
     2. open the data; all ranks must have the same data and settings;
     3. choose where the tables lie, and count the memory before any of it is allocated;
-    4. open the reports, so that what follows has somewhere to say it failed;
+    4. open the reports, so that failures from here on are recorded;
     5. build tables, model and trainer; their initial values depend on the settings alone;
     6. start the watchdog: from here on, no rank waits forever for another one;
     7. resume from a checkpoint, or begin anew;
     8. train, saving checkpoints, or evaluate once; then report.
 
-Puts the pieces together; each piece is its own module.
+Each part is implemented in a separate module; this one puts them together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dlrm.train.build import BuildModel, build_trainer, join, place_tables
 from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer
 
-FAILURE_SECONDS = 5.0  # for the watchdog to learn which rank broke an exchange
+FAILURE_SECONDS = 5.0  # for the watchdog to find out which rank broke an exchange
 
 OpenData = Callable[[Config, int, int], Data]
 
@@ -215,8 +215,8 @@ class RunCallback(Callback):
     """Connects the loop to the reports, the watchdog and the checkpoints.
 
     Args:
-        reporter: Told of losses and evaluations.
-        watchdog: Told of the progress; knows of signals.
+        reporter: Receives losses and evaluations.
+        watchdog: Receives the progress; reports whether a signal asks to stop.
         save: Saves the state after a number of steps.
     """
 

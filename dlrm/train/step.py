@@ -5,7 +5,7 @@ own weights and to the vectors, averages the dense gradients over ranks, and upd
 weights. The routes of the next batch need none of this, so the same step computes them, and their
 exchange overlaps with the arithmetic.
 
-Knows neither settings nor files, nor when a step is taken. Shapes in this module:
+Settings, files and the choice of when to take a step are no concern of this module. Shapes in it:
 
     B  local batch: samples of one step on this rank
     D  dense features of a sample
@@ -31,7 +31,7 @@ IDS_OUTSIDE, NOT_FINITE = "ids outside their table", "a loss or gradient that is
 
 
 class Health(NamedTuple):
-    """What every rank must know of the others after a step; it travels with the gradients.
+    """The figures that all ranks need after a step; they are averaged together with the gradients.
 
     Attributes:
         loss: float32 [], mean loss.
@@ -256,7 +256,7 @@ class TrainingStep:
     def _gradients(
         self, dense: tf.Tensor, vectors: Sequence[tf.Tensor], labels: tf.Tensor
     ) -> Gradients:
-        """The graph of `gradients`: the lanes beside each other, then their sums."""
+        """The graph of `gradients`: the lanes in parallel, then their sums."""
         lanes = [
             self._lane_gradients(*lane) for lane in in_lanes([dense, vectors, labels], self._lanes)
         ]

@@ -2,7 +2,7 @@
 
 The good rows of a file are staged as Parquet, in chunks of bytes that Java's `Layout` describes.
 Each chunk has its position: the partition of the file and the number of rows before it in that
-partition. Each file is read by itself, so that its partitions follow each other in the file; this
+partition. Each file is read separately, so that its partitions follow each other in the file; this
 order is checked.
 """
 

@@ -14,7 +14,7 @@ _LOCAL_MEMORY = "4g"  # heap of a JVM that this process starts; spark-submit set
 
 @contextlib.contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Gives the session of spark-submit, or a new one that is stopped after the block.
+    """Yields the session of spark-submit, or a new one that is stopped after the block.
 
     Args:
         master: Spark's master; None takes that of spark-submit, or all local cores.

@@ -1,6 +1,6 @@
 """What tables and interaction must give, in NumPy float64: the references of tools.gpu_check.
 
-Knows the interface of the tables and of the interaction, but neither runs nor verdicts.
+Calls the tables and the interaction by their interfaces; runs and verdicts are left to the checks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class IdCase(NamedTuple):
     """Ids to look up, and the settings for them.
 
     Attributes:
-        name: For the report.
+        name: The name in the report.
         compress: Whether the exchange sends each distinct id once.
         bad_ids: What to do with ids outside their table: `error`, `clip` or `zero`.
         ids: int64 [size, samples, tables], the ids of all ranks.
@@ -86,7 +86,7 @@ def interaction_error(interact: Any, dtype: str, tables: int, width: int) -> flo
         interact: The interaction; it maps [batch, width] and [batch, tables, width] to
             [batch, output width].
         dtype: Type of its inputs and output.
-        tables: Number of vectors beside the bottom one.
+        tables: Number of vectors in addition to the bottom one.
         width: Values of a vector.
     """
     batch = 257

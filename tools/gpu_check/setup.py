@@ -1,4 +1,4 @@
-"""What all checks share: how a check ends, and the training that several of them do."""
+"""What all checks share: their outcomes, and the training that several of them do."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class CheckResult(NamedTuple):
     """What a check found.
 
     Attributes:
-        summary: For the line of the report.
-        data: For the JSON file.
+        summary: The text in the line of the report.
+        data: The entry in the JSON file.
     """
 
     summary: str

@@ -32,7 +32,7 @@ def same_losses(bound: float, first: dict[str, Any], second: dict[str, Any]) -> 
     Args:
         bound: The largest relative difference allowed.
         first: Settings by name, over those of `CheckSetup.config`.
-        second: The same.
+        second: Settings by name, in the same way.
     """
 
     def check(setup: CheckSetup) -> CheckResult:

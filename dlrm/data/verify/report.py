@@ -30,7 +30,7 @@ class DataReport:
         faults: One line for each fault: file, expected, found, remedy.
         notes: One line for each check that could not be made.
         compared: Files whose checksum, or size at level `size`, is that of checksums.json.
-        counts: How often each id occurs in `counted`; None unless asked for.
+        counts: How often each id occurs in `counted`; None unless requested.
         counted: The parts whose ids were counted.
     """
 
@@ -102,9 +102,9 @@ def check_data(
     report = DataReport(folder, level, found, description, faults)
     holding = {data.file.path.parent for part in found for data in part.files}
     report.notes += [
-        f"{place}: no {CHECKSUMS}, so there are no checksums to compare"
-        for place in without
-        if place in holding
+        f"{path}: no {CHECKSUMS}, so there are no checksums to compare"
+        for path in without
+        if path in holding
     ]
     known = {data.file.path: (data, part) for part in found for data in part.files}
     wrong = _check_sizes(report, sums)
@@ -173,7 +173,7 @@ def _check_unit(unit: _Unit, report: DataReport, sums: dict[Path, FileSum]) -> N
 
 
 def _check_labels(report: DataReport) -> None:
-    """Checks that both labels occur, and as many ones as records.json says."""
+    """Checks that both labels occur, and that the number of ones is that of records.json."""
     for part in report.parts:
         if part.positives is not None and part.positives in (0, part.samples):
             part.faults.append(

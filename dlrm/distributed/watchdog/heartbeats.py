@@ -1,6 +1,6 @@
 """Stall detection: the last heartbeat of each rank, and which rank is lost, silent or behind.
 
-Knows neither sockets nor threads; the caller passes the time.
+Free of sockets and threads; the caller passes the heartbeats and the time.
 """
 
 from __future__ import annotations

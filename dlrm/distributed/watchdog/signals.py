@@ -1,6 +1,6 @@
 """Signals as events of the watchdog's thread, delivered whatever the main thread is doing.
 
-Knows neither ranks nor what a signal asks for.
+Independent of ranks and of what a signal asks for.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from dlrm.distributed.watchdog.signals import WakeupPipe
 if TYPE_CHECKING:  # importing it would load TensorFlow, which the watchdog does not need
     from dlrm.distributed.collective import Collective
 
-GRACE_SECONDS = 2.0  # for a main thread to fail by itself, with its own message
+GRACE_SECONDS = 2.0  # for a main thread to fail on its own, with its own message
 RAISE_SECONDS = 10.0  # for a main thread that knows of the failure to raise it
 DRAIN_SECONDS = 1.0  # for the last messages to arrive
 EXIT_HOOK_SECONDS = 2.0
@@ -43,7 +43,7 @@ class Watchdog:
         collective: The ranks.
         stall_timeout: Seconds that a rank may be silent, or all ranks without progress; 0 for any.
         exit_hook: Called with the reason, one line, before the watchdog ends the process. It runs
-            beside a main thread that may hang, and gets `EXIT_HOOK_SECONDS`.
+            while the main thread may hang, and gets `EXIT_HOOK_SECONDS`.
         catch_signals: Whether the first SIGTERM or SIGINT only sets `signal`, and the second ends
             the process; if false, signals keep their usual effect.
 
@@ -103,7 +103,7 @@ class Watchdog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tells the other ranks that this one is done, or why it failed; the hub waits for them."""
+        """Informs the other ranks that this one is done or why it failed; the hub awaits them."""
         self._shut_down("" if kind is None else str(error) or kind.__name__)
 
     def report_progress(self, activity: str) -> None:

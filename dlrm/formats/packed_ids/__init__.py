@@ -1,8 +1,8 @@
 """Packed ids: several ids of a sample in one 32-bit word, and the plan of which goes where.
 
-`category.bin` then holds [N, words] in place of [N, tables]. A plan follows from the vocabulary; a
+`category.bin` then holds [N, words] instead of [N, tables]. A plan follows from the vocabulary; a
 reader needs only the fields that `metadata.json` keeps, not the rule that made them. This module
-knows no files; `kernels` moves the bits.
+reads and writes no files; `kernels` moves the bits.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MLPERF_VOCAB_SIZES = (
 
 
 class Field(NamedTuple):
-    """Where the id of one table stands.
+    """The bits of a sample that hold the id of one table.
 
     Attributes:
-        word: Word of the sample, from 0.
-        shift: Bits of the word below the id.
-        bits: Bits of the id.
+        word: Position of the word in the sample, from 0.
+        shift: Number of lower bits in the word.
+        bits: Number of bits of the id.
     """
 
     word: int
@@ -56,11 +56,11 @@ class Packing:
     """Which bits of which word hold each table's id.
 
     Attributes:
-        words: 32-bit words a sample.
-        fields: One a table, in the order of the categorical columns.
+        words: Number of 32-bit words in a sample.
+        fields: The field of each table, in the order of the categorical columns.
 
     Raises:
-        ValueError: A field leaves its word or meets another one.
+        ValueError: A field exceeds its word or overlaps another one.
     """
 
     words: int
@@ -129,14 +129,14 @@ class Packing:
         return kernels.unpacker(self)
 
     def pack(self, ids: IntArray, out: IntArray | None = None) -> IntArray:
-        """The words of samples.
+        """Packs the ids of samples into words.
 
         Args:
-            ids: int32 [samples, tables].
-            out: Where to write, C-contiguous int32 [samples, words]; made if None.
+            ids: The ids, int32 [samples, tables].
+            out: Where to write, C-contiguous int32 [samples, words]; None makes a new array.
 
         Returns:
-            int32 [samples, words]; bits of no field are 0.
+            The words, int32 [samples, words]; bits that belong to no field are 0.
 
         Raises:
             ValueError: An id is negative or has more bits than its field.
@@ -157,14 +157,14 @@ class Packing:
         return out
 
     def unpack(self, words: IntArray, out: IntArray | None = None) -> IntArray:
-        """The ids of samples, the inverse of `pack`.
+        """Unpacks the ids of samples: the inverse of `pack`.
 
         Args:
-            words: int32 [samples, words].
-            out: Where to write, C-contiguous int32 [samples, tables]; made if None.
+            words: The words, int32 [samples, words].
+            out: Where to write, C-contiguous int32 [samples, tables]; None makes a new array.
 
         Returns:
-            int32 [samples, tables].
+            The ids, int32 [samples, tables].
         """
         words = np.ascontiguousarray(words, np.int32)
         assert words.shape[1:] == (self.words,)
@@ -175,14 +175,14 @@ class Packing:
 
 
 def plan(vocab_sizes: Sequence[int]) -> Packing:
-    """A packing of few words for any vocabulary, every id on whole bytes.
+    """Plans a packing of few words for any vocabulary; every id takes whole bytes.
 
     Each id takes the bytes that its table's largest one needs. First fit by falling size then fills
     the words, and is optimal for items of one to four bytes in words of four. The vocabulary of
     MLPerf gets the layout of MLPerf inference instead, whose files others read.
 
     Args:
-        vocab_sizes: Rows of each table, 1 to 2**31.
+        vocab_sizes: Number of rows of each table, 1 to 2**31.
     """
     if tuple(vocab_sizes) == MLPERF_VOCAB_SIZES:
         return Packing(_MLPERF_WORDS, tuple(Field(*field) for field in _MLPERF_FIELDS))
