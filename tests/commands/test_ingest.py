@@ -368,6 +368,7 @@ def test_the_example_schema_is_one() -> None:
     ]  # fmt: skip
     assert user.split.tags == {"6": 1, "7": 2}
     assert (user.rules.lowest(0), user.rules.lowest(1)) == (0, -1)
+    assert user.rules.dense_log_offset > 1, "the logarithm of the lowest value must exist"
     assert (user.rules.threshold(0), user.rules.modulus(0), user.rules.modulus(1)) == (
         3,
         1000,
