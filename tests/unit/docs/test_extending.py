@@ -68,6 +68,20 @@ def test_adagrad_fits_the_interface(page: dict[str, Any]) -> None:
     assert_has_the_members(page["Adagrad"], RowOptimizer)
 
 
+def test_the_dense_adagrad(page: dict[str, Any]) -> None:
+    from dlrm.optim.dense_optimizers import DenseOptimizer
+
+    optimizer, weight = page["DenseAdagrad"](), tf.Variable([1.0, -1.0])
+    optimizer.build({"kernel": weight})
+    assert_has_the_members(optimizer, DenseOptimizer)
+    # The gradients are 1 and -2 after the scale of a half.
+    compiled = tf.function(lambda given: optimizer.apply([given], tf.constant(0.5), 0.5))
+    compiled(tf.constant([2.0, -4.0]))
+    (total,) = optimizer.state.values()
+    np.testing.assert_allclose(total, [0.1 + 1**2, 0.1 + 2**2], rtol=1e-6)
+    np.testing.assert_allclose(weight, [1 - 0.5 / 1.1**0.5, -1 + 0.5 * 2 / 4.1**0.5], rtol=1e-6)
+
+
 def test_the_storage_trains_as_a_variable_does(page: dict[str, Any]) -> None:
     embedding, table = page["embedding"], page["table"]
     in_variable = embedding.create(
