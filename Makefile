@@ -1,22 +1,22 @@
-# make train              a DLRM from synthetic raw logs to its AUC target, on two ranks
-# make train RAW=log.tsv  the same from your own logs, in Criteo's format (RAW="a.gz b.gz": several)
-# make test               the tests without the slow ones, on JOBS cores: about 5 minutes on two
-# make test-all           all tests
-# make lint               linters, type checks, formatting and spelling
-# make bench              the measurements of benchmarks/README.md
-# make coverage           the lines that the tests reach
+# make train              trains a DLRM on synthetic logs, from raw text to its AUC target, on two ranks
+# make train RAW=log.tsv  the same on your own logs, in Criteo's format (RAW="a.gz b.gz": several)
+# make test               runs all tests except the slow ones, on JOBS cores: about 5 minutes on two
+# make test-all           runs all tests
+# make lint               checks style, types, formatting and spelling
+# make bench              repeats the measurements of benchmarks/README.md
+# make coverage           measures which lines the tests reach
 # make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
 # make setup              creates the environment .venv; every target that needs it does so too
 # make clean              removes build/
 #
 # make sok                creates .venv-sok: TensorFlow 2.14 with SparseOperationKit, for GPUs
-# make sok-check          what the environment has for GPUs, and what is missing
-# make bundle             packs environment and project for hosts without internet
+# make sok-check          prints what the environment has for GPUs, and what is missing
+# make bundle             packs the environment and the project for hosts without internet
 #
-# Longer tests, more of the same:
-# make faults             every fault on 1, 2 and 3 ranks at random moments
-# make test-ingest        ten kills of each ingest engine, then both engines on every rule set
-# make test-interact      the fused interaction at every shape, and its kernels under the sanitizers
+# Longer tests:
+# make faults             injects every fault on 1, 2 and 3 ranks at random moments
+# make test-ingest        kills each ingest engine ten times, then compares both on every rule set
+# make test-interact      tests the fused interaction at every shape, and under the sanitizers
 #
 # variable  default  used by      meaning
 # PROFILE   default  all          PROFILE=sok uses .venv-sok instead of .venv (not for lint)

@@ -72,7 +72,9 @@ class DataConfig:
         "folder with train/ and test/ as split_bin.py writes them",
         affects_training=False,  # the fingerprints of the data are compared instead
     )
-    use_synthetic_dataset: bool = flag(False, "generate samples; no --data_dir is needed")
+    use_synthetic_dataset: bool = flag(
+        False, "train on generated samples with random labels; no --data_dir is needed"
+    )
     use_splited_dataset: bool = flag(
         False, "read one file for each categorical feature instead of category.bin"
     )
@@ -99,7 +101,7 @@ class ModelConfig:
         (512, 256, 128), "units of each layer of the bottom MLP; the last equals --embedding_dim"
     )
     top_mlp: tuple[int, ...] = flag(
-        (1024, 1024, 512, 256, 1), "units of each layer of the top MLP; the last gives the logit"
+        (1024, 1024, 512, 256, 1), "units of each layer of the top MLP; the last is 1, the logit"
     )
     amp: bool = flag(False, "compute in 16 bits and keep the weights in 32 bits")
     amp_dtype: str = flag("float16", "16-bit type of --amp", ("float16", "bfloat16"))
@@ -185,8 +187,8 @@ class OptimizerConfig:
     )
     embedding_grad: str = flag(
         "mean",
-        "what the tables follow: the gradient of the global mean loss, or the sum over ranks of "
-        "the gradients of their local means, as in the SOK benchmark",
+        "gradient that updates the tables: mean, of the loss averaged over all ranks; sum, of the "
+        "ranks' losses added up, as in the SOK benchmark",
         ("mean", "sum"),
     )
 
@@ -226,8 +228,8 @@ class EvaluationConfig:
     )
     auc_thresholds: int = flag(
         8000,
-        "thresholds of the AUC on the probability scale and again on the logit scale; the default "
-        "is exact to 0.0001 or better",
+        "number of AUC thresholds on the probability scale, and as many again on the logit scale; "
+        "with the default, the AUC is exact to 0.0001 or better",
     )
 
     def __post_init__(self) -> None:
@@ -253,13 +255,13 @@ class CheckpointConfig:
     )
     resume: str = flag(
         "auto",
-        "checkpoint to resume from: auto (the newest complete one in --checkpoint_dir, if any), "
+        "checkpoint to resume from: auto (the newest intact one in --checkpoint_dir, if any), "
         "none, or a path",
         affects_training=False,
     )
     ignore_data_change: bool = flag(
         False,
-        "resume even if the data is not the checkpoint's",
+        "resume even if the data is not what the checkpoint was trained on",
         affects_training=False,
     )
 

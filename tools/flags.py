@@ -26,7 +26,8 @@ _HEAD = """\
 `presets/`; flags after it override it.
 
 A run that resumes from a checkpoint may change any flag in *italics*. The others affect what is
-trained; if one of them differs from the checkpoint's, the run says so.
+trained: if one of them differs from the checkpoint's, the run says so, or, where the checkpoint
+does not fit, refuses it (see [checkpoints_and_faults.md](checkpoints_and_faults.md#resuming)).
 """
 
 
