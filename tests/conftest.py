@@ -1,4 +1,4 @@
-"""Markers that follow from a test's folder; the others stand at the tests. See README.md."""
+"""Markers that follow from a test's folder; the others are at the tests. See README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKERS_OF = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by the folder below tests/ that it stands in."""
+    """Marks each test by the folder below tests/ that it is in."""
     for item in items:
         folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
         for marker in MARKERS_OF.get(folder, ()):

@@ -1,4 +1,4 @@
-"""Jobs that launch.py starts, restarts, stops and gives up, with and without ranks."""
+"""Jobs that `launch` starts, restarts, stops and gives up, with and without ranks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The fault suite: what a run promises of each fault."""
+"""The fault suite: what a run promises for each fault."""

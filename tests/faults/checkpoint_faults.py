@@ -1,4 +1,4 @@
-"""Faults of checkpoints and data: cut short, no room, damaged, another run's, not finite.
+"""Faults of checkpoints and data: truncated, full disk, damaged, another run's, not finite.
 
 Each function tries one fault once, and says what it found.
 """
@@ -88,16 +88,16 @@ def read_only(trial: Trial) -> str:
 
 
 def in_small_file_system(trial: Trial, room: int, change: str, cause: str) -> str:
-    """Trains with checkpoints in a file system of its own, made of `before`, kept as `after`.
+    """Trains with checkpoints in a separate file system, filled from `before`, kept as `after`.
 
     Args:
-        trial: the trial.
-        room: bytes of the file system.
-        change: a shell command to run beside the training, with the folder as $1.
-        cause: what the error line must say.
+        trial: The trial.
+        room: Size of the file system in bytes.
+        change: A shell command to run during the training, with the folder as $1.
+        cause: The text that the error line must contain.
 
     Returns:
-        The cause and the file named.
+        The cause, and the file that the error line names.
     """
     before, after = trial.folder / "before", trial.folder / "after"
     trial.checkpoints.mkdir()
@@ -125,14 +125,14 @@ def expect_unwritten(trial: Trial, output: str, cause: str) -> str:
 
 
 def may_mount(folder: Path) -> bool:
-    """Whether a process may have file systems of its own here."""
+    """Whether a process may mount its own file systems here."""
     script = 'mount -t tmpfs tmpfs "$0"'
     command = ["unshare", "-rm", "sh", "-c", script, os.fspath(folder)]
     return shutil.which("unshare") is not None and subprocess.run(command).returncode == 0
 
 
 def damaged(trial: Trial) -> str:
-    """Refused with file and offset if named; passed over, and told, if not."""
+    """Refused with file and offset if named; skipped with a message if not."""
     good = CHECKPOINT_INTERVAL * trial.random.randrange(1, 4)
     bad = good + CHECKPOINT_INTERVAL * trial.random.randrange(1, 4)
     told = []

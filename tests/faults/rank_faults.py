@@ -171,7 +171,7 @@ def launch(trial: Trial, **settings: Any) -> Job:
 
 
 def launch_restarts(trial: Trial) -> str:
-    """A job whose rank was killed ends by itself as if nothing had happened."""
+    """A job whose rank was killed recovers without help, as if nothing had happened."""
     rank, step = trial.any_rank(), trial.any_step()
     with launch(trial) as job:
         job.wait_for_step(step)
@@ -185,7 +185,7 @@ def launch_restarts(trial: Trial) -> str:
 
 
 def launch_gives_up(trial: Trial) -> str:
-    """A user's error is not repeated for ever, and is listed."""
+    """A user's error is not repeated endlessly, and is listed."""
     with launch(trial, data_dir=trial.folder / "nowhere") as job:
         ended = job.end()
     assert ended.code == 1, ended.output

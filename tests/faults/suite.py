@@ -1,9 +1,9 @@
-"""The fault suite: what a run promises of each fault, tried at random moments on real ranks.
+"""The fault suite: what a run promises for each fault, tried at random moments on real ranks.
 
     python3 -m tests.faults.suite [--repeat R] [--seed S] [--only NAME ...] [--ranks N ...]
 
-Prints one line a trial: fault, ranks, seconds, what was found; ends with 1 if a promise was broken.
-A seed repeats all choices; how the machine's own timing meets them differs.
+Prints one line per trial: fault, ranks, seconds, findings; ends with 1 if a promise was broken. A
+seed repeats all choices, but the timing of the machine differs.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ CASES = {
 
 
 def attempt(baseline: Baseline, name: str, ranks: int, seed: str) -> str:
-    """Tries a fault once; gives what was found.
+    """Tries a fault once; returns what was found.
 
     Raises:
-        AssertionError: a promise was broken.
+        AssertionError: A promise was broken.
     """
     with tempfile.TemporaryDirectory(dir=baseline.folder, prefix=f"{name}-") as folder:
         return CASES[name].trial(Trial(baseline, ranks, random.Random(seed), Path(folder)))
@@ -107,7 +107,7 @@ def main() -> int:
 
 
 def report(baseline: Baseline, name: str, ranks: int, seed: str) -> bool:
-    """Tries a fault once, and prints a line; whether the promise was kept."""
+    """Tries a fault once and prints a line; returns whether the promise was kept."""
     baseline.uninterrupted(ranks)  # its seconds are not the trial's
     start = time.monotonic()
     try:

@@ -1,6 +1,6 @@
-"""The quick part of the fault suite: a trial of each fault, with as few starts of ranks as will do.
+"""The fast part of the fault suite: one trial of each fault, with few starts of ranks.
 
-`make faults` tries all of them, and more often. Ranks that hang are in test_watchdog.py, quicker.
+`make faults` tries all of them, and more often. Ranks that hang are in test_watchdog.py, faster.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One trial of a fault: its run, what is random about it, and what is expected of any fault.
+"""One trial of a fault: its run, its random choices, and what is expected after any fault.
 
-Knows nothing of the single faults.
+Independent of the single faults.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ RESUMABLE = os.EX_TEMPFAIL
 
 @dataclass
 class Trial:
-    """One fault done to one run.
+    """One fault inflicted on one run.
 
     Attributes:
-        baseline: the data and the uninterrupted runs.
-        ranks: of the run.
-        random: decides the moment, the rank and the place.
-        folder: for all that this trial writes.
-        starts: jobs started so far.
+        baseline: The data and the uninterrupted runs.
+        ranks: Number of ranks of the run.
+        random: Chooses the moment, the rank and the position in a file.
+        folder: The folder for everything that this trial writes.
+        starts: Number of jobs started so far.
     """
 
     baseline: Baseline
@@ -99,14 +99,14 @@ class Trial:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Ends processes, if they are there."""
+    """Ends processes, if they exist."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def succeeded(ended: Ended) -> str:
-    """Expects success; gives the output."""
+    """Expects success; returns the output."""
     assert ended.code == 0, ended.output
     return ended.output
 
@@ -117,7 +117,7 @@ def expect(text: str, output: str) -> None:
 
 
 def expect_error(output: str, *parts: str) -> str:
-    """Expects an error line with all these parts, and gives it."""
+    """Expects an error line with all these parts, and returns it."""
     found = jobs.errors(output)
     fitting = [line for line in found if all(part in line for part in parts)]
     assert fitting, f"expected an error line with {parts}, found {found} in\n{output}"
@@ -125,7 +125,7 @@ def expect_error(output: str, *parts: str) -> str:
 
 
 def expect_resumable(trial: Trial, job: Job) -> int:
-    """Expects code 75 and a whole checkpoint of the step that the run names; gives the step."""
+    """Expects code 75 and a whole checkpoint of the step that the run names; returns the step."""
     ended = job.end()
     code = jobs.code_of_ranks(ended) if ended.code else 0
     assert code == RESUMABLE, f"expected code {RESUMABLE}, found {code}:\n{ended.output}"

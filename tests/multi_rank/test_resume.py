@@ -1,4 +1,4 @@
-"""A checkpoint goes on as if nothing had happened, on the same or another number of ranks."""
+"""Training resumes as if nothing had happened, on the same or another number of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SOK's backends without a GPU: the real package, with kernels for CPUs in place of its own."""
+"""SOK's backends without a GPU: the real package, with kernels for CPUs instead of its own."""
 
 from __future__ import annotations
 

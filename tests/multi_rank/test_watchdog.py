@@ -1,4 +1,4 @@
-"""Ranks that die, hang, fail or are told to stop, as real processes, and what the others say."""
+"""Ranks that die, hang, fail or are asked to stop, as real processes, and what the others do."""
 
 from __future__ import annotations
 

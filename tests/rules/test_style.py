@@ -31,6 +31,14 @@ ROOT_FOLDERS = {
 }
 NOT_COMMITTED = {"build", "__pycache__"}
 
+IMPERATIVES = {
+    *("Add", "Build", "Check", "Compute", "Create", "Cut", "Get", "Give", "Load", "Make", "Open"),
+    *("Plan", "Print", "Raise", "Read", "Return", "Run", "Save", "Take", "Write", "Yield"),
+}
+SECTIONS = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?:    .*\n)+)", re.MULTILINE)
+# An entry begins with a capital letter, or with code or the type and shape of an array.
+SENTENCE = re.compile(r'(?:[A-Z0-9`\["]|(?:u?int|float|bool)\d*[ ,]).*\.', re.DOTALL)
+
 TEXTS = files(
     *("*.py", "*.sh", "*.flags", "*.md", "*.txt", "*.toml", "*.yaml", "Makefile", ".ci/*"),
     *("*.h", "*.cc", "*.cu", "*.java"),
@@ -49,6 +57,37 @@ def test_a_module_begins_with_what_it_is_for(name: str) -> None:
     assert documentation.splitlines()[0].endswith((".", ":", "?"))
     if any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body):
         assert "from __future__ import annotations" in MODULES[name].read_text(encoding="utf-8")
+
+
+def entries(documentation: str) -> Iterator[str]:
+    """The texts in the sections of a docstring, without the names that they explain."""
+    for title, section in SECTIONS.findall(f"{documentation}\n"):
+        if title == "Returns":
+            yield section.strip()
+        else:
+            for entry in re.split(r"\n    (?! )", section.strip()):
+                yield entry.partition(": ")[2]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_docstrings_are_sentences(name: str) -> None:
+    """No summary is an imperative, and every entry of a section reads as a sentence."""
+    for node in ast.walk(parse(MODULES[name])):
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            continue
+        if documentation := ast.get_docstring(node):
+            line = f"line {node.body[0].lineno}"
+            assert documentation.split()[0] not in IMPERATIVES, line
+            assert getattr(node, "name", "") != "__init__", f"{line}: belongs to the class"
+            for entry in entries(documentation):
+                assert SENTENCE.fullmatch(entry), f"{line}: {entry}"
+
+
+def test_the_search_for_fragments_finds_some() -> None:
+    section = "Does it.\n\nArgs:\n    a: {}\n    b: Whole\n        entry.\n"
+    for text, good in (("Whole entry.", 1), ("int64 [n].", 1), ("of it.", 0), ("No stop", 0)):
+        found = [bool(SENTENCE.fullmatch(entry)) for entry in entries(section.format(text))]
+        assert found == [good, True]
 
 
 @pytest.mark.parametrize("name", sorted(PRODUCT))

@@ -1,7 +1,7 @@
-"""Real training runs that faults are done to, and what they leave behind.
+"""Real training runs for the fault suite to inflict faults on, and what they leave behind.
 
-A small model on small data, started as a user would. Knows processes, flags and files, nothing of
-the faults; unlike the tests beside it, it must not load TensorFlow.
+A small model on small data, started as a user would. Works with processes, flags and files, and is
+independent of the faults; it must not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -66,24 +66,24 @@ def write_data(folder: Path) -> None:
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
-    """Settings beside `SETTINGS` as arguments of main.py."""
+    """`SETTINGS` and the given settings as arguments of main.py."""
     return [f"--{name}={value}" for name, value in {**SETTINGS, **settings}.items()]
 
 
 def on_ranks(ranks: int, *command: str | Path) -> list[str | Path]:
-    """The command line that starts a command on so many ranks."""
+    """The command line that starts a command on a number of ranks."""
     horovodrun = Path(sys.executable).with_name("horovodrun")
     alone: list[str | Path] = ["./hvd_wrapper.sh", *command]
     return alone if ranks == 1 else [horovodrun, "--gloo", "-np", str(ranks), *alone]
 
 
 class Job:
-    """A command that is under way, whose ranks can be found and whose output can be read.
+    """A running command, whose ranks can be found and whose output can be read.
 
     Args:
-        output: where its output goes.
-        command: as for `processes.run`.
-        program: the script that its ranks run, or `-m` and the module.
+        output: The file that receives its output.
+        command: The program and its arguments, as for `processes.run`.
+        program: The script that its ranks run, or `-m` and the module.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Job:
         pool.shutdown(wait=False)
 
     def __enter__(self) -> Job:
-        """Itself; leaving the context ends what still runs."""
+        """Returns itself; leaving the context ends what still runs."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +121,7 @@ class Job:
         return self._output.read_text(errors="replace")
 
     def processes(self, *words: str | Path) -> Iterator[psutil.Process]:
-        """Its live processes of an interpreter and these first arguments."""
+        """Its live processes that run an interpreter with these first arguments."""
         argv = [os.fspath(word) for word in words]
         for process in psutil.process_iter(["cmdline", "environ", "status"]):
             started = (process.info["cmdline"] or [])[1 : 1 + len(argv)] == argv
@@ -130,18 +130,18 @@ class Job:
                 yield process
 
     def ranks(self) -> dict[int, int]:
-        """Process ids of the ranks that run, the shells around them left out."""
+        """Process ids of the running ranks, without the shells around them."""
         return {
             int(process.info["environ"].get("HOROVOD_RANK", 0)): process.pid
             for process in self.processes(*self._program)
         }
 
     def send(self, rank: int, number: signal.Signals) -> None:
-        """Sends a signal to a rank, which must be there."""
+        """Sends a signal to a rank, which must exist."""
         os.kill(self.ranks()[rank], number)
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> None:
-        """Waits until the condition holds, which must be before the end."""
+        """Waits until the condition holds, which must be before the command ends."""
         end = time.monotonic() + TIME_LIMIT
         while not condition():
             assert not self._ended.done(), f"ended before {what}:\n{self.output}"
@@ -149,11 +149,11 @@ class Job:
             time.sleep(POLL_SECONDS)
 
     def wait_for_step(self, step: int) -> None:
-        """Waits until rank 0 has said that it has done the step."""
+        """Waits until rank 0 has reported that it has done the step."""
         self.wait_for(f"step {step}", lambda: f"Iteration:{step}\t" in self.output)
 
     def wait_until_gone(self, ranks: Sequence[int], seconds: float) -> float:
-        """Waits until these ranks are gone; gives the seconds it took."""
+        """Waits until these ranks are gone; returns the seconds it took."""
         begin = time.monotonic()
         while left := self.ranks().keys() & set(ranks):
             waited = time.monotonic() - begin
@@ -162,7 +162,7 @@ class Job:
         return time.monotonic() - begin
 
     def end(self) -> Ended:
-        """Waits for its end."""
+        """Waits for the command to end."""
         try:
             ended = self._ended.result()
         except AssertionError as error:  # out of time, or left a process behind
@@ -171,7 +171,7 @@ class Job:
 
 
 def code_of_ranks(ended: Ended) -> int:
-    """The code of the first rank that failed; of the command where no launcher names it."""
+    """The exit code of the first rank that failed, or of a command without a launcher."""
     found = re.search(r"^Process \d+ exit with status code (\d+)", ended.output, re.MULTILINE)
     return int(found[1]) if found else ended.code
 
@@ -185,7 +185,7 @@ def weights(checkpoint: Path) -> Weights:
     """All tensors of a checkpoint, every byte of it checked.
 
     Raises:
-        ValueError: it is not whole.
+        ValueError: The checkpoint is damaged or incomplete.
     """
     manifest = read_manifest(checkpoint)
     found = {}
@@ -200,7 +200,7 @@ def whole(directory: Path) -> list[int]:
     """The steps of the checkpoints of a folder, each of which must be whole.
 
     Raises:
-        ValueError: one is not.
+        ValueError: A checkpoint is damaged or incomplete.
     """
     found = finished(directory)
     for path in found:
@@ -224,7 +224,7 @@ class Baseline:
         write_data(self.data)
 
     def uninterrupted(self, ranks: int) -> Path:
-        """The checkpoints of a run that nothing happened to, all of them kept."""
+        """All checkpoints of a run without a fault."""
         directory = self.folder / f"uninterrupted-{ranks}"
         if not directory.exists():
             settings = {"checkpoint_dir": directory, "keep_checkpoints": STEPS}

@@ -1,8 +1,8 @@
 """Starts the real programs as a user would, under a time limit, and finds what they leave behind.
 
-Knows processes only, nothing of training. Every process started here carries a mark in its
-environment, so that it is found wherever launchers put it: horovodrun gives each rank a session of
-its own, out of reach of the process group that started it.
+Independent of training. Every process started here carries a mark in its environment, so that it is
+found wherever launchers put it: horovodrun gives each rank a separate session, out of reach of the
+process group that started it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ LAUNCHER = re.compile(
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended by itself.
+    """A process that has ended.
 
     Attributes:
-        code: exit code.
-        output: what it and its children wrote to standard output and standard error.
-        seconds: from start to end.
+        code: The exit code.
+        output: The standard output and standard error of the process and its children.
+        seconds: The time from start to end.
     """
 
     code: int
@@ -43,7 +43,7 @@ class Ended:
     seconds: float
 
     def count(self, text: str) -> int:
-        """How often `text` stands in the output."""
+        """The number of times that `text` occurs in the output."""
         return self.output.count(text)
 
 
@@ -54,16 +54,18 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> Ended:
-    """Runs a command in a session of its own and checks that nothing of it outlives it.
+    """Runs a command in a new session and checks that no process of it outlives it.
 
     Args:
-        command: program and arguments; programs beside `sys.executable` are found first.
-        time_limit: seconds.
-        env: variables beside those of this process, without launchers' and TensorFlow's.
-        cwd: where it runs.
+        command: The program and its arguments; programs in the folder of `sys.executable` come
+            first.
+        time_limit: The longest that it may take, in seconds.
+        env: Variables in addition to this process's, of which launchers' and TensorFlow's are
+            removed.
+        cwd: The folder in which it runs.
 
     Raises:
-        AssertionError: it ran out of time, or left a process behind; all are killed then.
+        AssertionError: It ran out of time, or left a process behind; all are killed then.
     """
     mark = uuid.uuid4().hex
     variables = {name: value for name, value in os.environ.items() if not LAUNCHER.match(name)}
@@ -107,7 +109,7 @@ def horovodrun(
 ) -> Ended:
     """Runs a command on several ranks, each through the wrapper script."""
     launcher = Path(sys.executable).with_name("horovodrun")
-    # --gloo is what it chooses here by itself, after one more trial import of TensorFlow.
+    # Without --gloo it makes the same choice, after one more trial import of TensorFlow.
     return run(
         [launcher, "--gloo", "-np", str(ranks), "./hvd_wrapper.sh", *command],
         time_limit=time_limit,
@@ -135,7 +137,7 @@ def remaining(mark: str, session: int) -> dict[int, str]:
 
 
 def wait_until_gone(mark: str, session: int) -> dict[int, str]:
-    """What still remains after `GRACE_SECONDS`."""
+    """Waits for processes to end; returns what still remains after `GRACE_SECONDS`."""
     end = time.monotonic() + GRACE_SECONDS
     while (left := remaining(mark, session)) and time.monotonic() < end:
         time.sleep(0.05)
@@ -155,8 +157,8 @@ def without_modules(folder: Path, *names: str) -> dict[str, str]:
     """Makes Python programs unable to import some top-level modules.
 
     Args:
-        folder: an empty folder, where the hook is kept.
-        names: the modules.
+        folder: An empty folder for the hook.
+        names: The modules.
 
     Returns:
         The variables to run the program with.

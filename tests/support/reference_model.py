@@ -1,4 +1,4 @@
-"""DLRM and its gradient in float64 NumPy, for reading: what the fast code must equal."""
+"""DLRM and its gradient in float64 NumPy, written to be read: what the fast code must equal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import numpy as np
 
 
 class ReferenceDLRM:
-    """One process, whole tables, plain loops.
+    """A DLRM in one process, with whole tables and plain loops.
 
     Args:
-        tables: float64 [rows, width] each.
-        bottom, top: lists of (kernel, bias), ReLU on all but the top's last.
+        tables: The rows of each table, float64 [rows, width].
+        bottom: Kernel and bias of each layer of the bottom MLP, all with ReLU.
+        top: Kernel and bias of each layer of the top MLP, all but the last with ReLU.
     """
 
     def __init__(self, tables, bottom, top):
@@ -30,7 +31,7 @@ class ReferenceDLRM:
     def step(self, dense, ids, labels, learning_rate, table_factor=1):
         """One step of gradient descent on the batch's mean loss; returns that loss.
 
-        Tables learn `table_factor` times as fast.
+        The learning rate of the tables is `table_factor` times the given one.
         """
         logits = self.logits(dense, ids)
         loss = np.mean(np.logaddexp(0, logits) - labels * logits)
@@ -59,7 +60,7 @@ def forward(layers, values, *, last_relu):
 
 
 def backward(layers, outputs, upstream, *, last_relu):
-    """The gradient of the input, and (kernel, bias) gradients a layer."""
+    """The gradient of the input, and the gradients of each layer's kernel and bias."""
     gradients = []
     for index in reversed(range(len(layers))):
         if last_relu or index < len(layers) - 1:
@@ -78,7 +79,7 @@ def interact(stacked, output_width):
 
 
 def interact_gradient(stacked, upstream):
-    """Of `interact`, with respect to `stacked`."""
+    """The gradient of `interact` with respect to `stacked`."""
     features, width = stacked.shape[1:]
     gradient = np.zeros_like(stacked)
     gradient[:, 0] = upstream[:, :width]

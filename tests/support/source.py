@@ -1,6 +1,6 @@
 """The project's source as data: its modules, their imports, and the texts that users get.
 
-Reads files only; it imports nothing of what it reads.
+Reads files only, and imports none of them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def imported(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def module_of(dotted: str) -> str:
-    """Our module that a dotted name is or stands in; of any other package its top name."""
+    """Our module that a dotted name names or is defined in; of any other package its top name."""
     name = dotted
     while name:
         if name in MODULES:

@@ -23,8 +23,8 @@ class ThreadCollective(Collective):
     Args:
         rank: This rank.
         size: Number of ranks.
-        barrier: Where all of them meet.
-        offered: What each rank offers the others, by rank.
+        barrier: The barrier at which all ranks meet.
+        offered: The value that each rank offers the others, by rank.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class ThreadCollective(Collective):
         self._offered[self.rank] = value
         self._barrier.wait(TIME_LIMIT)
         values = list(self._offered)
-        self._barrier.wait(TIME_LIMIT)  # nobody offers anew before all have taken these
+        self._barrier.wait(TIME_LIMIT)  # no rank offers again before all have taken these
         return values
 
 
 def on_ranks(size: int, action: Callable[[Collective], T]) -> list[T]:
-    """Runs the action once per rank, all at the same time; gives the results in rank order."""
+    """Runs the action once per rank, all at the same time; returns the results in rank order."""
     barrier, offered = threading.Barrier(size), [None] * size
 
     def run(rank: int) -> T:

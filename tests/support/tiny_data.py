@@ -1,6 +1,6 @@
 """Split folders of a few samples, as files: the only writer of data for tests.
 
-Knows the formats, not the code that reads them. Random data is the same on every run.
+Follows the formats, independent of the code that reads them. Random data is the same on every run.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def write_split(
     """Writes a split folder; the types of the arrays are the types in the files.
 
     Args:
-        folder: Where to write; created if it does not exist.
-        labels: int32 or float32 [samples].
-        dense: int32 or float32 [samples, columns].
-        ids: int32 or float32 [samples, tables].
-        vocab_sizes: The rows of each table.
+        folder: The folder to write; created if missing.
+        labels: The labels, int32 or float32 [samples].
+        dense: The dense values, int32 or float32 [samples, columns].
+        ids: The ids, int32 or float32 [samples, tables].
+        vocab_sizes: Number of rows of each table.
         metadata: Other values for keys of metadata.json, or more keys.
 
     Returns:

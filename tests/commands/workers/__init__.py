@@ -1,1 +1,1 @@
-"""Programs that stand in for others in these tests."""
+"""Programs that replace others in these tests."""

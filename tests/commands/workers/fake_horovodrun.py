@@ -1,4 +1,4 @@
-"""Ends as horovodrun does, without ranks: what launch.py makes of that needs none.
+"""Ends as horovodrun does, without ranks: what `launch` makes of that needs none.
 
 FOLDER/plan.json, the folder being that of --checkpoint_dir, says what each start does: `lines` that
 ranks write to standard error, the `code` of rank 1, a finished `checkpoint`, `seconds` it takes,

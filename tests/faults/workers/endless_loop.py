@@ -1,4 +1,4 @@
-"""main.py, but one rank loops for ever at one step: endless_loop.py RANK STEP --FLAGS."""
+"""Runs main.py, but one rank loops endlessly at one step: endless_loop.py RANK STEP --FLAGS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ learning_rate = Schedule.learning_rate
 
 
 def loop_at(at: int) -> None:
-    """Has the training ask for ever for the learning rate of a step."""
+    """Makes the training ask endlessly for the learning rate of a step."""
 
     def replaced(self: Schedule, step: int) -> float:
         while step == at:

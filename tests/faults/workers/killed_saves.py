@@ -1,8 +1,8 @@
 """Ranks that save, of which one is killed: killed_saves.py FOLDER RANKS MOMENTS SEED.
 
-Once at each of `SAVE_POINTS`, on rank 0 and on another, and at so many random moments. Prints a
-JSON object a line: what was found after each. The ranks are plain processes over pipes, so that
-many kills cost no more than one start of a launcher.
+A rank is killed once at each of `SAVE_POINTS`, on rank 0 and on another, and at MOMENTS random
+moments. Prints one JSON object per line: what was found after each kill. The ranks are plain
+processes over pipes, so that many kills cost no more than one start of a launcher.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Piped(Collective):
 
 
 class Values:
-    """Stands for a dense variable and for a rank's rows."""
+    """Takes the role of a dense variable and of a rank's rows."""
 
     state = ()  # plain SGD remembers nothing
 
@@ -109,7 +109,7 @@ def save(plan: dict[str, Any], collective: Collective, begun: Any) -> None:
 
 
 def go_on(plan: dict[str, Any], collective: Collective, _: Any) -> None:
-    """Loads what is there, which must be the old or the new state, and saves a later one."""
+    """Loads the checkpoint, which must hold the old or the new state, and saves a later one."""
     directory = Path(plan["folder"])
     state = state_of(LATER, collective)
     resumed = resume("auto", directory, RUN, state, collective)

@@ -1,1 +1,1 @@
-"""Programs that tests start as ranks of their own."""
+"""Programs that tests start as ranks."""

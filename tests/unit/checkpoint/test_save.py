@@ -87,7 +87,7 @@ def flip(path: Path, offset: int) -> None:
 
 
 def test_a_file_is_what_the_format_says(tmp_path: Path) -> None:
-    """Read by hand: 8 bytes of length, JSON, then the values one after the other."""
+    """Parsed by hand: 8 bytes of length, JSON, then the values one after the other."""
     first, second = np.arange(6, dtype="<f4").reshape(2, 3), np.arange(4, dtype="<i8")
     write_tensors(tmp_path / "a", {"first": first, "second": second})
     data = (tmp_path / "a").read_bytes()

@@ -1,4 +1,4 @@
-"""Records: their layout, the description beside them, and which record is named if one is bad."""
+"""Records: their layout, their description, and which record is named if one is bad."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a trainer is used: what it tells its callback, and when and why it ends."""
+"""How a trainer is used: what it reports to its callback, and when and why it ends."""
 
 from __future__ import annotations
 
