@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, NoReturn
 
 FAILURE, INTERRUPTED = 1, 130
+READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 
+_STDOUT = 1
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,22 +33,49 @@ class Parser(argparse.ArgumentParser):
 def exit_code(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Runs a command; its expected errors become one line on stderr.
 
+    If the reader of stdout has gone, such as `head` after its last line, the command ends quietly.
+
     Args:
         command: Parses its arguments, works, and returns its exit code. `ValueError` and `OSError`
             are for the user; any other exception is a fault of the program and passes through.
         interrupted: The line for Ctrl-C, such as what was kept.
 
     Returns:
-        The exit code: the command's own, 1 after an error, 130 after Ctrl-C.
+        The exit code: the command's own, 1 after an error, 130 after Ctrl-C, 141 if it could not go
+        on because nobody reads its output.
     """
     try:
-        return command()
+        code = command()
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr, flush=True)
-        return INTERRUPTED
+        code = INTERRUPTED
     except (ValueError, OSError) as error:
-        print_error(error)
-        return FAILURE
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            code = READER_GONE
+        else:
+            print_error(error)
+            code = FAILURE
+    _flush_stdout()
+    return code
+
+
+def _flush_stdout() -> None:
+    """Writes what is left of the output, or drops it if nobody reads it any more.
+
+    Otherwise the interpreter does so when it ends, and reports a reader that has gone.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    if _reader_has_gone():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+def _reader_has_gone() -> bool:
+    """Says whether stdout is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)  # errors are reported whatever one asks for
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def print_error(message: object) -> None:
