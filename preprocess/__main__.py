@@ -12,14 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from dlrm import cli
-from preprocess.ingest import ENGINES, preprocess
-from preprocess.options import Options
-from preprocess.progress import PassProgress
-from preprocess.rules import GENERIC, RULE_NAMES, rules_by_name, with_numbers
-from preprocess.schema import criteo_schema
-from preprocess.splits import SplitRule
-from preprocess.summary import Summary
-from preprocess.user_schema import read_user_schema
+
+with cli.project_environment():
+    from preprocess.ingest import ENGINES, preprocess
+    from preprocess.options import Options
+    from preprocess.progress import PassProgress
+    from preprocess.rules import GENERIC, RULE_NAMES, rules_by_name, with_numbers
+    from preprocess.schema import criteo_schema
+    from preprocess.splits import SplitRule
+    from preprocess.summary import Summary
+    from preprocess.user_schema import read_user_schema
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,16 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dlrm import cli
-from dlrm.formats.json_files import write_json_object
-from dlrm.formats.zip_strict import zip_strict
-from preprocess.click_model import BLOCK_ROWS, ClickModel, ClickModelOptions, SampleBlock
-from preprocess.files import pending_files, write_all
-from preprocess.score_histogram import ScoreHistogram
-from preprocess.splits import tail_rows
+
+with cli.project_environment():
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dlrm.formats.json_files import write_json_object
+    from dlrm.formats.zip_strict import zip_strict
+    from preprocess.click_model import BLOCK_ROWS, ClickModel, ClickModelOptions, SampleBlock
+    from preprocess.files import pending_files, write_all
+    from preprocess.score_histogram import ScoreHistogram
+    from preprocess.splits import tail_rows
 
 DEFAULT_VOCAB_SIZES = (
     5000, 120, 30, 1500, 250, 3, 700, 60, 10, 3500, 400, 100, 15,

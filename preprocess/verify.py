@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm import cli
-from dlrm.data.verify import LEVELS, check_data
-from preprocess.verify_report import screen
+
+with cli.project_environment():
+    from dlrm.data.verify import LEVELS, check_data
+    from preprocess.verify_report import screen
 
 
 def _parser() -> argparse.ArgumentParser:

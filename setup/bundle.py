@@ -23,9 +23,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-from packaging.requirements import Requirement
-
 from dlrm import cli
+
+with cli.project_environment():
+    from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PIECE = 1 << 20  # bytes copied at a time
