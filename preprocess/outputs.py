@@ -135,6 +135,7 @@ class Journal:
     """
 
     _FILE = f"{WORK}/state.json"
+    _FORMAT = 2  # of the states that the engines save; 1 was not written down
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
@@ -151,8 +152,8 @@ class Journal:
             restart: Whether to discard an unfinished run.
 
         Raises:
-            ValueError: The unfinished run had another command; the message names the first
-                difference.
+            ValueError: The unfinished run had another command, whose first difference the message
+                names, or another version of the engines.
         """
         self._command = dict(command)
         text = None if restart else self._store.read(self._FILE)
@@ -160,6 +161,11 @@ class Journal:
             self._store.remove(WORK)
             return {}
         content = json.loads(text)
+        if content.get("format", 1) != self._FORMAT:
+            raise ValueError(
+                f"{self._name}: holds an unfinished run of another version of this program;"
+                " continue it with that version, or give --restart to discard it"
+            )
         before: dict[str, str] = content["command"]
         for name in {**command, **before}:
             if before.get(name) != command.get(name):
@@ -175,7 +181,8 @@ class Journal:
     def save(self, state: Mapping[str, Any]) -> None:
         """Saves a state durably; the files that it refers to must be on disk already."""
         self.kept = True
-        self._store.write(self._FILE, json.dumps({"command": self._command, "state": state}))
+        content = {"format": self._FORMAT, "command": self._command, "state": state}
+        self._store.write(self._FILE, json.dumps(content))
 
 
 def lock(folder: Path) -> int:
