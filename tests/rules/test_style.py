@@ -14,10 +14,8 @@ from tests.support.processes import ROOT
 from tests.support.source import MODULES, PRODUCT, files, imports, parse
 
 LONGEST_MODULE = 350  # lines
-# Too long today. This set may only shrink.
-LONGER = {"dlrm.config", "split_bin"}
-# Classes that still share a name, a leading underscore aside. This set may only shrink.
-NAMED_TWICE = {"Parser"}
+# Every setting with its help text: they are to be found in one place.
+LONGER = {"dlrm.config"}
 
 MOST_ENTRIES = 26
 ROOT_MODULES = {"main.py", "model.py", "dataset.py", "split_bin.py"}
@@ -93,7 +91,7 @@ def test_the_search_for_fragments_finds_some() -> None:
 @pytest.mark.parametrize("name", sorted(PRODUCT))
 def test_a_module_is_short(name: str) -> None:
     lines = len(PRODUCT[name].read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_MODULE or name in LONGER, f"{lines} lines"
+    assert (lines > LONGEST_MODULE) == (name in LONGER), f"{lines} lines"
 
 
 def test_no_class_name_stands_twice() -> None:
@@ -103,7 +101,7 @@ def test_no_class_name_stands_twice() -> None:
             if isinstance(node, ast.ClassDef):
                 modules[node.name.lstrip("_")].add(name)
     twice = {name: where for name, where in modules.items() if len(where) > 1}
-    assert twice.keys() <= NAMED_TWICE, twice
+    assert not twice
 
 
 def test_the_root_holds_what_users_call_and_edit() -> None:
