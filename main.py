@@ -1,4 +1,4 @@
-"""Trains a DLRM: flags -> Config -> run.
+"""Trains or evaluates a DLRM on one rank or, under a launcher, on several.
 
     python3 main.py --data_dir=DATA ...                                        one rank
     horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...      eight
@@ -138,6 +138,19 @@ def main(argv: list[str]) -> int:
     return cli.exit_code(partial(train_or_test, argv[1:]))
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a bad flag ends the program with one line.
+
+    Returns:
+        The program's name and the arguments that are no flags.
+    """
+    try:
+        return list(flags.FLAGS(argv))
+    except flags.Error as error:
+        cli.print_error(f"{error}; see --help")
+        sys.exit(cli.FAILURE)
+
+
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -269,10 +269,8 @@ def test_refused_on_the_command_line(
     "argument", ["--lr=fast", "--bad_ids=ignore", "--embedding=hugectr", "--epoch_count=3"]
 )
 def test_unknown_values_and_flags(light: dict[str, str], argument: str) -> None:
-    ended = main(light, "--use_synthetic_dataset", argument)
-    assert ended.code == 1
-    assert "Traceback" not in ended.output
-    assert argument.strip("-").partition("=")[0] in ended.output
+    name = argument.strip("-").partition("=")[0]
+    assert_one_line(main(light, "--use_synthetic_dataset", argument), name, "--help")
 
 
 def test_flagfile(light: dict[str, str], tmp_path: Path) -> None:
@@ -286,9 +284,7 @@ def test_flagfile(light: dict[str, str], tmp_path: Path) -> None:
     flagfile.write_text("--use_synthetic_dataset\n--eval_interval=0\n")
     assert_one_line(main(light, f"--flagfile={flagfile}"), "--eval_interval", "found 0")
 
-    ended = main(light, f"--flagfile={tmp_path / 'missing.flags'}")
-    assert ended.code == 1
-    assert "missing.flags" in ended.output
+    assert_one_line(main(light, f"--flagfile={tmp_path / 'missing.flags'}"), "missing.flags")
 
 
 @pytest.mark.parametrize("argument", ["--help", "--helpshort"])
