@@ -129,6 +129,7 @@ def _rules(
     dense: list[Mapping[str, Any]],
     categorical: list[Mapping[str, Any]],
 ) -> Rules:
+    """Makes the rules from the keys of the file and of its columns."""
     value = _choice(content, "missing", ("value", "special"), "value") == "value"
     offset = content.get("dense_log_offset", 1.0)
     if not isinstance(offset, (int, float)) or isinstance(offset, bool):

@@ -26,6 +26,7 @@ def screen(report: DataReport, seconds: float) -> str:
 
 
 def _parts(report: DataReport) -> list[str]:
+    """Returns a heading, and a line for each part."""
     description = report.description or {}
     notes = [f"rules {description['rules']}"] if "rules" in description else []
     if description.get("bad_rows"):

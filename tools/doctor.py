@@ -126,6 +126,7 @@ def diagnose() -> Diagnosis:
 
 
 def _examine_horovod(found: Diagnosis) -> None:
+    """Adds what Horovod can exchange, and what it lacks."""
     if "horovod" not in found.versions:
         found.problems.append("Horovod is not installed, so only one rank can run: make setup")
         return
@@ -141,6 +142,7 @@ def _examine_horovod(found: Diagnosis) -> None:
 
 
 def _examine_sok(found: Diagnosis) -> None:
+    """Adds the kernels of SparseOperationKit, and what it lacks."""
     if "merlin-sok" not in found.versions:
         found.problems.append("SparseOperationKit, for --embedding=sok, is not installed: make sok")
         return

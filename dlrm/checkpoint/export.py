@@ -126,7 +126,7 @@ def _write_parquet(path: Path, table: Table) -> None:
             row_group_size=group,
         )
     except pl.exceptions.PolarsError as error:
-        # Polars 1 turns an error that is raised in `frames` into one of its own types.
+        # Polars 1 turns an error that `frames` raises into one of Polars' types.
         raise failures[0] if failures else OSError(f"{path}: {error}") from None
 
 

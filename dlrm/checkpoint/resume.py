@@ -129,6 +129,11 @@ def _read_whole(path: Path) -> Manifest:
 def _check_fit(
     path: Path, manifest: Manifest, run: RunRecord, pinned: Sequence[str], ignore_data_change: bool
 ) -> None:
+    """Refuses a checkpoint of another model, other pinned flags or other data.
+
+    Raises:
+        MisfitError: They differ; the message lists the differences.
+    """
     differences = manifest.model.differences(run.model)
     differences += [
         f"{name}: checkpoint {manifest.settings[name]}, run {run.settings[name]}"
@@ -149,6 +154,7 @@ def _check_fit(
 
 
 def _changed_flags(manifest: Manifest, run: RunRecord) -> list[str]:
+    """A line for each flag that affects training and has changed since the checkpoint."""
     return [
         f"--{name} was {manifest.settings[name]} when the checkpoint was written, now {value}"
         for name, value in run.settings.items()

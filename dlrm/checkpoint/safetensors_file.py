@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dlrm.formats import atomic_files
 
 BLOCK_BYTES = 1 << 20
-ALIGNMENT = 8  # of the first value, which the format asks for
+ALIGNMENT = 8  # of the first value, as the format requires
 
 _CODES: dict[np.dtype[Any], str] = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64"}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
@@ -253,6 +253,7 @@ def digest_file(path: Path) -> FileDigest:
 
 
 def _header(tensors: Mapping[str, Spec]) -> bytes:
+    """The bytes before the first value: the header's length, and the header, padded."""
     entries, offset = {}, 0
     for name, spec in tensors.items():
         end = offset + _bytes(spec)
@@ -269,5 +270,6 @@ def _header(tensors: Mapping[str, Spec]) -> bytes:
 
 
 def _bytes(spec: Spec) -> int:
+    """The number of bytes of a tensor's values."""
     dtype, shape = spec
     return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))

@@ -107,6 +107,11 @@ def _plan(layout: RecordLayout) -> Packing:
 
 
 def _count_records(path: Path, layout: RecordLayout) -> int:
+    """The number of records in a file.
+
+    Raises:
+        ValueError: It is no regular file, is empty, or does not hold whole records.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path}: expected a record file, found something else than a file")
@@ -177,15 +182,18 @@ def _split_blocks(
 
 
 def _add(sums: list[RunningSum], columns: list[NDArray[np.int32]]) -> None:
+    """Adds each column's values to its checksum."""
     for running, column in zip(sums, columns):
         running.update(_bytes(column))
 
 
 def _bytes(values: NDArray[np.int32]) -> memoryview:
+    """The bytes of an array, without a copy."""
     return values.reshape(-1).view(np.uint8).data
 
 
 def _read_full(file: FileIO, view: memoryview) -> None:
+    """Fills the view; a single read may return less."""
     done = 0
     while done < len(view):
         count = file.readinto(view[done:])
@@ -198,6 +206,7 @@ def _read_full(file: FileIO, view: memoryview) -> None:
 
 
 def _write_full(file: FileIO, view: memoryview) -> None:
+    """Writes the whole view; a single write may take less."""
     done = 0
     with atomic_files.naming(file.name):
         while done < len(view):

@@ -144,8 +144,8 @@ class HorovodCollective(Collective):
         # late must not end the job.
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(timeout)))
 
-        # Milliseconds between Horovod's looks for work. An exchange waits for several looks in
-        # turn; at Horovod's default of 1 ms that is a tenth of a short step.
+        # Milliseconds between two times at which Horovod looks for work. An exchange waits for
+        # several of them; at Horovod's default of 1 ms that is a tenth of a short step.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.2")
         hvd.init()
         self._hvd = hvd

@@ -159,7 +159,7 @@ class SokDynamicStorage:
 
     def read(self, addresses: tf.Tensor) -> tf.Tensor:
         """See `RowStorage.read`."""
-        # SOK starts as many blocks of threads as there are keys, and none is an error to CUDA.
+        # SOK starts one block of threads per key, and starting no block is an error in CUDA.
         return tf.cond(
             tf.size(addresses) > 0,
             lambda: self._initialized(self._table.sparse_read(addresses), addresses),

@@ -17,7 +17,7 @@ DENSE = "dense.bin"
 CATEGORY = "category.bin"
 COLUMN_FILES = (LABEL, DENSE, CATEGORY)
 
-# A folder of record files, and beside either kind of data.
+# Record files; `records.json` and `checksums.json` also describe split folders.
 RECORDS = "records.json"
 CHECKSUMS = "checksums.json"
 RECORD_FILE_SUFFIX = "_data.bin"

@@ -23,7 +23,7 @@ def jsonable(value: object) -> object:
         value: Any value; mappings and sequences are converted item by item.
 
     Returns:
-        The value itself where JSON knows it, `None` for a float that is not finite, a
+        The value itself where JSON can hold it, `None` for a float that is not finite, a
         plain number for a NumPy scalar, and the text of anything else.
     """
     if value is None or isinstance(value, (bool, int, str)):

@@ -81,6 +81,7 @@ def plot_run(path: str, history: History, auc_target: float | None, title: str) 
 
 
 def _draw_loss(axes: Any, history: History) -> None:
+    """Draws the loss; many points are drawn faintly, with their running mean on top."""
     axes.set_ylabel("training loss")
     steps, losses = history.steps, history.losses
     if not steps:
@@ -97,6 +98,7 @@ def _draw_loss(axes: Any, history: History) -> None:
 
 
 def _draw_auc(axes: Any, history: History, auc_target: float | None) -> None:
+    """Draws the AUC of each evaluation, and the target as a dashed line."""
     axes.set_ylabel("AUC")
     known = [
         (step, auc)
@@ -127,6 +129,7 @@ def _draw_auc(axes: Any, history: History, auc_target: float | None) -> None:
 
 
 def _draw_throughput(axes: Any, history: History) -> None:
+    """Draws the samples per second between training lines."""
     finite = [value for value in history.throughputs if math.isfinite(value)]
     scale, unit = (1e6, "M ") if finite and max(finite) >= 1e6 else (1e3, "thousand ")
     axes.set_ylabel(f"{unit}samples/s")

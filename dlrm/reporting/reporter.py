@@ -284,6 +284,7 @@ class Reporter:
         return ratio(sum(n for n, _ in intervals), sum(seconds for _, seconds in intervals))
 
     def _write_result(self, table: str, details: Mapping[str, object]) -> None:
+        """Writes the results table with further figures, and the plot."""
         lines = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in details.items()]
         target = self._settings.get("auc_target")
         folder = self._folder.write_result(

@@ -176,7 +176,7 @@ def require(
         enough = -(-need.table * ranks // (free - fixed))
         more = f"{enough} ranks with as much each would hold them"
     else:
-        more = "a smaller --global_batch_size needs less beside the rows"
+        more = "a smaller --global_batch_size needs less in addition to the rows"
     raise ValueError(
         f"{memory}: expected {memory_text(need.total)} free for {describe(need, rows)}, found "
         f"{memory_text(free)}, {memory_text(need.total - free)} too little; {more}{remedy}"

@@ -136,7 +136,7 @@ def train(
     # The order of resuming is important:
     #   1. `--checkpoint_dir` is locked against other runs and cleared of unfinished checkpoints;
     #   2. `--resume` names one checkpoint, or the newest complete one of `--checkpoint_dir` is
-    #      taken, a damaged one passed over for the one before it;
+    #      taken, where a damaged one is skipped for the one before it;
     #   3. model, global batch and data must be the checkpoint's; then weights and rows are loaded;
     #   4. with no checkpoint, weights and rows keep the values that the seed gave them;
     #   5. the data starts at the checkpoint's position, and the evaluation due there is made.

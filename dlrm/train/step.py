@@ -239,7 +239,7 @@ class TrainingStep:
         local = self.gradients(dense, lookup.vectors, labels)
         bad_ids = tf.cast(bad_count(routes), tf.float32)  # []
         health = Health(local.loss, bad_ids, local.vector_sum, signal).pack()  # [4]
-        # What every rank must know of the others rides with the gradients: one exchange.
+        # The figures that all ranks need are averaged with the gradients, in one exchange.
         health, *gradients = self._collective.mean([health, *local.weights], name="dense")
         finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(g)) for g in [health, *gradients]])
         mean = Health.unpack(health)

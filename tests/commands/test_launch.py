@@ -37,7 +37,7 @@ SOON = 15.0
 
 
 class Launch:
-    """`python3 -m launch` with a folder of its own."""
+    """`python3 -m launch` with a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -449,7 +449,7 @@ def test_horovodrun_loss_not_finite_on_one_rank(data: Path) -> None:
 
 
 def test_horovodrun_bad_label_that_only_one_rank_reads(data: Path) -> None:
-    """The other rank waits for it in an exchange, and must not wait for ever."""
+    """The other rank waits for it in an exchange, and must not wait forever."""
     case = Case(
         put("train/label.bin", 2, RANK_1_SAMPLE, 0, 1),
         ("DATA/train/label.bin", f"record {RANK_1_SAMPLE}", "0 or 1", "found 2", "label_raw_type"),

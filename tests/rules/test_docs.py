@@ -33,7 +33,7 @@ CODE_NAME = re.compile(rf"`([\w./]+\.(?:{SUFFIXES}))(?::([\w.]+))?(?:\(\))?`")
 MEMBER = re.compile(rf"`([A-Z]\w+)\.(?!(?:{SUFFIXES})`)(\w+)(?:\(\))?`")
 FLAG = re.compile(r"(?<![\w-])--([a-z]\w+)")
 EXTERNAL_FLAGS = {"network", "flagfile", "help"}  # of horovodrun and absl
-FIXED = 8  # from so many characters on, a piece of an error line must stand in the code
+FIXED = 8  # from this many characters on, a piece of an error line must occur in the code
 
 
 def identifier(path: Path) -> str:

@@ -83,6 +83,7 @@ class _Checks:
                 self._ids(start, values)
 
     def _columns(self, block: Values) -> Iterator[tuple[str, Values]]:
+        """Yields the columns of a block by kind; a block of records has all three kinds."""
         if self._data.content != RECORDS:
             yield self._data.content, block
             return
@@ -92,10 +93,12 @@ class _Checks:
         yield IDS, block[:, first_id:]
 
     def _bad(self, what: str, text: str, number: int) -> None:
+        """Counts `number` bad values of a kind; the text about the first one is kept."""
         first, before = self._found.get(what, (text, 0))
         self._found[what] = (first, before + number)
 
     def _labels(self, start: int, labels: Values) -> None:
+        """Checks that labels are 0 or 1, and counts the ones."""
         ones = labels == 1
         self.positives += int(np.count_nonzero(ones))
         bad = np.flatnonzero(~(ones | (labels == 0)))
@@ -104,6 +107,7 @@ class _Checks:
             self._bad(LABEL, f"record {start + bad[0]}: expected label 0 or 1, {found}", bad.size)
 
     def _dense(self, start: int, dense: Values) -> None:
+        """Checks that dense values are finite and above the part's bound."""
         low = self._part.lowest_dense
         good = np.isfinite(dense) if low is None else np.isfinite(dense) & (dense > low)
         if good.all():
@@ -118,6 +122,7 @@ class _Checks:
         )
 
     def _ids(self, start: int, stored: Values) -> None:
+        """Checks that ids lie within their tables, and counts them if asked to."""
         packing = self._data.packing
         if packing is not None:
             ids = packing.unpack(stored.astype(np.int32, copy=False))

@@ -76,6 +76,7 @@ _NOTHING = np.zeros(0, np.int64)
 
 @functools.cache
 def _kernel() -> Callable[..., tuple[int, int]]:
+    """Compiles the loop over ids; it returns how many are outside, and the first one's position."""
     import numba  # takes a quarter of a second
 
     def count(ids, sizes, starts, counts):  # type: ignore[no-untyped-def]

@@ -147,6 +147,7 @@ def _absent(folder: Path, parts: Sequence[DataPart], description: dict[str, Any]
 
 
 def _records(folder: Path, name: str, description: dict[str, Any]) -> DataPart:
+    """Opens a record file as `records.json` describes it."""
     part = DataPart(file_names.record_file(name), folder, PARTS[name], "records")
     try:
         part.vocab_sizes = tuple(description["vocab_sizes"])
@@ -173,6 +174,7 @@ def _records(folder: Path, name: str, description: dict[str, Any]) -> DataPart:
 
 
 def _split(folder: Path, name: str, per_category: bool | None) -> DataPart:
+    """Opens the files of a split folder of either kind."""
     if per_category is None:
         columns = {path.name for path in folder.glob("category*.bin")}
         per_category = bool(columns) and file_names.CATEGORY not in columns
@@ -185,6 +187,7 @@ def _split(folder: Path, name: str, per_category: bool | None) -> DataPart:
 
 
 def _open_split(part: DataPart) -> None:
+    """Opens the three column files, as `metadata.json` describes them."""
     content = read_metadata(part.folder)
     part.vocab_sizes, part.num_dense = content.vocab_sizes, content.num_dense
     part.lowest_dense = -content.dense_log_offset if content.dense_log else None
@@ -201,6 +204,7 @@ def _open_split(part: DataPart) -> None:
 
 
 def _open_per_category(part: DataPart) -> None:
+    """Opens the labels, the dense values and one file of ids for each table."""
     part.vocab_sizes, part.num_dense = read_per_category_metadata(part.folder)
     part.add(file_names.LABEL, "uint8", 1, LABEL, None)
     rows = part.samples or None

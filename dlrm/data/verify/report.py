@@ -147,13 +147,14 @@ def _check_sizes(report: DataReport, sums: dict[Path, FileSum]) -> set[Path]:
             report.compared.add(path)
             continue
         wrong.add(path)
-        # A part may have said so of the same file, in its own words.
+        # A part may already have reported the same file in other words.
         if not any(str(path) in fault for part in report.parts for fault in part.faults):
             report.faults.append(f"{problem}; {_REWRITE_OR_REMOVE}")
     return wrong
 
 
 def _check_unit(unit: _Unit, report: DataReport, sums: dict[Path, FileSum]) -> None:
+    """Reads one file, and adds its faults and a checksum that differs to the report."""
     try:
         if unit.data is None or unit.part is None:
             found = sum_of(unit.path)

@@ -156,6 +156,7 @@ class Watchdog:
     # All of the following runs in the watchdog's thread.
 
     def _run(self) -> None:
+        """The thread's loop: receives, sends heartbeats, and ends the process after a failure."""
         next_heartbeat = 0.0
         failed_at = 0.0
         while not self._may_end():

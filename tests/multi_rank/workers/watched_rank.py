@@ -20,7 +20,7 @@ from dlrm.distributed.watchdog import Watchdog
 
 
 class FolderCollective:
-    """Exchanges text through files; waits for ever for a rank that does not come."""
+    """Exchanges text through files; waits forever for a rank that does not come."""
 
     def __init__(self, plan: dict[str, Any], rank: int) -> None:
         self.folder, self.rank, self.size = Path(plan["folder"]), rank, plan["size"]

@@ -144,7 +144,7 @@ class Guarded:
 
 
 def run_on(given: Case, dtype: str, pieces: int, forward: Any, backward: Any) -> list[Guarded]:
-    """Output, gradient of bottom, gradients of the groups; the batch in so many pieces."""
+    """Output, gradient of bottom, gradients of the groups; the batch cut into `pieces`."""
     batch = len(given.bottom)
     output = Guarded(given.upstream.shape, dtype)
     inputs = [given.bottom, *given.groups]

@@ -110,7 +110,7 @@ def test_tied_scores(scores: list[float]) -> None:
     labels = (generator.random(SAMPLES) < chance).astype(np.float32)
     result = figures(logits, labels)
     check(result, logits, labels)
-    # Scores that are told apart at all are counted exactly.
+    # Scores in different bins are counted exactly.
     assert result.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
 
 
