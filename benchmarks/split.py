@@ -22,9 +22,8 @@ from dlrm import cli
 with cli.project_environment():
     import numpy as np
 
-    from benchmarks.shapes import (
-        MLPERF_VOCAB_SIZES as SIZES,
-    )  # gives the range check its usual work
+    # MLPerf's vocabularies give the range check its usual work.
+    from benchmarks.shapes import MLPERF_VOCAB_SIZES as SIZES
     from benchmarks.shapes import NUM_DENSE
     from dlrm.data.split import split
     from dlrm.formats.records import RecordLayout

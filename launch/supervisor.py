@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlrm.checkpoint.directory import finished
+from dlrm.formats.quantities import plural
 from launch.output import JobOutput
 from launch.processes import (
     adopt_orphans,
@@ -169,8 +170,7 @@ class Supervisor:
 
 def log_attempts(attempts: Sequence[Attempt], reason: str) -> None:
     """Lists how each attempt ended, and why there will be no other."""
-    plural = "s" if len(attempts) > 1 else ""
-    log(f"giving up after {len(attempts)} attempt{plural}: {reason}")
+    log(f"giving up after {plural(len(attempts), 'attempt')}: {reason}")
     for number, attempt in enumerate(attempts, 1):
         log(f"attempt {number}: exit code {attempt.code} after {attempt.seconds:.1f} s")
         for error in attempt.errors or ("no error line",):

@@ -10,6 +10,7 @@ import tensorflow as tf
 import interact_op
 from dlrm import embedding
 from dlrm.distributed import devices
+from dlrm.formats.quantities import plural
 from dlrm.reporting.machine import hardware, versions
 from tools.gpu_check.expected import VOCAB_SIZES, WIDTH, id_cases, interaction_error, table_error
 from tools.gpu_check.setup import (
@@ -40,8 +41,8 @@ def check_devices(setup: CheckSetup) -> CheckResult:
     free = devices.free_memory(setup.collective.local_size)
     found = {**versions(), "ranks": size, "free_bytes": free, **machine}
     packages = "; ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)
-    ranks = "1 rank" if size == 1 else f"{size} ranks"
-    return CheckResult(f"{packages}; {ranks}; {machine['gpus'] or 'no GPU'}", found)
+    summary = f"{packages}; {plural(size, 'rank')}; {machine['gpus'] or 'no GPU'}"
+    return CheckResult(summary, found)
 
 
 def tables_match_numpy(backend: str) -> Check:
