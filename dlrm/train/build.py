@@ -80,7 +80,10 @@ def build_trainer(
         backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
         collective: The ranks.
         data: The data, opened.
-        build_model: Builds the dense part.
+        build_model: Builds the dense part; it must not use the collective.
+
+    Raises:
+        ValueError: On every rank, if the dense part cannot be built on one.
     """
     # XLA compiles the dense part to one program, which uses all cores without lanes.
     lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
@@ -96,7 +99,8 @@ def build_trainer(
         table_groups=lanes,
     )
     step = TrainingStep(
-        build_model(config),
+        # The fused interaction may be missing on one machine alone.
+        collective.together(lambda: build_model(config)),
         tables,
         dense_optimizer(config.optimizer),
         collective,
