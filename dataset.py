@@ -113,7 +113,7 @@ def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
     """Checks the data files as `verify_data` says; each file is read by one rank.
 
     Returns:
-        Remarks of the check of their content, a line each.
+        Remarks of the check of their content, one line each.
 
     Raises:
         ValueError: The first fault in this rank's share of the files.

@@ -1,7 +1,7 @@
 """What all commands share: a parser whose errors are one line, error messages and exit codes.
 
-It imports the standard library alone, so that it can speak even where the packages are missing. It
-knows no command.
+It imports the standard library alone, so that it can report an error even where the packages are
+missing. Independent of any command.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python3 -m tools.doctor        or        make sok-check
 
 Each library is asked in a separate process, so that one which cannot be loaded, or crashes, is a
-line of the report and does not end it. Does not know models, data or runs.
+line of the report and does not end it. Independent of models, data and runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Command line of checkpoints: `python3 -m dlrm.checkpoint info|verify|export|import-sok`.
 
-It turns flags into calls and does not know what is in the files. It does not import TensorFlow.
+It turns flags into calls; other modules read the files. It does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: text.split(","),
         default=[],
         metavar="A,B,C",
-        help="one variable with fused keys, or one a table, in table order, with ids as keys"
+        help="one variable with fused keys, or one per table, in table order, with ids as keys"
         " (default: the only one of the dump)",
     )
     return parser

@@ -1,8 +1,8 @@
 """The directory that holds a run's checkpoints: lists, commits and removes them.
 
 A checkpoint is written under a temporary name and gets its final name by one rename, so it is
-complete or absent. Removal begins with a rename too. This module knows names and the file system,
-not what is in a checkpoint.
+complete or absent. Removal begins with a rename too. This module deals with names and the file
+system; what is in a checkpoint is no concern of it.
 """
 
 from __future__ import annotations

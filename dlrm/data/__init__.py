@@ -1,6 +1,6 @@
 """Samples for training and evaluation: column files or synthetic data -> this rank's batches.
 
-NumPy only: nothing here knows of TensorFlow, Horovod or flags. A source returns any range of
+NumPy only: nothing here depends on TensorFlow, Horovod or flags. A source returns any range of
 samples; `Batches` cuts it into the batches of one rank and reads ahead. Dense values and labels are
 checked here, ids are not: which ids a table accepts is the embedding's policy.
 """

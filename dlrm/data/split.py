@@ -1,8 +1,8 @@
 """Splits a record file into column files, `metadata.json` and `checksums.json`.
 
 Bytes are copied unchanged; the types only say how the checks and the reader understand them. What a
-record is and which values it may hold is defined in `dlrm.formats.records`; this module moves bytes
-and knows no command line.
+record is and which values it may hold is defined in `dlrm.formats.records`. This module moves
+bytes, independent of the command line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Asks NVIDIA's driver about the GPUs of this machine, through its own tool `nvidia-smi`.
 
-TensorFlow-free; does not know what the answers are for.
+TensorFlow-free; what the answers are for is the caller's concern.
 """
 
 from __future__ import annotations

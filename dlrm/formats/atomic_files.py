@@ -1,7 +1,7 @@
 """Files that are complete or absent, also after a crash: the only module that flushes and renames.
 
 A file is written under a temporary name, brought to the disk and renamed; then its directory is
-brought to the disk as well. This module knows paths and bytes, not what they mean.
+brought to the disk as well. What the bytes mean is the caller's concern.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """JSON objects in files: read with one-line errors, written complete or not at all.
 
-This module knows no keys; those are for the modules that describe a format.
+The keys are the concern of the modules that describe a format.
 """
 
 from __future__ import annotations

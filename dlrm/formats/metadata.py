@@ -1,8 +1,7 @@
 """The description of a split folder: `metadata.json`, read, checked and written.
 
-It does not know how columns are read or split; that is for `dlrm.data`. The five keys
-of the SOK benchmark keep their names and types; `num_dense`, `dense_log_offset` and `packed_ids`
-are optional.
+How columns are read or split is the concern of `dlrm.data`. The five keys of the SOK benchmark keep
+their names and types; `num_dense`, `dense_log_offset` and `packed_ids` are optional.
 """
 
 from __future__ import annotations
@@ -95,7 +94,9 @@ class Metadata:
 def check_vocab_sizes(sizes: object) -> None:
     """Raises `ValueError` unless `sizes` is a non-empty list of integers in [1, 2**31]."""
     if not isinstance(sizes, (list, tuple)) or not sizes:
-        raise ValueError(f"vocab_sizes: expected a list of integers, one a table, found {sizes!r}")
+        raise ValueError(
+            f"vocab_sizes: expected a list of integers, one per table, found {sizes!r}"
+        )
     for table, size in enumerate(sizes):
         if not _is_int(size) or not 1 <= size <= MAX_VOCAB_SIZE:
             raise ValueError(

@@ -64,9 +64,9 @@ class RecordLayout:
             metadata.check_vocab_sizes(self.vocab_sizes)
             if len(self.vocab_sizes) != self.num_categorical:
                 raise ValueError(
-                    f"expected {self.num_categorical} vocabulary sizes, one a categorical column, "
-                    f"found {len(self.vocab_sizes)}; make --slot_size_array and --num_categorical "
-                    "agree"
+                    f"expected {self.num_categorical} vocabulary sizes, one per categorical "
+                    f"column, found {len(self.vocab_sizes)}; make --slot_size_array and "
+                    "--num_categorical agree"
                 )
         metadata.check_log_offset(self.dense_log_offset)
 

@@ -2,7 +2,7 @@
 
 The same code serves `python3 -m preprocess.verify` and `--verify_data`. `find_files` finds the
 files, `check_values` reads them, `count_ids` counts ids, `report` combines the results. Nothing
-here prints, or knows flags, communication between ranks or TensorFlow.
+here prints, or depends on flags, communication between ranks or TensorFlow.
 """
 
 from __future__ import annotations

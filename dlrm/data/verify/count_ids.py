@@ -1,7 +1,7 @@
 """How often each id occurs, and which ids lie outside their tables: one pass, compiled.
 
-Memory is eight bytes a row of the tables, 1.5 GB for MLPerf's 188 M rows, and none that grows with
-the samples.
+It takes eight bytes per row of the tables, 1.5 GB for the 188 M rows of MLPerf, whatever the number
+of samples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The watchdog: ends every rank of a job, quickly and with the reason, once one of them fails.
 
-TensorFlow-free; does not know what the ranks compute.
+TensorFlow-free; independent of what the ranks compute.
 """
 
 from dlrm.distributed.watchdog.watchdog import Watchdog

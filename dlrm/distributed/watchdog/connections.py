@@ -1,8 +1,8 @@
 """Connections between ranks that carry short messages, separate from the training's exchanges.
 
 Rank 0, the hub, listens. Its credentials (where it listens, and a secret token) reach the other
-ranks through the collective; a rank that presents them is let in. Does not know what the messages
-mean.
+ranks through the collective; a rank that presents them is let in. What the messages mean is the
+caller's concern.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Packing:
         """Raises `ValueError` unless there is a field for each table that holds all its ids."""
         if len(self.fields) != len(vocab_sizes):
             raise ValueError(
-                f"packed_ids: expected {len(vocab_sizes)} fields, one a table, found "
+                f"packed_ids: expected {len(vocab_sizes)} fields, one per table, found "
                 f"{len(self.fields)}"
             )
         for table, (field, size) in enumerate(zip(self.fields, vocab_sizes)):
