@@ -7,6 +7,7 @@ brought to the disk as well. What the bytes mean is the caller's concern.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,13 +66,12 @@ def whole_file(path: StrPath) -> Iterator[Path]:
 
 def write_text(path: StrPath, text: str) -> None:
     """Writes a text file in UTF-8 that is complete, or as it was before."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: StrPath, content: bytes) -> None:
     """Writes a file that is complete, or as it was before."""
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, naming(temporary):
         temporary.write_bytes(content)
 
 
@@ -98,8 +98,15 @@ def sync_file(path: StrPath) -> None:
 
 
 def sync_directory(path: StrPath) -> None:
-    """Makes the names inside a directory, as they are now, survive a power cut."""
-    _sync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Makes the names inside a directory, as they are now, survive a power cut.
+
+    Does nothing on a file system that cannot do so, such as a CIFS mount.
+    """
+    try:
+        _sync_path(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def _sync_path(path: StrPath, flags: int) -> None:
