@@ -56,8 +56,8 @@ def test_after_an_error_every_file_is_as_before(tmp_path: Path) -> None:
 
 
 def test_texts_are_written_in_utf_8(tmp_path: Path) -> None:
-    atomic_files.write_text(tmp_path / "a", "caf\u00e9\n")
-    assert (tmp_path / "a").read_bytes() == b"caf\xc3\xa9\n"
+    atomic_files.write_text(tmp_path / "a", "5 \u20ac\n")
+    assert (tmp_path / "a").read_bytes() == b"5 \xe2\x82\xac\n"
 
 
 def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
