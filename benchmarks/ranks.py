@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from dlrm import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARK = "figures "
@@ -32,12 +33,12 @@ def measure(ranks: int, module: str, arguments: Sequence[str]) -> Any:
         What `report` was given.
 
     Raises:
-        ValueError: A rank failed; the message ends with the last lines that it wrote.
-        OSError: Horovod's launcher is not installed.
+        ValueError: Horovod's launcher is not installed, or a rank failed; the message then ends
+            with the last lines that it wrote.
     """
     command = ["./hvd_wrapper.sh", sys.executable, "-m", module, *arguments]
     if ranks > 1:
-        command = [_launcher(), "--gloo", "-np", str(ranks), *command]
+        command = [cli.find_horovodrun(), "--gloo", "-np", str(ranks), *command]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -53,15 +54,3 @@ def measure(ranks: int, module: str, arguments: Sequence[str]) -> Any:
             f"{done.stderr[-2000:]}"
         )
     return json.loads(lines[-1].split(_MARK, 1)[1])  # after the prefix that horovodrun adds
-
-
-def _launcher() -> str:
-    """Finds horovodrun on PATH or beside this Python."""
-    beside = Path(sys.executable).with_name("horovodrun")
-    found = shutil.which("horovodrun") or (str(beside) if beside.exists() else None)
-    if found is None:
-        raise OSError(
-            f"expected horovodrun on PATH or beside {sys.executable}, found none; run `make setup` "
-            "and put the bin folder of its environment on PATH, or use its python3"
-        )
-    return found

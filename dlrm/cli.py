@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import select
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +103,19 @@ def project_environment() -> Iterator[None]:
             "`make setup` and use .venv/bin/python3"
         )
         raise SystemExit(FAILURE) from None
+
+
+def find_horovodrun() -> str:
+    """Finds Horovod's launcher on PATH or beside this Python, and returns its path.
+
+    Raises:
+        ValueError: It is in neither place.
+    """
+    own_folder = os.path.dirname(sys.executable)
+    found = shutil.which("horovodrun") or shutil.which("horovodrun", path=own_folder)
+    if found is None:
+        raise ValueError(
+            f"expected horovodrun on PATH or in {own_folder}, found none; run `make setup` and use "
+            ".venv/bin/python3"
+        )
+    return found

@@ -10,8 +10,6 @@ with code 75; a second signal ends it at once.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,14 +38,7 @@ def main(argv: Sequence[str]) -> int:
             "expected --checkpoint_dir among the flags, found none: with --max_restarts="
             f"{max_restarts} a restart would begin anew; name a folder or set --max_restarts=0"
         )
-    own_bin = os.path.dirname(sys.executable)
-    runner = shutil.which("horovodrun") or shutil.which("horovodrun", path=own_bin)
-    if runner is None:
-        raise ValueError(
-            f"expected horovodrun on PATH or in {own_bin}, found none; run `make setup` and use "
-            ".venv/bin/python3"
-        )
-    start = [runner, "--gloo", "-np", str(options.np), *runner_options, str(WRAPPER)]
+    start = [cli.find_horovodrun(), "--gloo", "-np", str(options.np), *runner_options, str(WRAPPER)]
     job = [*start, sys.executable, *command]
     # What --resume names was the start of the first attempt; a restart continues from later.
     restart = job if resume is None else [*job, "--resume=auto"]

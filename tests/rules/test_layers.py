@@ -102,6 +102,14 @@ def test_the_engines_of_preprocess_do_not_import_each_other() -> None:
                 assert not found, name
 
 
+@pytest.mark.parametrize("name", ["step", "loop", "evaluation", "callback"])
+def test_step_and_loop_import_neither_files_nor_reports(name: str) -> None:
+    """What they need of these, `dlrm.train.run` hands to them."""
+    above = ("dlrm.checkpoint", "dlrm.reporting", "dlrm.train.run", "dlrm.train.build")
+    found = [target for target in imports(f"dlrm.train.{name}") if within(target, *above)]
+    assert not found
+
+
 def test_only_the_model_imports_the_fused_interaction() -> None:
     apart = "interact_op", "benchmarks", "tools"  # itself, and what measures or checks it
     assert {name for name in importers("interact_op") if not within(name, *apart)} == {"model"}
