@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="raw logs in order, plain or .gz; Spark also reads hdfs:// and s3a://",
     )
-    add("--output", required=True, metavar="DIR", help="output folder")
+    add("--output", required=True, metavar="DIR", help="folder for the result")
     add(
         "--rules",
         choices=RULE_NAMES,
@@ -49,20 +49,27 @@ def _parser() -> argparse.ArgumentParser:
         "--schema",
         type=Path,
         metavar="YAML",
-        help="your own columns, for --rules=generic; example: preprocess/schema_example.yaml",
+        help="description of your own columns and split, for --rules=generic and only there;"
+        " example: preprocess/schema_example.yaml (default: none)",
     )
     add(
         "--engine",
         choices=ENGINES,
         default="polars",
-        help="polars: one machine; spark: a cluster; both write the same bytes",
+        help="polars: one machine; spark: a cluster; both write the same bytes"
+        " (default: %(default)s)",
     )
-    add("--master", help="Spark's master (default: that of spark-submit, otherwise local[*])")
+    add(
+        "--master",
+        metavar="URL",
+        help="Spark's master (default: that of spark-submit, otherwise local[*])",
+    )
     add(
         "--frequency_threshold",
         type=int,
         metavar="T",
-        help="values seen fewer than T times share id 0 (default: spark 15, others 0 = off)",
+        help="values seen fewer than T times share id 0 (default: spark 15, generic that of"
+        " --schema, others 0 = off)",
     )
     add(
         "--max_table_rows",
@@ -75,35 +82,75 @@ def _parser() -> argparse.ArgumentParser:
         choices=("fraction", "terabyte"),
         default="fraction",
         help="fraction: the last rows are for validation and test; terabyte: the first half of the"
-        " last file is for test, its second half for validation",
+        " last file is for test, its second half for validation (default: %(default)s)",
     )
-    add("--test_fraction", type=float, default=0.1, metavar="F", help="test rows")
+    for name, share, part in (
+        ("--test_fraction", 0.1, "test"),
+        ("--validation_fraction", 0.0, "validation"),
+    ):
+        add(
+            name,
+            type=float,
+            default=share,
+            metavar="F",
+            help=f"fraction of the rows for {part}, from 0 to below 1 (default: %(default)s)",
+        )
     add(
-        "--validation_fraction", type=float, default=0.0, metavar="F",
-        help="fraction of rows for validation",
-    )  # fmt: skip
-    add("--shuffle", type=int, metavar="SEED", help="shuffle the training rows with this seed")
-    add("--columns", action="store_true", help="write split folders, as split_bin.py does")
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="shuffle the training rows with this seed (default: keep the order of the logs)",
+    )
+    add(
+        "--columns",
+        action="store_true",
+        help="write split folders, as split_bin.py does (default: record files)",
+    )
     add(
         "--pack_ids",
         action="store_true",
-        help="with --columns: pack several ids into one 32-bit word",
+        help="with --columns: pack several ids into one 32-bit word (default: one id per word)",
     )
     add(
         "--dictionary",
         default="",
         metavar="DIR",
-        help="reuse the ids of this earlier output folder",
+        help="reuse the ids of this earlier output folder (default: make new ids)",
     )
-    add("--max_bad_rows", type=int, default=0, metavar="N", help="skip up to N bad rows")
-    add("--restart", action="store_true", help="discard an unfinished run in --output")
-    add("--num_dense", type=int, default=13, help="number of integer columns")
-    add("--num_categorical", type=int, default=26, help="number of hash columns")
-    for name, mebibytes, what in (
-        ("--block_mib", 16, "MiB of text to parse at once"),
-        ("--part_mib", 1024, "MiB of text between two saved states"),
+    add(
+        "--max_bad_rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="skip up to N bad rows; one more is an error (default: %(default)s)",
+    )
+    add(
+        "--restart",
+        action="store_true",
+        help="discard an unfinished run in --output (default: continue it)",
+    )
+    for name, count, what in (
+        ("--num_dense", 13, "integer"),
+        ("--num_categorical", 26, "hash"),
     ):
-        add(name, type=int, default=mebibytes, help=f"{what}; does not change the output")
+        add(
+            name,
+            type=int,
+            default=count,
+            metavar="N",
+            help=f"number of {what} columns, unless --schema lists them (default: %(default)s)",
+        )
+    for name, mebibytes, what in (
+        ("--block_mib", 16, "to parse at once"),
+        ("--part_mib", 1024, "between two saved states"),
+    ):
+        add(
+            name,
+            type=int,
+            default=mebibytes,
+            metavar="N",
+            help=f"MiB of text {what}; does not change the output (default: %(default)s)",
+        )
     return parser
 
 

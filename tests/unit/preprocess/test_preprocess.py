@@ -397,6 +397,18 @@ def test_bad_options_get_one_line(
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_help_says_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    entries = re.findall(r"^  (--\w+)(.*(?:\n {4,}.*)*)", capsys.readouterr().out, re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
+    for name, text in texts.items():
+        assert name in ("--output", "--rules") or re.search(r"\(default: [^()]+\)$", text), name
+    assert "fraction of the rows for test" in texts["--test_fraction"]
+    assert texts["--test_fraction"].endswith("(default: 0.1)")
+    assert texts["--part_mib"].endswith("(default: 1024)")
+
+
 def test_no_rows_and_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.tsv").write_bytes(b"")
     output = f"--output={tmp_path / 'out'}"
