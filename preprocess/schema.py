@@ -27,7 +27,7 @@ class LogField:
     """One field of a row.
 
     Attributes:
-        name: Its name in error messages and Parquet files.
+        name: Its name in error messages, headers and Parquet files; "" if the log names none.
         role: One of "label", "dense", "categorical", "split" (its text decides the split of the
             row) and "ignored".
         kind: One of "integer", "hex" (at most 8 digits) and "text" (its number is its CRC-32).
@@ -109,18 +109,17 @@ class Schema:
         if field.role == LABEL:
             good = re.fullmatch(rb"-?0+|0*1", text)
             return None if good else f"label: expected 0 or 1, found {_shown(text)}"
+        where = self._where(position)
         if field.kind == TEXT:
             if self.format == "csv" and text.startswith(b'"'):
-                return f"column {field.name}: expected an unquoted field, found {_shown(text)}"
+                return f"{where}: expected an unquoted field, found {_shown(text)}"
             try:
                 text.decode()
             except UnicodeDecodeError:
-                return f"column {field.name}: expected UTF-8 text, found {_shown(text)}"
+                return f"{where}: expected UTF-8 text, found {_shown(text)}"
             return None
         if not text:
             return None
-        number = (self.dense if field.role == DENSE else self.categorical).index(position) + 1
-        where = f"{field.role} column {number}"
         if field.kind == HEX:
             good = re.fullmatch(rb"[0-9a-fA-F]{1,8}", text)
             expected = "at most 8 hexadecimal digits"
@@ -131,6 +130,21 @@ class Schema:
         if len(text.lstrip(b"-0")) > _LONGEST_NUMBER or int(text) not in limits:
             return f"{where}: expected a 32-bit integer, found {_shown(text)}"
         return None
+
+    def _where(self, position: int) -> str:
+        """Names a field in messages; without a name, by its position in the line and the record.
+
+        Fields of a line count from 1 as in `cut -f`, columns of a record from 0 as in the messages
+        of split_bin.py and the loader.
+        """
+        field = self.fields[position]
+        if field.name:
+            return f"column {field.name}"
+        where = f"field {position + 1}"
+        columns = self.dense if field.role == DENSE else self.categorical
+        if position in columns:  # otherwise ignored, or the field that decides the split
+            where += f" ({field.role} column {columns.index(position)})"
+        return where
 
 
 def _pattern(field: LogField, delimiter: str, log_format: str) -> str:
@@ -147,7 +161,7 @@ def _pattern(field: LogField, delimiter: str, log_format: str) -> str:
 
 
 def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
-    """Returns Criteo's schema: a label, integers and hashes; tab-separated, without a header.
+    """Returns Criteo's schema: a label, integers and hashes; tab-separated, without names.
 
     Raises:
         ValueError: A number of columns is out of range.
@@ -158,9 +172,9 @@ def criteo_schema(num_dense: int, num_categorical: int) -> Schema:
             f" {num_dense} and {num_categorical}"
         )
     fields = (
-        LogField("label", LABEL, INTEGER),
-        *(LogField(f"integer_{i}", DENSE, INTEGER) for i in range(num_dense)),
-        *(LogField(f"hash_{i}", CATEGORICAL, HEX) for i in range(num_categorical)),
+        LogField("", LABEL, INTEGER),
+        *[LogField("", DENSE, INTEGER)] * num_dense,
+        *[LogField("", CATEGORICAL, HEX)] * num_categorical,
     )
     first = 1 + num_dense
     return Schema(fields, tuple(range(1, first)), tuple(range(first, len(fields))))

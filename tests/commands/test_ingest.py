@@ -181,7 +181,7 @@ split: {by: column, column: day, validation: "2", test: ["3"]}
             (7, r"column t: expected UTF-8 text, found '\\xe4'"),
             (8, r"column rest: expected UTF-8 text, found '\\xff'"),
             (9, "column t: expected an unquoted field, found '\"t\"'"),
-            (10, "categorical column 1: expected at most 8 hexadecimal digits, found '+b'"),
+            (10, "column c2: expected at most 8 hexadecimal digits, found '+b'"),
         )
     ]
     # c2 modulo 10, missing 0: 5 5 0 0 6 5 6 0 0 5 1, by first appearance.

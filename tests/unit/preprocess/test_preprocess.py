@@ -27,6 +27,7 @@ from preprocess.rules import NAMED_RULES, rules_by_name
 from preprocess.schema import criteo_schema
 from preprocess.splits import SplitRule, split_by_fraction, split_terabyte, tail_rows
 from preprocess.synthetic import generate
+from preprocess.user_schema import parse_user_schema
 
 SEED = 11
 SAMPLE = Path(__file__).resolve().parents[4] / "shared" / "data" / "criteo_kaggle_1999.tsv"
@@ -271,26 +272,35 @@ def test_fractions() -> None:
         (b"1\t5\t3\ta\tb\tc", "expected 5 tab-separated fields, found 6"),
         (b"1\t5\t3\ta\tb\t", "expected 5 tab-separated fields, found 6"),
         (b"", "expected 5 tab-separated fields, found 1"),
-        (b"1\t5\t3\ta\tb\xff", "categorical column 2: expected at most 8 hexadecimal digits"),
+        (b"1\t5\t3\ta\tb\xff", "field 5 (categorical column 1): expected at most 8 hexadecimal"),
         (b"\t5\t3\ta\tb", "label: expected 0 or 1, found ''"),
         (b"2\t5\t3\ta\tb", "label: expected 0 or 1, found '2'"),
         (b"-1\t5\t3\ta\tb", "label: expected 0 or 1, found '-1'"),
         (b"x\t5\t3\ta\tb", "label: expected 0 or 1, found 'x'"),
-        (b"1\t5.0\t3\ta\tb", "dense column 1: expected an integer, found '5.0'"),
-        (b"1\t5\tx\ta\tb", "dense column 2: expected an integer, found 'x'"),
-        (b"1\t+5\t3\ta\tb", "dense column 1: expected an integer, found '+5'"),
-        (b"1\t 5\t3\ta\tb", "dense column 1: expected an integer, found ' 5'"),
-        (b"1\t2147483648\t3\ta\tb", "dense column 1: expected a 32-bit integer"),
-        (b"1\t5\t-2147483649\ta\tb", "dense column 2: expected a 32-bit integer"),
-        (b"1\t5\t" + b"9" * 5000 + b"\ta\tb", "dense column 2: expected a 32-bit integer"),
-        (b"1\t5\t3\tg\tb", "categorical column 1: expected at most 8 hexadecimal digits, found"),
-        (b"1\t5\t3\ta\t0x1", "categorical column 2: expected at most 8 hexadecimal digits"),
-        (b"1\t5\t3\ta\t+1", "categorical column 2: expected at most 8 hexadecimal digits"),
-        (b"1\t5\t3\ta\t-1", "categorical column 2: expected at most 8 hexadecimal digits"),
-        (b"1\t5\t3\t000000001\tb", "categorical column 1: expected at most 8 hexadecimal digits"),
-        (b"1\t5\t3\t100000000\tb", "categorical column 1: expected at most 8 hexadecimal digits"),
-        (b"1\t5\t3\ta\t\xff\xfe", "categorical column 2: expected at most 8 hexadecimal digits"),
-        (b'1\t5\t3\ta\t"b"', "categorical column 2: expected at most 8 hexadecimal digits"),
+        (b"1\t5.0\t3\ta\tb", "field 2 (dense column 0): expected an integer, found '5.0'"),
+        (b"1\t5\tx\ta\tb", "field 3 (dense column 1): expected an integer, found 'x'"),
+        (b"1\t+5\t3\ta\tb", "field 2 (dense column 0): expected an integer, found '+5'"),
+        (b"1\t 5\t3\ta\tb", "field 2 (dense column 0): expected an integer, found ' 5'"),
+        (b"1\t2147483648\t3\ta\tb", "field 2 (dense column 0): expected a 32-bit integer"),
+        (b"1\t5\t-2147483649\ta\tb", "field 3 (dense column 1): expected a 32-bit integer"),
+        (
+            b"1\t5\t" + b"9" * 5000 + b"\ta\tb",
+            "field 3 (dense column 1): expected a 32-bit integer",
+        ),
+        (b"1\t5\t3\tg\tb", "field 4 (categorical column 0): expected at most 8 hexadecimal"),
+        (b"1\t5\t3\ta\t0x1", "field 5 (categorical column 1): expected at most 8 hexadecimal"),
+        (b"1\t5\t3\ta\t+1", "field 5 (categorical column 1): expected at most 8 hexadecimal"),
+        (b"1\t5\t3\ta\t-1", "field 5 (categorical column 1): expected at most 8 hexadecimal"),
+        (
+            b"1\t5\t3\t000000001\tb",
+            "field 4 (categorical column 0): expected at most 8 hexadecimal",
+        ),
+        (
+            b"1\t5\t3\t100000000\tb",
+            "field 4 (categorical column 0): expected at most 8 hexadecimal",
+        ),
+        (b"1\t5\t3\ta\t\xff\xfe", "field 5 (categorical column 1): expected at most 8 hexadecimal"),
+        (b'1\t5\t3\ta\t"b"', "field 5 (categorical column 1): expected at most 8 hexadecimal"),
     ],
 )
 @pytest.mark.parametrize("line", [1, 4, 6])
@@ -320,8 +330,17 @@ def test_bad_row_has_the_same_line_number_in_every_block_size(
     path = tmp_path / "bad.tsv"
     path.write_bytes(HAND * 50 + b"1\t5\tx\ta\tb\n" + HAND + b"nonsense\n")
     options = Options(rules_by_name("dlrm"), criteo_schema(2, 2), block_bytes=block_bytes)
-    with pytest.raises(ValueError, match="line 301: dense column 2"):
+    with pytest.raises(ValueError, match=r"line 301: field 3 \(dense column 1\)"):
         preprocess([path], tmp_path / "out", options)
+
+
+def test_a_column_without_a_name_is_counted() -> None:
+    """A header may leave a name empty, as that of an index column."""
+    schema = parse_user_schema(
+        {"format": "csv", "columns": ["y", "", "a"], "label": "y", "categorical": ["a"]}
+    ).schema
+    assert schema.fault(b'1,"0",a') == "field 2: expected an unquoted field, found '\"0\"'"
+    assert schema.fault(b"1,0,x") == "column a: expected at most 8 hexadecimal digits, found 'x'"
 
 
 def test_an_earlier_result_survives_a_failed_run(tmp_path: Path) -> None:
