@@ -5,6 +5,7 @@ It turns the file into a schema, rules and a split, and must not know what these
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,10 @@ def parse_user_schema(content: Any) -> UserSchema:
     if not categorical:
         raise ValueError("categorical: expected at least one column, found none")
     split = _mapping(content.get("split", {"by": "fraction"}))
-    return UserSchema(
-        _schema(content, dense, categorical, split),
-        _rules(content, dense, categorical),
-        _split(split),
-    )
+    schema = _schema(content, dense, categorical, split)
+    rules = _rules(content, dense, categorical)
+    _check_logarithms(rules, [entry["name"] for entry in dense])
+    return UserSchema(schema, rules, _split(split))
 
 
 def _schema(
@@ -146,6 +146,18 @@ def _rules(
         thresholds=_numbers(categorical, "threshold"),
         moduli=_numbers(categorical, "modulo"),
     )
+
+
+def _check_logarithms(rules: Rules, dense: list[str]) -> None:
+    """Checks that ln(x + offset) is finite for the lowest value of every dense column."""
+    for column, name in enumerate(dense):
+        lowest = rules.lowest(column)
+        if not -lowest < rules.dense_log_offset < math.inf:
+            raise ValueError(
+                f"dense_log_offset: expected a finite number above {-lowest}, as values of column"
+                f" {name} may be {lowest}, found {rules.dense_log_offset}; raise it, or the"
+                " column's lowest"
+            )
 
 
 def _split(split: Mapping[str, Any]) -> SplitRule:

@@ -169,6 +169,7 @@ header: true
 columns: [day, y, d1, d2, c1, c2, t, rest]
 label: y
 dense: [{name: d1, lowest: -1}, d2]
+dense_log_offset: 2
 categorical: [{name: c2, modulo: 10}, {name: c1, threshold: 2}, {name: t, type: text}]
 split: {by: column, column: day, validation: "2", test: ["3"]}
 """)
@@ -385,6 +386,12 @@ def test_the_example_schema_is_one() -> None:
         ({"dense": [{"name": "a", "log": 1}]}, "dense: expected lowest, name"),
         ({"threshold": -1}, "threshold: expected an integer from 0"),
         ({"colour": 1}, "found colour"),
+        ({"dense_log_offset": "1"}, "dense_log_offset: expected a number, found '1'"),
+        ({"dense_log_offset": 0}, "expected a finite number above 0, as values of column a"),
+        ({"dense_log_offset": float("nan")}, "found nan; raise it"),
+        ({"dense_log_offset": float("inf")}, "found inf"),
+        ({"lowest": -1}, "above 1, as values of column a may be -1, found 1.0; raise it"),
+        ({"dense": [{"name": "a", "lowest": -5}], "dense_log_offset": 5}, "above 5"),
         ({"categorical": ["y"]}, "expected each column once"),
         ({"categorical": ["z"]}, "columns: expected z among them"),
     ],
