@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dlrm import cli
 from dlrm.distributed.gpu_query import query_gpus
 from dlrm.reporting.machine import versions
 from tools.probes.answer import MARK
@@ -174,5 +175,16 @@ def format_report(found: Diagnosis) -> list[str]:
     return report + [f"missing: {problem}" for problem in found.problems]
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Prints the report; returns the exit code, which is 0 also if something is missing."""
+    parser = cli.Parser(
+        prog="python3 -m tools.doctor",
+        description=(__doc__ or "").splitlines()[0],
+    )
+    parser.parse_args()
     print("\n".join(format_report(diagnose())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.exit_code(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -26,14 +27,35 @@ def main() -> int:
     parser = cli.Parser(
         prog="python3 -m tools.gpu_check",
         description=(tools.gpu_check.__doc__ or "").splitlines()[0],
+        epilog="\n".join(["checks:", *(f'  "{name}"' for name in CHECKS)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--json", type=Path, default=Path("gpu_check.json"), help="file for the results"
+        "--json",
+        type=Path,
+        default=Path("gpu_check.json"),
+        metavar="FILE",
+        help="file for the results (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=65536, help="global batch size")
-    parser.add_argument("--cpu", action="store_true", help="only check what needs no GPU")
     parser.add_argument(
-        "--only", nargs="*", choices=list(CHECKS), default=list(CHECKS), help="checks to run"
+        "--batch",
+        type=int,
+        default=65536,
+        metavar="N",
+        help="global batch size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="check only what needs no GPU (default: expect a GPU)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(CHECKS),
+        default=list(CHECKS),
+        metavar="CHECK",
+        help="checks to run, their names as listed below, in quotes (default: all)",
     )
     flags = parser.parse_args()
     collective = join(Config.of(use_synthetic_dataset=True))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, run
 from tools import doctor
 from tools.doctor import Diagnosis, ProbeError, ask, diagnose, format_report
 
@@ -54,6 +55,17 @@ def test_sok_on_a_gpu(found: Diagnosis) -> None:
     if not found.gpus:
         pytest.skip("SparseOperationKit's ops have kernels for GPUs only, and TensorFlow sees none")
     assert not [problem for problem in found.problems if "SparseOperationKit" in problem]
+
+
+def test_help_and_errors_come_without_a_report() -> None:
+    command = [sys.executable, "-m", "tools.doctor"]
+    ended = run([*command, "--help"], time_limit=60)
+    assert ended.code == 0
+    assert ended.output.startswith("usage: python3 -m tools.doctor")
+    assert "Horovod's exchanges" not in ended.output
+    ended = run([*command, "--json"], time_limit=60)
+    assert (ended.code, ended.output.count("\n")) == (1, 1)
+    assert ended.output.startswith("error: unrecognized arguments: --json")
 
 
 @pytest.mark.parametrize(

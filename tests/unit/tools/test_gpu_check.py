@@ -38,6 +38,13 @@ def test_a_gpu_is_expected() -> None:
     assert "error: expected a GPU, found none; set --cpu" in ended.output
 
 
+def test_help_lists_one_check_per_line() -> None:
+    ended = run([sys.executable, "-m", "tools.gpu_check", "--help"], time_limit=100)
+    assert ended.code == 0
+    assert "--only CHECK [CHECK ...]" in ended.output
+    assert "\n".join(["checks:", *(f'  "{name}"' for name in CHECKS), ""]) in ended.output
+
+
 def raising(error: Exception) -> Any:
     def check(setup: CheckSetup) -> Any:
         raise error
