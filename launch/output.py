@@ -13,11 +13,17 @@ MAX_ERRORS = 20  # to remember of an attempt
 # horovodrun begins each line of a rank like this, also after a carriage return.
 RANK_PREFIX = re.compile(rb"^\[(\d+)\]<std(?:out|err)>:")
 RANK_ENDED = re.compile(rb"Process \d+ exit with status code (\d+)\.")
+# horovodrun loads TensorFlow, which announces itself like this whatever the log level.
+NOTICE = re.compile(
+    rb"(?:I0000 |WARNING: All log messages before absl::|To enable the following instructions: )"
+)
 LINE_END = re.compile(rb"(?<=[\r\n])")
 
 
 class JobOutput:
     """Passes on what a job writes, rank 0's lines without horovodrun's prefix.
+
+    TensorFlow's notices from horovodrun itself are dropped.
 
     Attributes:
         errors: The distinct lines of any rank that begin with `error: `, without the prefix.
@@ -42,8 +48,10 @@ class JobOutput:
         write(target, self._examine(incomplete))
 
     def _examine(self, line: bytes) -> bytes:
-        """Notes what a line says of the job's end; returns it as it is to be passed on."""
+        """Notes what a line says of the job's end; returns what of it is to be passed on."""
         prefix = RANK_PREFIX.match(line)
+        if not prefix and NOTICE.match(line):
+            return b""
         text = line[prefix.end() :] if prefix else line
         if text.startswith(b"error: "):
             error = text.decode(errors="replace").rstrip()

@@ -26,6 +26,12 @@ def test_only_rank_0_is_printed_without_its_prefix() -> None:
     assert forwarded(JobOutput(), lines) == expected
 
 
+def test_only_notices_of_horovodrun_itself_are_dropped() -> None:
+    notice = b"I0000 00:00:1 port.cc:153] oneDNN custom operations are on.\n"
+    lines = [notice, b"[1]<stderr>:" + notice, b"Process 0 exit with status code 0.\n"]
+    assert forwarded(JobOutput(), b"".join(lines)) == b"".join(lines[1:])
+
+
 def test_a_last_line_without_an_end_is_printed() -> None:
     assert forwarded(JobOutput(), b"[0]<stderr>:no ", b"end") == b"no end"
 
