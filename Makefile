@@ -112,9 +112,8 @@ test: interact_op
 test-all: interact_op
 	$(RUN) $(PYTEST)
 
-coverage: setup
-	$(RUN) python3 -m coverage run -m pytest -n $(JOBS) --dist loadfile; code=$$?; \
-	    python3 -m coverage combine --quiet && python3 -m coverage report && exit $$code
+coverage: interact_op
+	$(RUN) $(PYTEST) --cov --cov-report=term
 
 faults: setup
 	$(RUN) python3 -m tests.faults.suite $(FAULTS)

@@ -32,7 +32,7 @@ def page(blocks: list[str]) -> dict[str, Any]:
     future = "from __future__ import annotations\n"
     for block in blocks:
         if FLAG not in block:
-            exec(compile(future + block, "extending.md", "exec"), names)
+            exec(compile(future + block, "<docs/extending.md>", "exec"), names)
     return names
 
 
