@@ -37,7 +37,6 @@ from dlrm.layers.mlp import MLP
 
 Interaction = Callable[..., tf.Tensor]  # bottom [batch, width], *vectors -> [batch, any width]
 
-
 SEEDS_PER_MLP = 500  # each layer takes two, so models of different seeds share none
 
 
