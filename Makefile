@@ -6,6 +6,8 @@
 # make bench              repeats the measurements of benchmarks/README.md
 # make coverage           measures which lines the tests reach
 # make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
+# make serving_core       builds the scorer of python3 -m serving
+# make serve-setup        installs Triton's server and client, and LoadGen, into the environment
 # make setup              creates the environment .venv; every target that needs it does so too
 # make clean              removes build/
 #
@@ -62,7 +64,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
+.PHONY: serve-setup serving_core setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
     interact_op bundle clean
 .DELETE_ON_ERROR:
 
@@ -82,6 +84,13 @@ help:
 	touch $@
 
 sok: .venv-sok/.ready
+
+# What the server and LoadGen need in addition; nothing else does.
+serve-setup: $(VENV)/.serving serving_core
+
+$(VENV)/.serving: requirements/serving.txt setup/serving.sh | setup
+	setup/serving.sh $(VENV)
+	touch $@
 
 # Runs in whichever environment exists, or in the system's Python.
 sok-check:
@@ -139,6 +148,10 @@ interact_op: setup
 test-interact: interact_op
 	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/unit/interact_op/test_interact_op.py
 	$(MAKE) --directory=interact_op sanitize
+
+# The scorer's kernels; they need a C++ compiler alone.
+serving_core:
+	$(MAKE) --directory=serving/core
 
 bundle: interact_op
 	$(RUN) python3 -m setup.bundle --output build/bundle $(BUNDLE)

@@ -21,8 +21,8 @@ DOCUMENTS = sorted(
 )
 README_LINES = 100
 SOURCE_FOLDERS = (
-    *("dlrm", "preprocess", "launch", "tools", "interact_op", "benchmarks", "presets", "setup"),
-    *("docs", "tests"),
+    *("dlrm", "preprocess", "launch", "serving", "tools", "interact_op", "benchmarks", "presets"),
+    *("setup", "docs", "tests"),
 )
 SUFFIXES = "py|sh|md|txt|toml|flags|yaml|png|cc|cu|cuh|h|java"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -114,7 +114,7 @@ def defines(text: str, name: str) -> bool:
 
 def product() -> list[Path]:
     """The modules of the product."""
-    folders = ("dlrm", "preprocess", "launch", "tools", "interact_op")
+    folders = ("dlrm", "preprocess", "launch", "serving", "tools", "interact_op")
     return [*ROOT.glob("*.py"), *(path for f in folders for path in (ROOT / f).rglob("*.py"))]
 
 

@@ -20,6 +20,7 @@ LAYERS = (
     ("dlrm.checkpoint",),
     ("dlrm.train",),
     ("model", "dataset", "split_bin", "preprocess", "launch"),
+    ("serving",),
     ("main", "tools", "benchmarks", "setup"),
 )
 LAYER_OF = {group: number for number, layer in enumerate(LAYERS) for group in layer}
@@ -28,14 +29,16 @@ TENSORFLOW_FREE = (
     *("dlrm.cli", "dlrm.formats", "dlrm.data", "dlrm.config", "dlrm.optim.schedule"),
     *("dlrm.metrics", "dlrm.reporting", "dlrm.distributed.watchdog"),
     *("dlrm.distributed.sharding", "dlrm.train.callback"),
-    *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin"),
+    *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin", "serving"),
 )
+# These make or run TensorFlow's form of a model.
+TENSORFLOW_ANYWAY = ("serving.saved_model", "serving.inference_benchmark")
 TENSORFLOW = {"tensorflow", "keras", "horovod", "sparse_operation_kit"}
 
 # Errors in flags and --help must not wait for these.
 QUICK = (
     *("main", "split_bin", "launch.__main__", "preprocess.__main__", "dlrm.checkpoint.__main__"),
-    *("dlrm.config", "dlrm.optim.schedule", "dlrm.formats.metadata"),
+    *("dlrm.config", "dlrm.optim.schedule", "dlrm.formats.metadata", "serving.__main__"),
 )
 HEAVY = TENSORFLOW | {"polars", "pyspark", "matplotlib", "numba"}
 
@@ -116,7 +119,12 @@ def test_only_the_model_imports_the_fused_interaction() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in sorted(PRODUCT) if within(name, *TENSORFLOW_FREE)]
+    "name",
+    [
+        name
+        for name in sorted(PRODUCT)
+        if within(name, *TENSORFLOW_FREE) and not within(name, *TENSORFLOW_ANYWAY)
+    ],
 )
 def test_no_tensorflow_in(name: str) -> None:
     found = (imports(name) | loaded_with(name)) & TENSORFLOW
