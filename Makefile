@@ -114,14 +114,18 @@ SELECTED_sok := not slow and not one_profile
 # A file's tests share what they set up, so a file stays in one process. The long files come first.
 PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
-# The operation is built before, as several processes would build it at the same time.
-test: interact_op
+# What they build is built before, as several processes would build it at the same time. Triton's
+# server is there for x86-64 alone; elsewhere its tests are skipped.
+NEEDED_default := interact_op $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
+NEEDED_sok := interact_op serving_core
+
+test: $(NEEDED_$(PROFILE))
 	$(RUN) $(PYTEST) -m "$(SELECTED_$(PROFILE))"
 
-test-all: interact_op
+test-all: $(NEEDED_$(PROFILE))
 	$(RUN) $(PYTEST)
 
-coverage: interact_op
+coverage: $(NEEDED_$(PROFILE))
 	$(RUN) $(PYTEST) --cov --cov-report=term
 
 faults: setup
