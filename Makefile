@@ -157,7 +157,7 @@ test-interact: interact_op
 serving_core:
 	$(MAKE) --directory=serving/core
 
-bundle: interact_op
+bundle: interact_op serving_core
 	$(RUN) python3 -m setup.bundle --output build/bundle $(BUNDLE)
 
 clean:
