@@ -15,7 +15,7 @@ from typing import Callable
 
 from dlrm.checkpoint import directory
 from dlrm.checkpoint.manifest import DENSE_FILE, FILE_NAME, Manifest, read_manifest
-from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, FileDigest, TensorReader
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, BlockReader, FileDigest
 from dlrm.formats.quantities import plural, size_text
 
 LINE_WIDTH = 100
@@ -122,7 +122,7 @@ def check_files(checkpoint: Path, on_message: Callable[[str], None]) -> bool:
     start = time.perf_counter()
     damaged = 0
     for name, digest in manifest.files.items():
-        problem = _first_damage(checkpoint / name, digest)
+        problem = first_damage(checkpoint / name, digest)
         damaged += bool(problem)
         on_message(problem or f"{checkpoint / name}: ok")
     seconds = time.perf_counter() - start
@@ -132,15 +132,15 @@ def check_files(checkpoint: Path, on_message: Callable[[str], None]) -> bool:
     return not damaged
 
 
-def _first_damage(path: Path, digest: FileDigest) -> str:
-    """The first fault of a file; an empty string if it is undamaged."""
+def first_damage(path: Path, digest: FileDigest) -> str:
+    """The first fault of a file, found by all cores; an empty string if it is undamaged."""
 
     def check(start: int) -> None:
         reader.read_bytes(start, min(start + _CHECKED_BYTES, digest.size))
 
     try:
         # Reading and checksums release the interpreter lock, so that the threads use all cores.
-        with TensorReader(path, digest) as reader, ThreadPoolExecutor(_threads()) as pool:
+        with BlockReader(path, digest) as reader, ThreadPoolExecutor(_threads()) as pool:
             for _ in pool.map(check, range(0, digest.size, _CHECKED_BYTES)):
                 pass
     except OSError as error:

@@ -16,17 +16,28 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.formats import atomic_files
 
-BLOCK_BYTES = 1 << 20
-ALIGNMENT = 8  # of the first value, as the format requires
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-_CODES: dict[np.dtype[Any], str] = {np.dtype("<f4"): "F32", np.dtype("<i8"): "I64"}
+BLOCK_BYTES = 1 << 20
+# Of the first value: the format requires 8, and readers that map a file fetch whole cache lines.
+ALIGNMENT = 64
+
+_CODES: dict[np.dtype[Any], str] = {
+    np.dtype("<f4"): "F32",
+    np.dtype("<f2"): "F16",
+    np.dtype("<i8"): "I64",
+    np.dtype("<i4"): "I32",
+    np.dtype("i1"): "I8",
+    np.dtype("u1"): "U8",
+}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 Spec = tuple[np.dtype[Any], tuple[int, ...]]  # type and shape
 
@@ -123,60 +134,42 @@ class TensorWriter:
                     self._crc = 0
 
 
-class TensorReader:
-    """Reads ranges of the tensors of one file, checking every block that is touched.
+class BlockReader:
+    """Reads ranges of the bytes of one file of any kind, checking every block that is touched.
 
     Args:
         path: The file.
         digest: The digest of the file.
 
     Raises:
-        ValueError: The size is wrong, or the header is damaged.
+        ValueError: The size is wrong.
         OSError: The file cannot be read.
     """
 
     def __init__(self, path: Path, digest: FileDigest) -> None:
         self._path, self._digest = path, digest
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self.tensors: dict[str, Spec] = {}
-        self._starts: dict[str, int] = {}
         try:
-            self._read_header()
+            self._begin()
         except BaseException:
             self._file.close()
             raise
 
-    def __enter__(self) -> TensorReader:
+    def __enter__(self) -> Self:
         """Returns itself; leaving the context closes the file."""
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def _read_header(self) -> None:
+    def _begin(self) -> None:
+        """Checks what can be checked before any range is read."""
         size = os.fstat(self._file.fileno()).st_size
         if size != self._digest.size:
             raise ValueError(
                 f"{self._path}: expected {self._digest.size} bytes, found {size}: it ends at "
                 f"offset {size}"
             )
-        (length,) = struct.unpack("<Q", self.read_bytes(0, 8))
-        for name, entry in json.loads(bytes(self.read_bytes(8, 8 + length))).items():
-            self.tensors[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-            self._starts[name] = 8 + length + entry["data_offsets"][0]
-
-    def read(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Rows [first, last) of a tensor, all by default, as a new array.
-
-        Raises:
-            ValueError: A block is damaged; the message names the file and the offset.
-        """
-        dtype, shape = self.tensors[name]
-        last = shape[0] if last is None else last
-        row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-        start = self._starts[name]
-        data = self.read_bytes(start + first * row, start + last * row)
-        return np.frombuffer(data, dtype).reshape(last - first, *shape[1:])
 
     def read_bytes(self, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) of the file.
@@ -205,6 +198,56 @@ class TensorReader:
                     "is not the one that was written"
                 )
         return data.data[start - low : stop - low]
+
+
+class TensorReader(BlockReader):
+    """Reads ranges of the tensors of one file, checking every block that is touched.
+
+    Args:
+        path: The file.
+        digest: The digest of the file.
+
+    Attributes:
+        tensors: Type and shape of each tensor, by name.
+
+    Raises:
+        ValueError: The size is wrong, or the header is damaged.
+        OSError: The file cannot be read.
+    """
+
+    def _begin(self) -> None:
+        super()._begin()
+        (length,) = struct.unpack("<Q", self.read_bytes(0, 8))
+        places = parse_header(bytes(self.read_bytes(8, 8 + length)))
+        self.tensors: dict[str, Spec] = {name: spec for name, (spec, _) in places.items()}
+        self._starts = {name: start for name, (_, start) in places.items()}
+
+    def read(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Rows [first, last) of a tensor, all by default, as a new array.
+
+        Raises:
+            ValueError: A block is damaged; the message names the file and the offset.
+        """
+        dtype, shape = self.tensors[name]
+        last = shape[0] if last is None else last
+        row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        start = self._starts[name]
+        data = self.read_bytes(start + first * row, start + last * row)
+        return np.frombuffer(data, dtype).reshape(last - first, *shape[1:])
+
+
+def parse_header(text: bytes) -> dict[str, tuple[Spec, int]]:
+    """The tensors of a file by name: type and shape of each, and the offset of its first value.
+
+    Args:
+        text: The JSON of the header, with its padding.
+    """
+    begin = 8 + len(text)
+    return {
+        name: ((_DTYPES[entry["dtype"]], tuple(entry["shape"])), begin + entry["data_offsets"][0])
+        for name, entry in json.loads(text).items()
+        if name != "__metadata__"
+    }
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> FileDigest:
@@ -265,7 +308,7 @@ def _header(tensors: Mapping[str, Spec]) -> bytes:
         }
         offset = end
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
 
 
