@@ -1,0 +1,245 @@
+"""The graph of a SavedModel: from ids, packed ids or raw values to logits.
+
+Every operation is TensorFlow's own. Variables that may be large begin empty, with an unknown number
+of rows; who fills them, and from which files, is no concern of this module.
+
+Shapes: B samples of D dense features and T tables; K rows of W values in all tables together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dlrm.checkpoint.manifest import ModelShape
+from dlrm.formats.packed_ids import Packing
+from dlrm.train.step import as_tf_variable
+
+Outputs = dict[str, tf.Tensor]
+
+_QUANTISATION_BYTES = 8  # of a row of int8_rows: scale and bias, float32 each
+_PENDING = ("rows", "table_scales", "positions", "dictionary_values", "dictionary_ids")
+_VALUE_BITS = 32  # of a raw value in a key of the dictionary; the table is above them
+
+
+@dataclass(frozen=True)
+class DictionaryRules:
+    """How raw values become ids and dense features, beside the dictionary's entries.
+
+    Attributes:
+        moduli: What the values of each table are divided by, the rest being looked up; 0 for none.
+        missing_is_value: Whether a missing value counts as the value 0; otherwise it gets id 0.
+        lowest_dense: The lowest value of each dense column.
+        dense_log_offset: What is added to a dense value before its logarithm is taken.
+    """
+
+    moduli: tuple[int, ...]
+    missing_is_value: bool
+    lowest_dense: tuple[int, ...]
+    dense_log_offset: float
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> DictionaryRules:
+        """Takes the rules from `dictionary` of an artifact's description."""
+        return cls(
+            tuple(modulus or 0 for modulus in content["moduli"]),
+            content["missing_is_value"],
+            tuple(content["lowest_dense"]),
+            content["dense_log_offset"],
+        )
+
+
+class SavedScorer(tf.Module):
+    """Holds the variables and makes the signatures.
+
+    Args:
+        model: The dense part, built, with its weights.
+        shape: The shape of tables and dense part.
+        tables: How rows are stored: `float32`, `float16`, `int8` or `int8_rows`.
+        packing: How ids are packed.
+        rules: The rules of the dictionary; None leaves the signature `raw` out.
+        ordered: Whether rows lie in an order of their own, rather than by key.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        shape: ModelShape,
+        tables: str,
+        packing: Packing,
+        rules: DictionaryRules | None,
+        *,
+        ordered: bool,
+    ) -> None:
+        super().__init__(name="dlrm")
+        self._call = model.call  # a bound method: the model itself stays out of the SavedModel
+        self._shape, self._tables, self._packing, self._rules = shape, tables, packing, rules
+        self._weights = [as_tf_variable(weight) for weight in model.variables]
+        sizes = np.array(shape.vocab_sizes, np.int64)
+        self._offsets = np.cumsum(sizes) - sizes  # [T]
+        width = shape.embedding_dim
+        types = {
+            "float32": (tf.float32, width),
+            # TensorFlow restores float16 in one piece only, so these are the bits.
+            "float16": (tf.int16, width),
+            "int8": (tf.int8, width),
+            "int8_rows": (tf.uint8, width + _QUANTISATION_BYTES),
+        }
+        self.rows = _empty("rows", *types[tables])  # [K, W], or W + 8
+        if tables == "int8":
+            self.table_scales = _empty("table_scales", tf.float32)  # [T]
+        if ordered:
+            big = int(sizes.sum()) > np.iinfo(np.int32).max
+            self.positions = _empty("positions", tf.int64 if big else tf.int32)  # [K]
+        self._ordered = ordered
+        if rules is not None:
+            self.dictionary_values = _empty("dictionary_values", tf.int64)  # [n]
+            self.dictionary_ids = _empty("dictionary_ids", tf.int32)  # [n]
+
+    def pending(self) -> dict[str, tf.DType]:
+        """The variables that are still empty, and their types."""
+        return {name: getattr(self, name).dtype for name in _PENDING if hasattr(self, name)}
+
+    def signatures(self) -> dict[str, Any]:
+        """Makes the signatures: `serving_default`, `packed` and, with a dictionary, `raw`.
+
+        Each returns `logits` and `probabilities`, float32 [B].
+        """
+        columns, tables = self._shape.num_dense, len(self._shape.vocab_sizes)
+        dense = tf.TensorSpec([None, columns], tf.float32, "dense")
+        ids = tf.TensorSpec([None, tables], tf.int32, "ids")
+        words = tf.TensorSpec([None, self._packing.words], tf.int32, "words")
+        made = {
+            "serving_default": tf.function(self.score, input_signature=[dense, ids]),
+            "packed": tf.function(self.score_packed, input_signature=[dense, words]),
+        }
+        if self._rules is not None:
+            raw = tf.TensorSpec([None, columns], tf.int32, "dense")
+            values = tf.TensorSpec([None, tables], tf.int64, "values")
+            made["raw"] = tf.function(self.score_raw, input_signature=[raw, values])
+        return made
+
+    def score(self, dense: tf.Tensor, ids: tf.Tensor) -> Outputs:
+        """Scores samples.
+
+        Args:
+            dense: float32 [B, D], as the model was trained on them.
+            ids: int32 [B, T].
+        """
+        sizes = tf.constant(self._shape.vocab_sizes, tf.int64)
+        wide = tf.cast(ids, tf.int64)
+        checks = [
+            _check(
+                (wide >= 0) & (wide < sizes),
+                "sample {}, table {}: expected an id in [0, {}), found {}",
+                lambda sample, table: [sizes[table], ids[sample, table]],
+            ),
+            _check(
+                tf.math.is_finite(dense),
+                "sample {}, dense column {}: expected a finite value, found {}",
+                lambda sample, column: [dense[sample, column]],
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            keys = wide + tf.constant(self._offsets)  # [B, T]
+        logits = self._call(dense, self._vectors(keys))
+        return {"logits": logits, "probabilities": tf.sigmoid(logits)}
+
+    def score_packed(self, dense: tf.Tensor, words: tf.Tensor) -> Outputs:
+        """Scores samples whose ids are packed.
+
+        Args:
+            dense: float32 [B, D], as for `score`.
+            words: int32 [B, words].
+        """
+        fields = self._packing.fields
+        shifts = tf.constant([field.shift for field in fields], tf.uint32)
+        masks = tf.constant([(1 << field.bits) - 1 for field in fields], tf.uint32)
+        columns = tf.gather(words, [field.word for field in fields], axis=1)  # [B, T]
+        shifted = tf.bitwise.right_shift(tf.bitcast(columns, tf.uint32), shifts)
+        return self.score(dense, tf.bitcast(tf.bitwise.bitwise_and(shifted, masks), tf.int32))
+
+    def score_raw(self, dense: tf.Tensor, values: tf.Tensor) -> Outputs:
+        """Scores samples as they stand in a log.
+
+        Args:
+            dense: int32 [B, D], 0 for a missing value.
+            values: int64 [B, T], the fields' numbers of 32 bits, -1 for a missing one.
+        """
+        assert self._rules is not None
+        good = _check(
+            (values >= -1) & (values < 1 << _VALUE_BITS),
+            "sample {}, table {}: expected a value of 32 bits or -1, found {}",
+            lambda sample, table: [values[sample, table]],
+        )
+        with tf.control_dependencies([good]):
+            ids = self._ids(values)
+        raised = tf.maximum(dense, tf.constant(self._rules.lowest_dense, tf.int32))
+        offset = tf.constant(self._rules.dense_log_offset, tf.float32)
+        return self.score(tf.math.log(tf.cast(raised, tf.float32) + offset), ids)
+
+    def _ids(self, values: tf.Tensor) -> tf.Tensor:
+        """Looks raw values up in the dictionary; those that it lacks get id 0, int32 [B, T]."""
+        assert self._rules is not None
+        divisors = np.array(self._rules.moduli, np.int64)
+        divisors[divisors == 0] = 1 << _VALUE_BITS
+        found = tf.maximum(values, 0) % tf.constant(divisors)
+        tables = np.arange(len(divisors), dtype=np.int64) << _VALUE_BITS
+        keys = tf.reshape(found + tf.constant(tables), [-1])  # [B T]
+        entries = tf.shape(self.dictionary_values, out_type=tf.int64)[0]
+        places = tf.searchsorted(self.dictionary_values, keys, out_type=tf.int64)
+        places = tf.maximum(tf.minimum(places, entries - 1), 0)
+        known = tf.gather(self.dictionary_values, places) == keys
+        ids = tf.where(known, tf.gather(self.dictionary_ids, places), 0)
+        ids = tf.reshape(ids, tf.shape(values))
+        return ids if self._rules.missing_is_value else tf.where(values < 0, 0, ids)
+
+    def _vectors(self, keys: tf.Tensor) -> tf.Tensor:
+        """Looks up keys, int64 [B, T], and decodes their rows, float32 [B, T, W]."""
+        places = tf.gather(self.positions, keys) if self._ordered else keys
+        rows = tf.gather(self.rows, places)
+        if self._tables == "float16":
+            return tf.cast(tf.bitcast(rows, tf.float16), tf.float32)
+        if self._tables == "int8":
+            return tf.cast(rows, tf.float32) * self.table_scales[:, None]
+        if self._tables == "int8_rows":
+            width = self._shape.embedding_dim
+            tail = tf.reshape(rows[..., width:], [-1, rows.shape[1], 2, _QUANTISATION_BYTES // 2])
+            numbers = tf.bitcast(tail, tf.float32)  # [B, T, 2]: scale and bias
+            return tf.cast(rows[..., :width], tf.float32) * numbers[..., :1] + numbers[..., 1:]
+        return rows
+
+
+def _empty(name: str, dtype: tf.DType, *width: int) -> tf.Variable:
+    """A variable of an unknown number of rows, without any."""
+    rows = tf.zeros([0, *width], dtype)
+    return tf.Variable(rows, trainable=False, name=name, shape=[None, *width])
+
+
+def _check(
+    good: tf.Tensor, text: str, found: Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]
+) -> tf.Tensor:
+    """Refuses values that are not all good.
+
+    Args:
+        good: bool [B, columns].
+        text: The message, with gaps for the sample, the column, and what `found` adds.
+        found: Gives what fills the further gaps, from sample and column.
+
+    Returns:
+        What the use of the values must wait for, bool [].
+    """
+
+    def refuse() -> tf.Tensor:
+        sample, column = tf.unstack(tf.where(~good)[0])
+        message = tf.strings.format(text, [sample, column, *found(sample, column)])
+        with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
+            return tf.constant(False)
+
+    # What the message needs is computed only where there is one.
+    return tf.cond(tf.reduce_all(good), lambda: tf.constant(True), refuse)
