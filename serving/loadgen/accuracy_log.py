@@ -1,0 +1,179 @@
+"""LoadGen's accuracy log: the predictions in it, their AUC, and whether MLPerf's targets are held.
+
+The log is a JSON list of objects with `qsl_idx`, the sample, and `data`, the bytes of its answer in
+hexadecimal. It must not know scorers or LoadGen itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.data.batch import FloatArray
+from dlrm.metrics import auc_from_counts
+
+TARGETS = (0.99, 0.999)
+"""The shares of the reference's AUC that MLPerf asks for: the ordinary and the high accuracy."""
+
+_REMEDY = "name the mlperf_log_accuracy.json of an AccuracyOnly run"
+
+
+class Scored(NamedTuple):
+    """The predictions of an accuracy log, each sample once.
+
+    Attributes:
+        predictions: Probabilities, float32 [pairs].
+        labels: Labels 0 or 1, float32 [pairs].
+        samples: Number of different samples.
+        duplicates: Number of entries that were skipped, as their sample was there before.
+    """
+
+    predictions: FloatArray
+    labels: FloatArray
+    samples: int
+    duplicates: int
+
+
+def read_accuracy_log(path: Path, labels_of: Callable[[int], FloatArray] | None = None) -> Scored:
+    """Reads an accuracy log.
+
+    Args:
+        path: The log.
+        labels_of: Returns the labels of a sample, float32 [pairs], where the log holds predictions
+            alone; None where it holds pairs (prediction, label).
+
+    Raises:
+        OSError: The log cannot be read.
+        ValueError: It is not an accuracy log, or its answers are not what was said.
+    """
+    seen: set[int] = set()
+    predictions: list[FloatArray] = []
+    labels: list[FloatArray] = []
+    duplicates = 0
+    for sample, data in _entries(path):
+        if sample in seen:
+            duplicates += 1
+            continue
+        seen.add(sample)
+        values, its_labels = _split(path, sample, data, labels_of)
+        predictions.append(values)
+        labels.append(its_labels)
+    if not seen:
+        raise ValueError(f"{path}: expected answers, found none; {_REMEDY}")
+    return Scored(np.concatenate(predictions), np.concatenate(labels), len(seen), duplicates)
+
+
+def _split(
+    path: Path, sample: int, data: bytes, labels_of: Callable[[int], FloatArray] | None
+) -> tuple[FloatArray, FloatArray]:
+    """The predictions and labels of one entry."""
+    width = 8 if labels_of is None else 4
+    if not data or len(data) % width:
+        raise ValueError(
+            f"{path}: sample {sample}: expected a multiple of {width} bytes, found {len(data)}"
+        )
+    values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    if labels_of is None:
+        values, labels = values[0::2], values[1::2]
+        if not np.isin(labels, (0, 1)).all():
+            raise ValueError(
+                f"{path}: sample {sample}: expected pairs of a prediction and a label 0 or 1, "
+                "found other labels; if these are predictions alone, name the --trace and --data "
+                "of the run"
+            )
+    else:
+        labels = labels_of(sample)
+        if len(labels) != len(values):
+            raise ValueError(
+                f"{path}: sample {sample}: expected {len(labels)} predictions, as the trace says, "
+                f"found {len(values)}; name the trace and the data of the same run"
+            )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: sample {sample}: expected finite predictions, found others")
+    return values, labels
+
+
+def _entries(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Reads entry by entry where a line is one, as LoadGen writes them: the whole may be large."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if file.readline().strip() == "[":
+            for number, line in enumerate(file, 2):
+                text = line.strip().rstrip(",")
+                if text not in ("", "]"):
+                    yield _entry(path, f"line {number}", text)
+            return
+        file.seek(0)
+        text = file.read()
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {_REMEDY}") from None
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected a JSON list, found another value; {_REMEDY}")
+    for number, entry in enumerate(content):
+        yield _entry(path, f"entry {number}", json.dumps(entry))
+
+
+def _entry(path: Path, where: str, text: str) -> tuple[int, bytes]:
+    """The sample and the answer of one entry."""
+    try:
+        entry: Any = json.loads(text)
+        return int(entry["qsl_idx"]), bytes.fromhex(entry["data"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path}: {where}: expected an object with qsl_idx and data, found {text[:40]!r}; "
+            f"{_REMEDY}"
+        ) from None
+
+
+def exact_auc(scores: NDArray[np.floating[Any]], labels: NDArray[np.floating[Any]]) -> float:
+    """Computes the area under the ROC curve over all samples; equal scores count half.
+
+    Args:
+        scores: Predictions or logits, float [samples].
+        labels: Labels 0 or 1, float [samples].
+
+    Returns:
+        The area; NaN unless both labels occur.
+    """
+    _, places = np.unique(scores, return_inverse=True)
+    positives = np.bincount(places[labels == 1], minlength=int(places.max()) + 1)
+    negatives = np.bincount(places) - positives
+    return auc_from_counts(positives, negatives)
+
+
+def report(scored: Scored, reference_auc: float | None) -> tuple[list[str], bool]:
+    """Judges predictions.
+
+    Args:
+        scored: The predictions.
+        reference_auc: The AUC of the float32 model; None if there is nothing to compare with.
+
+    Returns:
+        Lines for people, and whether the lower target is held or there is none.
+    """
+    auc = exact_auc(scored.predictions, scored.labels)
+    correct = float(np.mean(np.rint(scored.predictions) == scored.labels))
+    lines = [
+        f"samples     {scored.samples:,} ({scored.duplicates:,} duplicates skipped)",
+        f"pairs       {len(scored.labels):,}, mean label {float(scored.labels.mean()):.4f}",
+        f"AUC         {100 * auc:.4f} %",
+        f"accuracy    {100 * correct:.3f} %",
+    ]
+    if reference_auc is None:
+        return lines, True
+    lines.append(
+        f"reference   {100 * reference_auc:.4f} % AUC; this is {auc / reference_auc:.4%} of it"
+    )
+    held = [auc >= share * reference_auc for share in TARGETS]
+    for share, is_held in zip(TARGETS, held):
+        word = "held" if is_held else "NOT held"
+        lines.append(
+            f"{f'{100 * share:g} %':<11} {word} (needs {100 * share * reference_auc:.4f} %)"
+        )
+    return lines, held[0]

@@ -1,0 +1,100 @@
+"""The samples of a test, held in memory while LoadGen asks for them.
+
+It must not know LoadGen, nor what is done with the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.data.batch import FloatArray, IntArray, Source
+
+_READ_PAIRS = 1 << 16  # at a time; what a read holds beside its result is bounded by this
+
+
+class Pairs(NamedTuple):
+    """User-item pairs of one or more samples.
+
+    Attributes:
+        dense: Dense values, float32 [pairs, num_dense].
+        ids: Ids, int32 [pairs, tables].
+        labels: Labels, float32 [pairs].
+    """
+
+    dense: FloatArray
+    ids: IntArray
+    labels: FloatArray
+
+
+class SampleLibrary:
+    """Samples that are loaded and unloaded in sets, as LoadGen wants them.
+
+    Args:
+        source: The data.
+        offsets: int64 [samples + 1]; see `partition.partition`.
+
+    Attributes:
+        sizes: Number of pairs of each sample, int64 [samples].
+    """
+
+    def __init__(self, source: Source, offsets: NDArray[np.int64]) -> None:
+        self.sizes = np.diff(offsets)
+        self._source = source
+        self._offsets = offsets
+        self._rows = np.full(len(self.sizes), -1, np.int64)  # where each loaded sample begins
+        self._loaded: Pairs | None = None
+
+    def load(self, samples: Sequence[int]) -> None:
+        """Reads samples into memory; those that were loaded before are dropped.
+
+        Raises:
+            ValueError: A label or a dense value in the data is bad.
+        """
+        self.unload(samples)
+        chosen = np.unique(np.asarray(samples, np.int64))
+        total = int(self.sizes[chosen].sum())
+        tables = len(self._source.vocab_sizes)
+        loaded = Pairs(
+            np.empty((total, self._source.num_dense), np.float32),
+            np.empty((total, tables), np.int32),
+            np.empty(total, np.float32),
+        )
+        self._rows[chosen] = np.cumsum(self.sizes[chosen]) - self.sizes[chosen]
+        row = 0
+        # Samples that follow one another in the data are read together.
+        for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
+            stop = int(self._offsets[run[-1] + 1])
+            for first in range(int(self._offsets[run[0]]), stop, _READ_PAIRS):
+                count = min(_READ_PAIRS, stop - first)
+                for target, part in zip(loaded, self._source.read(first, first + count)):
+                    target[row : row + count] = part
+                row += count
+        self._loaded = loaded
+
+    def unload(self, samples: Sequence[int]) -> None:
+        """Gives the memory back; LoadGen unloads the whole set that it loaded."""
+        del samples
+        self._loaded = None
+        self._rows.fill(-1)
+
+    def gather(self, samples: Sequence[int]) -> Pairs:
+        """Returns the pairs of loaded samples, one sample after the other; a view where it can."""
+        assert self._loaded is not None
+        firsts = self._rows[samples]
+        assert (firsts >= 0).all(), "not loaded"
+        rows = [
+            slice(first, first + size)
+            for first, size in zip(firsts.tolist(), self.sizes[samples].tolist())
+        ]
+        dense, ids, labels = self._loaded
+        if len(rows) == 1:
+            return Pairs(dense[rows[0]], ids[rows[0]], labels[rows[0]])
+        return Pairs(
+            np.concatenate([dense[r] for r in rows]),
+            np.concatenate([ids[r] for r in rows]),
+            np.concatenate([labels[r] for r in rows]),
+        )
