@@ -18,6 +18,7 @@ from serving.loadgen.batching import BatchLimit, BatchQueue, Query
 from serving.loadgen.library import SampleLibrary
 
 Score = Callable[[FloatArray, IntArray], FloatArray]
+_WARM_UP_SECONDS = 0.5
 _FLOAT_BYTES = np.dtype(np.float32).itemsize
 
 
@@ -151,7 +152,7 @@ def probabilities(logits: FloatArray) -> FloatArray:
 
 
 def measure_rate(library: SampleLibrary, score: Score, workers: int, max_pairs: int) -> float:
-    """Scores the first samples for a second, which also warms everything up.
+    """Scores the first samples for a moment, which also warms everything up.
 
     Args:
         library: The samples; none may be loaded.
@@ -168,7 +169,7 @@ def measure_rate(library: SampleLibrary, score: Score, workers: int, max_pairs: 
     pairs = library.gather(samples)
     library.unload(samples)
     dense, ids = pairs.dense[:max_pairs], pairs.ids[:max_pairs]
-    end = time.perf_counter() + 1.0
+    end = time.perf_counter() + _WARM_UP_SECONDS
 
     def repeat(_: int) -> int:
         done = 0
