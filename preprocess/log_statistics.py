@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preprocess.options import Options
+from preprocess.rules import GENERIC
 from preprocess.splits import TEST, TRAIN, VALIDATION
 
 
@@ -69,6 +70,12 @@ def describe(
         samples: The number of rows of each split, by name.
     """
     rules = options.rules
+    # Of the other rules, the name says these.
+    own = {
+        "missing_is_value": rules.missing_is_value,
+        "moduli": [rules.modulus(table) for table in range(options.num_categorical)],
+        "lowest_by_column": [rules.lowest(column) for column in range(options.num_dense)],
+    }
     return {
         "num_dense": options.num_dense,
         "vocab_sizes": statistics.vocab_sizes,
@@ -91,4 +98,5 @@ def describe(
         "unknown_categories": statistics.unknown,
         "bad_rows": statistics.bad_rows,
         "first_bad_rows": statistics.first_bad_rows,
+        **(own if rules.name == GENERIC else {}),
     }

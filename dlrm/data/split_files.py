@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlrm.data.batch import Samples
 from dlrm.data.decode import read_dense, read_labels, read_packed_ids
@@ -67,10 +68,17 @@ class SplitSource:
         Raises:
             ValueError: A label or dense value is bad, or a file was truncated while open.
         """
-        check_range(start, stop, self.num_samples)
-        if self._packing is None:
-            ids = self._ids.read(start, stop).astype(np.int32, copy=False)
-        else:
-            ids = read_packed_ids(self._ids, start, stop, self._packing)
+        ids = self.read_ids(start, stop)
         labels = read_labels(self._labels, start, stop)
         return read_dense(self._dense, start, stop, self._log_offset), ids, labels
+
+    def read_ids(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Reads the ids of samples [start, stop) alone, int32 [samples, tables].
+
+        Raises:
+            ValueError: The file was truncated while open.
+        """
+        check_range(start, stop, self.num_samples)
+        if self._packing is None:
+            return self._ids.read(start, stop).astype(np.int32, copy=False)
+        return read_packed_ids(self._ids, start, stop, self._packing)

@@ -1,0 +1,215 @@
+"""Makes an artifact, and with it a SavedModel, from a checkpoint of any number of ranks.
+
+The folder is built under a temporary name beside its final one and renamed when everything in it is
+on the disk: an artifact is complete or absent. How each file is made is the concern of the modules
+that it calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+from numpy.typing import NDArray
+
+from dlrm.checkpoint.manifest import ModelShape, read_manifest
+from dlrm.checkpoint.safetensors_file import FileDigest, digest_file, write_tensors
+from dlrm.formats import atomic_files
+from dlrm.formats.packed_ids import plan
+from dlrm.formats.quantities import size_text
+from preprocess.outputs import lock
+from serving.artifact import (
+    DENSE_FILE,
+    DICTIONARY_FILE,
+    POSITIONS,
+    ROW_ORDER_FILE,
+    SAVED_MODEL,
+    TABLES_FILE,
+    Artifact,
+)
+from serving.dense_weights import read_dense
+from serving.dictionary import write_dictionary
+from serving.model_card import Costs, write_model_card
+from serving.row_encoding import FLOAT32, INT8
+from serving.row_frequencies import read_counts
+from serving.row_order import order_by_use
+from serving.table_files import write_tables
+
+if TYPE_CHECKING:
+    from serving.evaluate import Comparison
+
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The choices of an export.
+
+    Attributes:
+        dictionary: An output folder of preprocess; None for no dictionary.
+        tables: How rows are stored, one of `TABLE_TYPES`.
+        dense: How the MLPs are stored, one of `DENSE_TYPES`.
+        calibration: The calibration of int8 MLPs; None with float32.
+        row_frequencies: The counts by which rows are sorted; None for the order of keys.
+        data: A split folder on which the artifact is evaluated for the model card, or None.
+        saved_model: Whether to write a SavedModel too.
+    """
+
+    dictionary: Path | None = None
+    tables: str = FLOAT32
+    dense: str = FLOAT32
+    calibration: Path | None = None
+    row_frequencies: Path | None = None
+    data: Path | None = None
+    saved_model: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses options that contradict each other.
+
+        Raises:
+            ValueError: An option needs another one; the message names it.
+        """
+        if self.dense == INT8 and self.calibration is None:
+            raise ValueError(
+                "--dense=int8: expected a calibration, found none; make one with "
+                "`python3 -m serving calibrate` and give --calibration=FILE"
+            )
+        if self.dense != INT8 and self.calibration is not None:
+            raise ValueError(
+                f"--calibration: expected with --dense=int8 alone, found --dense={self.dense}; "
+                "leave it out, or give --dense=int8"
+            )
+
+
+def export(
+    checkpoint: Path, out: Path, options: ExportOptions, on_message: Callable[[str], None]
+) -> Artifact:
+    """Writes an artifact.
+
+    Args:
+        checkpoint: The checkpoint.
+        out: The folder to make, which must not exist.
+        options: The choices.
+        on_message: Called with a line for each file that is complete.
+
+    Returns:
+        The description of the artifact.
+
+    Raises:
+        ValueError: The checkpoint is damaged, something does not fit it, or `out` exists.
+        OSError: A file cannot be read or written.
+    """
+    manifest = read_manifest(checkpoint)
+    model = manifest.model
+    weights = read_dense(checkpoint, manifest)
+    with _whole_folder(out) as folder:
+
+        def tell(name: str, note: str) -> None:
+            on_message(f"{out / name}: {note}")
+
+        files: dict[str, FileDigest] = {}
+        rules = None
+        if options.dictionary is not None:
+            rules, files[DICTIONARY_FILE] = write_dictionary(options.dictionary, model, folder)
+            tell(DICTIONARY_FILE, size_text(files[DICTIONARY_FILE].size))
+        files[DENSE_FILE] = _write_dense(weights, model, options, folder)
+        tell(DENSE_FILE, f"{options.dense}, {size_text(files[DENSE_FILE].size)}")
+        order = None
+        if options.row_frequencies is not None:
+            order = order_by_use(read_counts(options.row_frequencies, model.vocab_sizes))
+            files[ROW_ORDER_FILE] = write_tensors(
+                folder / ROW_ORDER_FILE, {POSITIONS: order.positions}
+            )
+            tell(ROW_ORDER_FILE, size_text(files[ROW_ORDER_FILE].size))
+        files[TABLES_FILE], errors = write_tables(
+            checkpoint, manifest, folder / TABLES_FILE, options.tables, order
+        )
+        tell(TABLES_FILE, f"{options.tables}, {size_text(files[TABLES_FILE].size)}")
+        artifact = Artifact(
+            folder,
+            model,
+            options.tables,
+            options.dense,
+            manifest.position.step,
+            order is not None,
+            plan(model.vocab_sizes),
+            rules,
+            files,
+        )
+        artifact.write()  # for those that read the folder from here on
+        if options.saved_model:
+            files.update(_write_saved_model(checkpoint, folder))
+            tell(SAVED_MODEL, "SavedModel")
+        quality = _evaluate(folder, options.data)
+        files.update(write_model_card(artifact, manifest, weights, Costs(errors, quality)))
+        artifact.write()
+    return dataclasses.replace(artifact, folder=out)
+
+
+@contextlib.contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """Yields the temporary folder that becomes `out` at the end, or is removed after an error.
+
+    What a killed export of the same folder left is removed first.
+
+    Raises:
+        ValueError: The folder exists, or another process is making it.
+    """
+    if out.exists():
+        raise ValueError(f"{out}: already exists; remove it, or choose another OUT")
+    unfinished = out.with_name(_UNFINISHED + out.name)
+    descriptor = lock(unfinished)
+    try:
+        for left in unfinished.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        yield unfinished
+        for folder in (unfinished, *unfinished.rglob("*/")):
+            if folder.is_dir():
+                atomic_files.sync_directory(folder)
+        atomic_files.rename(unfinished, out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_dense(
+    weights: Mapping[str, NDArray[Any]], model: ModelShape, options: ExportOptions, folder: Path
+) -> FileDigest:
+    tensors = weights
+    if options.dense == INT8:
+        from serving.calibration import read_calibration
+        from serving.dense_int8 import quantise
+
+        assert options.calibration is not None
+        tensors = quantise(weights, read_calibration(options.calibration), model)
+    return write_tensors(folder / DENSE_FILE, tensors)
+
+
+def _write_saved_model(checkpoint: Path, folder: Path) -> dict[str, FileDigest]:
+    """Writes the SavedModel; returns the digest of each of its files."""
+    # It alone needs TensorFlow.
+    from serving.saved_model import write_saved_model
+
+    write_saved_model(checkpoint, folder, folder / SAVED_MODEL)
+    files = sorted(path for path in (folder / SAVED_MODEL).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+
+
+def _evaluate(folder: Path, data: Path | None) -> Comparison | None:
+    """The artifact's quality on a split folder, beside the float32 model's."""
+    if data is None:
+        return None
+    from serving.evaluate import evaluate
+
+    return evaluate(folder, data)
