@@ -5,6 +5,7 @@ What was measured, and how, is the caller's concern: seconds come in, text and f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,16 +66,17 @@ class Latency:
             wall_seconds: From the start of the first request to the end of the last, where several
                 ran at a time; None if each began when the one before had ended.
         """
-        values = np.asarray(seconds, np.float64)
-        assert values.ndim == 1 and values.size, "expected the seconds of at least one request"
-        ranked = np.percentile(values, PERCENTILES, method="inverted_cdf")
+        values = np.sort(np.asarray(seconds, np.float64))
+        assert values.size, "expected the seconds of at least one request"
+        # Rounded, as 99.9 % of 1000 is a little above 999 in floating point.
+        ranks = [math.ceil(round(p * values.size / 100, 6)) for p in PERCENTILES]
         elapsed = float(values.sum()) if wall_seconds is None else wall_seconds
         return cls(
             variant,
             batch_size,
             values.size,
             float(values.mean()),
-            {p: float(value) for p, value in zip(PERCENTILES, ranked)},
+            {p: float(values[rank - 1]) for p, rank in zip(PERCENTILES, ranks)},
             batch_size * values.size / elapsed,
         )
 
