@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 import tensorflow as tf
 
 from dlrm.distributed.gpu_query import query_gpus
+from dlrm.distributed.host_memory import free_host_memory
 
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
 MAX_LANES = 8  # the graph grows with the lanes; with more cores, each lane gets several
 
 
@@ -77,22 +76,6 @@ def free_memory(local_size: int) -> int | None:
         return _free_gpu_memory(int(gpus[0].name.rpartition(":")[2]))
     free = free_host_memory()
     return None if free is None else free // local_size
-
-
-def free_host_memory() -> int | None:
-    """Returns the bytes free on this machine, and in this process's control group if it is limited.
-
-    Returns:
-        Bytes; None if the free memory cannot be determined.
-    """
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
-        with contextlib.suppress(OSError, ValueError):  # no control group, or no limit: "max"
-            limit = int((_CONTROL_GROUP / "memory.max").read_text())
-            free = min(free, limit - int((_CONTROL_GROUP / "memory.current").read_text()))
-        return free
-    return None
 
 
 def _free_gpu_memory(index: int) -> int | None:

@@ -13,6 +13,7 @@ from dlrm import embedding
 from dlrm.config import EmbeddingConfig, ModelConfig
 from dlrm.distributed import devices, sharding
 from dlrm.distributed.collective import Collective
+from dlrm.distributed.host_memory import free_host_memory
 from dlrm.formats.quantities import GIB, memory_text
 
 _SLOT_BYTES = 20  # a key of a dynamic table: key, time of last use, digest, and its bucket's share
@@ -84,7 +85,7 @@ def check_memory(
             width=layout.width,
             gpu_bytes=options.sok_gpu_gb * GIB,
         )
-        free = devices.free_host_memory()
+        free = free_host_memory()
         share = None if free is None else free // collective.local_size
         require(host, share, memory="the host's memory", rows=rows, ranks=ranks)
         remedy = "; a smaller --sok_gpu_gb leaves more rows to the host"

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.data.batch import FloatArray, IntArray, Source
+from dlrm.distributed.host_memory import free_host_memory
+from dlrm.formats.quantities import memory_text
 
+_VALUE_BYTES = 4  # of dense values, ids and labels alike
 _READ_PAIRS = 1 << 16  # at a time; what a read holds beside its result is bounded by this
 
 
@@ -52,12 +55,21 @@ class SampleLibrary:
         """Reads samples into memory; those that were loaded before are dropped.
 
         Raises:
-            ValueError: A label or a dense value in the data is bad.
+            ValueError: A label or a dense value in the data is bad, or the memory does not suffice.
         """
         self.unload(samples)
         chosen = np.unique(np.asarray(samples, np.int64))
         total = int(self.sizes[chosen].sum())
         tables = len(self._source.vocab_sizes)
+        need = total * _VALUE_BYTES * (self._source.num_dense + tables + 1)
+        free = free_host_memory()
+        if free is not None and need > free:
+            raise ValueError(
+                f"expected {memory_text(need)} of free memory for {len(chosen):,} samples, found "
+                f"{memory_text(free)}; load fewer at a time by a line such as "
+                f"*.*.performance_sample_count_override = {len(chosen) * free // (2 * need)} in "
+                "--user_conf"
+            )
         loaded = Pairs(
             np.empty((total, self._source.num_dense), np.float32),
             np.empty((total, tables), np.int32),

@@ -28,7 +28,7 @@ LAYER_OF = {group: number for number, layer in enumerate(LAYERS) for group in la
 TENSORFLOW_FREE = (
     *("dlrm.cli", "dlrm.formats", "dlrm.data", "dlrm.config", "dlrm.optim.schedule"),
     *("dlrm.metrics", "dlrm.reporting", "dlrm.distributed.watchdog"),
-    *("dlrm.distributed.sharding", "dlrm.train.callback"),
+    *("dlrm.distributed.sharding", "dlrm.distributed.host_memory", "dlrm.train.callback"),
     *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin", "serving"),
 )
 # These make or run TensorFlow's form of a model.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import tensorflow as tf
 
-from dlrm.distributed import devices
+from dlrm.distributed import devices, host_memory
 
 CORES = 12
 
@@ -78,7 +78,7 @@ def test_lanes_are_cores_up_to_a_limit(
 @pytest.fixture
 def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A control group without a limit."""
-    monkeypatch.setattr(devices, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_CONTROL_GROUP", tmp_path)
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.max").write_text("max\n")
     return tmp_path
@@ -86,11 +86,11 @@ def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_ranks_of_a_machine_share_its_memory(control_group: Path) -> None:
     """A control group's limit counts too."""
-    host = devices.free_host_memory()
+    host = host_memory.free_host_memory()
     assert host is not None
     assert host > 1000
     (control_group / "memory.max").write_text("9000\n")
-    assert devices.free_host_memory() == 8000
+    assert host_memory.free_host_memory() == 8000
     assert devices.free_memory(local_size=4) == 2000
 
 

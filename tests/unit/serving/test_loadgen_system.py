@@ -51,6 +51,16 @@ def test_loaded_samples_are_the_pairs_of_the_data(library: SampleLibrary) -> Non
         library.gather([1])
 
 
+def test_samples_that_do_not_fit_into_memory_are_refused(
+    library: SampleLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = PAIRS * 4 * (2 + 2 + 1)
+    monkeypatch.setattr("serving.loadgen.library.free_host_memory", lambda: need - 1)
+    with pytest.raises(ValueError, match="free memory for 6 samples.*override = 2 in --user_conf"):
+        library.load(range(6))
+    library.load(range(5))
+
+
 def test_a_batch_is_what_waits_up_to_the_limit() -> None:
     waiting, _ = queue(100, 300, 200, 700, 100, most=600)
     waiting.put(Query(10 + sample, sample) for sample in (0, 1, 2, 3, 4))

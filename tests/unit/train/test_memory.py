@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrm.distributed import devices
+from dlrm.distributed import devices, host_memory
 from dlrm.embedding import dynamic_capacity
 from dlrm.formats.quantities import GIB
 from dlrm.train.memory import Need, dynamic_needs, require, step_need
@@ -56,7 +56,7 @@ def test_a_dynamic_table_lies_in_both_memories() -> None:
 
 
 def test_free_memory_of_the_host_is_what_a_process_can_take() -> None:
-    free = devices.free_host_memory()
+    free = host_memory.free_host_memory()
     assert free is not None
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shared = devices.free_memory(4)
@@ -67,11 +67,11 @@ def test_free_memory_of_the_host_is_what_a_process_can_take() -> None:
 def test_free_memory_within_a_control_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_CONTROL_GROUP", tmp_path)
     for limit, expected in (("5000000\n", 3000000), ("max\n", None)):
         (tmp_path / "memory.max").write_text(limit)
         (tmp_path / "memory.current").write_text("2000000\n")
-        free = devices.free_host_memory()
+        free = host_memory.free_host_memory()
         assert free is not None
         assert free == expected if expected else free > 3000000
 
