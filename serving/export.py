@@ -27,6 +27,7 @@ from preprocess.outputs import lock
 from serving.artifact import (
     DENSE_FILE,
     DICTIONARY_FILE,
+    MODEL_CARD_MD,
     POSITIONS,
     ROW_ORDER_FILE,
     SAVED_MODEL,
@@ -142,12 +143,12 @@ def export(
             rules,
             files,
         )
-        artifact.write()  # for those that read the folder from here on
         if options.saved_model:
-            files.update(_write_saved_model(checkpoint, folder))
-            tell(SAVED_MODEL, "SavedModel")
-        quality = _evaluate(folder, options.data)
+            files.update(_write_saved_model(checkpoint, artifact))
+            tell(SAVED_MODEL, f"{size_text(_size_below(SAVED_MODEL, files))}")
+        quality = _evaluate(artifact, options.data)
         files.update(write_model_card(artifact, manifest, weights, Costs(errors, quality)))
+        tell(MODEL_CARD_MD, "for people")
         artifact.write()
     return dataclasses.replace(artifact, folder=out)
 
@@ -196,20 +197,27 @@ def _write_dense(
     return write_tensors(folder / DENSE_FILE, tensors)
 
 
-def _write_saved_model(checkpoint: Path, folder: Path) -> dict[str, FileDigest]:
+def _write_saved_model(checkpoint: Path, artifact: Artifact) -> dict[str, FileDigest]:
     """Writes the SavedModel; returns the digest of each of its files."""
+    folder = artifact.folder
     # It alone needs TensorFlow.
     from serving.saved_model import write_saved_model
 
-    write_saved_model(checkpoint, folder, folder / SAVED_MODEL)
+    write_saved_model(checkpoint, artifact, folder / SAVED_MODEL)
     files = sorted(path for path in (folder / SAVED_MODEL).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def _evaluate(folder: Path, data: Path | None) -> Comparison | None:
+def _size_below(folder: str, files: Mapping[str, FileDigest]) -> int:
+    """The size of all files in a folder of the artifact."""
+    return sum(digest.size for name, digest in files.items() if name.startswith(f"{folder}/"))
+
+
+def _evaluate(artifact: Artifact, data: Path | None) -> Comparison | None:
     """The artifact's quality on a split folder, beside the float32 model's."""
     if data is None:
         return None
+    artifact.write()  # The scorer reads it; under its temporary name it passes for no artifact.
     from serving.evaluate import evaluate
 
-    return evaluate(folder, data)
+    return evaluate(artifact.folder, data)
