@@ -31,7 +31,6 @@ from serving.artifact import (
     TABLES_FILE,
     VALUES,
     Artifact,
-    read_artifact,
 )
 from serving.saved_model.signatures import DictionaryRules, SavedScorer
 from serving.saved_model.variables import PiecewiseVariable, fill_variables
@@ -48,7 +47,7 @@ _SOURCES = {
 _PLAIN = {"amp": False, "xla": False, "custom_interact": False}
 
 
-def write_saved_model(checkpoint: Path, artifact_folder: Path, out: Path) -> None:
+def write_saved_model(checkpoint: Path, artifact: Artifact, out: Path) -> None:
     """Writes the SavedModel of a checkpoint with the tables of an artifact.
 
     The dense layers are those that `model.build_model` builds, with the checkpoint's weights in
@@ -57,8 +56,7 @@ def write_saved_model(checkpoint: Path, artifact_folder: Path, out: Path) -> Non
 
     Args:
         checkpoint: The checkpoint that the artifact was exported from.
-        artifact_folder: The artifact, whose description, tables, order of rows and dictionary are
-            complete.
+        artifact: The artifact, whose tables, order of rows and dictionary are complete.
         out: The folder to write, which must not exist.
 
     Raises:
@@ -66,7 +64,7 @@ def write_saved_model(checkpoint: Path, artifact_folder: Path, out: Path) -> Non
             checkpoint holds; the message names them.
         OSError: A file cannot be read or written.
     """
-    manifest, artifact = read_manifest(checkpoint), read_artifact(artifact_folder)
+    manifest = read_manifest(checkpoint)
     model = _dense_model(checkpoint, manifest)
     rules = DictionaryRules.of(artifact.dictionary) if artifact.dictionary is not None else None
     scorer = SavedScorer(

@@ -82,7 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def make_artifact(
     folder: Path, tensors: dict[str, NDArray[Any]], tables: str, **parts: Any
-) -> Path:
+) -> Artifact:
     """The files of an artifact, written by hand; `parts` holds its order and its dictionary."""
     folder.mkdir()
     files = {"tables.safetensors": write_tensors(folder / "tables.safetensors", tensors)}
@@ -97,11 +97,10 @@ def make_artifact(
         files["dictionary.safetensors"] = write_tensors(
             folder / "dictionary.safetensors", {"values": keys, "ids": ids.astype(np.int32)}
         )
-    Artifact(
+    return Artifact(
         folder, SHAPE, tables, "float32", 7, "order" in parts, plan(VOCAB_SIZES),
         parts.get("rules"), files,
-    ).write()  # fmt: skip
-    return folder
+    )  # fmt: skip
 
 
 def encoded(rows: NDArray[Any], tables: str) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
@@ -316,12 +315,12 @@ def test_the_memory_is_bounded(
         for first in range(0, rows, len(block)):
             writer.write(block[: rows - first] + np.float32(first))
         files = {"tables.safetensors": writer.finish()}
-    Artifact(
+    artifact = Artifact(
         tmp_path / "a", shape, "float32", "float32", 7, False, plan(shape.vocab_sizes), None, files
-    ).write()
+    )
     clear_peak()
     before = peak_bytes()
-    write_saved_model(trained.checkpoint, tmp_path / "a", tmp_path / "saved")
+    write_saved_model(trained.checkpoint, artifact, tmp_path / "saved")
     growth = peak_bytes() - before
     print(f"{growth >> 20} MB more")
     assert growth < 50 << 20
