@@ -1,0 +1,167 @@
+"""A client of the server: sends the samples of a split folder, with Triton's own client library.
+
+    python3 -m serving.triton.client --url=127.0.0.1:8000 --data=build/demo/test --samples=1000
+
+It shows how to ask the server; a program of one's own needs little more than `ScoringClient`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrm import cli
+
+with cli.project_environment():
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dlrm.data import open_split
+    from serving.triton.model_config import DENSE, IDS, LOGIT, PACKED_IDS, PROBABILITY
+
+HTTP, GRPC = PROTOCOLS = ("http", "grpc")
+
+
+class ScoringClient:
+    """A connection to a server; a context that closes it. Not to be shared by threads.
+
+    Args:
+        url: The address of the server for the protocol, such as 127.0.0.1:8000.
+        protocol: `http` or `grpc`.
+        model: The name of the model.
+        version: The version to ask; empty for the newest one.
+
+    Raises:
+        OSError: The client library is not installed.
+    """
+
+    def __init__(
+        self, url: str, protocol: str = HTTP, model: str = "dlrm", version: str = ""
+    ) -> None:
+        try:
+            self._library = importlib.import_module(f"tritonclient.{protocol}")
+        except ModuleNotFoundError as error:
+            raise OSError(
+                f"expected Triton's client library, found no package {error.name}; run "
+                "`make serve-setup` and use .venv/bin/python3"
+            ) from None
+        self._client = self._library.InferenceServerClient(url)
+        self._model, self._version = model, version
+
+    def __enter__(self) -> ScoringClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def logits(self, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Asks for the logits of some samples.
+
+        Args:
+            inputs: `dense` float32 [samples, columns] with `ids` int32 [samples, tables], or with
+                `packed_ids` int32 [samples, words]; or `raw_dense` int32 and `raw_values` int64.
+
+        Returns:
+            The logits, float32 [samples].
+
+        Raises:
+            ValueError: The server refuses the request.
+            OSError: There is no server.
+        """
+        return self.outputs(inputs)[LOGIT]
+
+    def outputs(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Asks for all outputs, as `logits` for one; returns them by name, float32 [samples]."""
+        from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+        tensors = []
+        for name, values in inputs.items():
+            kind = np_to_triton_dtype(values.dtype)
+            tensors.append(self._library.InferInput(name, values.shape, kind))
+            tensors[-1].set_data_from_numpy(values)
+        try:
+            result = self._client.infer(self._model, tensors, self._version)
+        except InferenceServerException as error:
+            if error.status() == "StatusCode.UNAVAILABLE":
+                raise ConnectionError(error.message()) from None
+            raise ValueError(error.message()) from None
+        return {name: result.as_numpy(name)[:, 0] for name in (LOGIT, PROBABILITY)}
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="python3 -m serving.triton.client",
+        description="Send the samples of a split folder to a server and print logits and latency.",
+    )
+    flag = parser.add_argument
+    flag("--url", default="127.0.0.1:8000", help="address for the protocol (default: %(default)s)")
+    flag("--protocol", choices=PROTOCOLS, default=HTTP, help="(default: %(default)s)")
+    flag("--model", default="dlrm", help="name of the model (default: %(default)s)")
+    flag("--data", type=Path, required=True, metavar="DIR", help="split folder, such as DATA/test")
+    flag("--samples", type=int, default=1000, metavar="N", help="(default: %(default)s)")
+    flag("--batch_size", type=int, default=1, metavar="N", help="samples of a request (default: 1)")
+    flag("--artifact", type=Path, metavar="DIR", help="compare with the scorer on this artifact")
+    flag("--packed", action="store_true", help="send packed ids; needs --artifact, for the packing")
+    return parser
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    flags = _parser().parse_args(arguments)
+    if flags.packed and flags.artifact is None:
+        raise ValueError("expected --artifact with --packed, found none; name it")
+    if flags.batch_size < 1:
+        raise ValueError(f"expected --batch_size of at least 1, found {flags.batch_size}")
+    source = open_split(flags.data, per_category=False)
+    dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
+    packing = None
+    if flags.packed:
+        from serving.artifact import read_artifact
+
+        packing = read_artifact(flags.artifact).packing
+    logits, seconds = [], []
+    with ScoringClient(flags.url, flags.protocol, flags.model) as client:
+        for start in range(0, len(ids), flags.batch_size):
+            part = slice(start, start + flags.batch_size)
+            named = {IDS: ids[part]} if packing is None else {PACKED_IDS: packing.pack(ids[part])}
+            begin = time.perf_counter()
+            logits.append(client.logits(**{DENSE: dense[part]}, **named))
+            seconds.append(time.perf_counter() - begin)
+    found = np.concatenate(logits)
+    print(
+        f"{len(found)} logits from {found.min():.4f} to {found.max():.4f}, mean {found.mean():.4f}"
+    )
+    p50, p99 = np.percentile(np.multiply(seconds, 1e3), (50, 99))
+    print(
+        f"{flags.protocol}, {len(seconds)} requests of {flags.batch_size}: "
+        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {len(found) / sum(seconds):,.0f} samples/s"
+    )
+    if flags.artifact is not None:
+        return _compare(flags.artifact, dense, ids, found)
+    return 0
+
+
+def _compare(
+    folder: Path, dense: NDArray[Any], ids: NDArray[Any], found: NDArray[np.float32]
+) -> int:
+    """Says whether the server's logits are the scorer's; the exit code is 1 where they are not."""
+    from serving.scorer import Scorer
+
+    with Scorer.open(folder) as scorer:
+        expected = scorer.score(dense, ids)
+    equal = int((found == expected).sum())
+    largest = float(np.abs(found - expected).max())
+    print(f"{equal} of {len(found)} are the scorer's bit for bit; largest difference {largest:.1e}")
+    return 0 if equal == len(found) else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return cli.exit_code(lambda: _run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
