@@ -1,0 +1,349 @@
+// The kernels of one instruction set: layers, quantisation of their inputs, and rows of tables.
+// Built once for each level of scorer.h, with that level's compiler flags and LEVEL as its name.
+//
+// Every output is one sum in the order of the inputs, whatever the number of samples, so that a
+// sample's logit does not depend on the batch it comes in. Nothing is contracted by the compiler:
+// float layers ask for fused products where there are any, and all else rounds alike on all levels.
+
+#include "kernels.h"
+
+#include "../../interact_op/cpu_vector.h"
+#include "scorer.h"
+
+#define JOINED_(a, b) a##b
+#define JOINED(a, b) JOINED_(a, b)
+#define UNROLL _Pragma("GCC unroll 16")
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+
+namespace {
+
+constexpr int kPanelVectors = 2;
+constexpr int kPanel = kPanelVectors * kLanes;
+constexpr int kPrefetchRows = 8;  // rows of tables asked for ahead
+constexpr int kLine = 64;
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr int kGroup = 4;
+typedef uint8_t Quantised;
+#elif defined(__AVX2__)
+constexpr int kGroup = 2;
+typedef uint16_t Quantised;
+#else
+constexpr int kGroup = 1;
+typedef int32_t Quantised;
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 14;
+#else
+constexpr int kTileRows = 6;
+#endif
+
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+
+ALWAYS_INLINE Vector multiply_add(Vector a, Vector b, Vector sum) {
+#if defined(__AVX512F__)
+  return bits_of<Vector>(
+      _mm512_fmadd_ps(bits_of<__m512>(a), bits_of<__m512>(b), bits_of<__m512>(sum)));
+#elif defined(__AVX2__)
+  return bits_of<Vector>(
+      _mm256_fmadd_ps(bits_of<__m256>(a), bits_of<__m256>(b), bits_of<__m256>(sum)));
+#else
+  return a * b + sum;
+#endif
+}
+
+ALWAYS_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+ALWAYS_INLINE Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+ALWAYS_INLINE Vector to_floats(Integers values) { return __builtin_convertvector(values, Vector); }
+
+// The nearest integers, halves to even, of values within the range of uint8_t around zero.
+ALWAYS_INLINE Vector nearest(Vector values) {
+  const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23, whose neighbours are integers
+  return (values + magic) - magic;
+}
+
+// The first of kLanes values of one byte as floats.
+template <typename Byte>
+ALWAYS_INLINE Vector load_bytes(const char* from, int64_t count) {
+  char bytes[kLanes] = {};
+  const char* source = from;
+  if (count < kLanes) {
+    memcpy(bytes, from, static_cast<size_t>(count));
+    source = bytes;
+  }
+#if defined(__AVX512F__)
+  const __m128i packed = read<__m128i>(source);
+  return bits_of<Vector>(_mm512_cvtepi32_ps(Byte(-1) < 0 ? _mm512_cvtepi8_epi32(packed)
+                                                         : _mm512_cvtepu8_epi32(packed)));
+#elif defined(__AVX2__)
+  const __m128i packed = _mm_cvtsi64_si128(read<int64_t>(source));
+  return bits_of<Vector>(_mm256_cvtepi32_ps(Byte(-1) < 0 ? _mm256_cvtepi8_epi32(packed)
+                                                         : _mm256_cvtepu8_epi32(packed)));
+#else
+  Vector values;
+  for (int i = 0; i < kLanes; ++i) values[i] = static_cast<float>(static_cast<Byte>(source[i]));
+  return values;
+#endif
+}
+
+// Types of layers: their words of input, sums, and one step of them.
+struct FloatKind {
+  typedef float Word;
+  typedef float Weight;
+  typedef Vector Sum;
+  static constexpr int kWeights = 1;  // of a column in a step
+  static ALWAYS_INLINE Vector weights(const float* from) { return load(from); }
+  static ALWAYS_INLINE Vector broadcast(const float* from) { return Vector{} + *from; }
+  static ALWAYS_INLINE Vector step(Vector x, Vector w, Vector sum) {
+    return multiply_add(x, w, sum);
+  }
+};
+
+struct Int8Kind {
+  typedef uint32_t Word;
+  typedef int8_t Weight;
+  typedef Integers Sum;
+  static constexpr int kWeights = kGroup;
+  static ALWAYS_INLINE Integers broadcast(const uint32_t* from) {
+    return Integers{} + static_cast<int32_t>(*from);
+  }
+#if defined(__AVX512VNNI__)
+  static ALWAYS_INLINE Integers weights(const int8_t* from) { return read<Integers>(from); }
+  static ALWAYS_INLINE Integers step(Integers x, Integers w, Integers sum) {
+    return bits_of<Integers>(
+        _mm512_dpbusd_epi32(bits_of<__m512i>(sum), bits_of<__m512i>(x), bits_of<__m512i>(w)));
+  }
+#elif defined(__AVXVNNI__)
+  static ALWAYS_INLINE Integers weights(const int8_t* from) { return read<Integers>(from); }
+  static ALWAYS_INLINE Integers step(Integers x, Integers w, Integers sum) {
+    return bits_of<Integers>(
+        _mm256_dpbusd_avx_epi32(bits_of<__m256i>(sum), bits_of<__m256i>(x), bits_of<__m256i>(w)));
+  }
+#elif defined(__AVX512F__)
+  static ALWAYS_INLINE Integers weights(const int8_t* from) {
+    return bits_of<Integers>(_mm512_cvtepi8_epi16(read<__m256i>(from)));
+  }
+  static ALWAYS_INLINE Integers step(Integers x, Integers w, Integers sum) {
+    return sum + bits_of<Integers>(_mm512_madd_epi16(bits_of<__m512i>(x), bits_of<__m512i>(w)));
+  }
+#elif defined(__AVX2__)
+  static ALWAYS_INLINE Integers weights(const int8_t* from) {
+    return bits_of<Integers>(_mm256_cvtepi8_epi16(read<__m128i>(from)));
+  }
+  static ALWAYS_INLINE Integers step(Integers x, Integers w, Integers sum) {
+    return sum + bits_of<Integers>(_mm256_madd_epi16(bits_of<__m256i>(x), bits_of<__m256i>(w)));
+  }
+#else
+  static ALWAYS_INLINE Integers weights(const int8_t* from) {
+    Integers values;
+    for (int i = 0; i < kLanes; ++i) values[i] = from[i];
+    return values;
+  }
+  static ALWAYS_INLINE Integers step(Integers x, Integers w, Integers sum) { return sum + x * w; }
+#endif
+};
+
+// Sums of R samples for P neighbouring panels.
+template <typename Kind, int R, int P>
+ALWAYS_INLINE void sum_tile(const typename Kind::Word* input, int64_t stride, int64_t steps,
+                            const typename Kind::Weight* kernel,
+                            typename Kind::Sum (&sums)[R][kPanelVectors * P]) {
+  constexpr int kStep = kPanel * Kind::kWeights;
+  const int64_t panel = steps * kStep;
+  UNROLL for (int r = 0; r < R; ++r) {
+    UNROLL for (int c = 0; c < kPanelVectors * P; ++c) sums[r][c] = typename Kind::Sum{};
+  }
+  for (int64_t k = 0; k < steps; ++k, kernel += kStep) {
+    typename Kind::Sum w[kPanelVectors * P];
+    UNROLL for (int p = 0; p < P; ++p) {
+      UNROLL for (int v = 0; v < kPanelVectors; ++v) {
+        w[p * kPanelVectors + v] = Kind::weights(kernel + p * panel + v * kLanes * Kind::kWeights);
+      }
+    }
+    UNROLL for (int r = 0; r < R; ++r) {
+      const typename Kind::Sum x = Kind::broadcast(input + r * stride + k);
+      UNROLL for (int c = 0; c < kPanelVectors * P; ++c) {
+        sums[r][c] = Kind::step(x, w[c], sums[r][c]);
+      }
+    }
+  }
+}
+
+// Stores kLanes values as q = clip(rint(value * inverse) + zero, 0, 255).
+ALWAYS_INLINE void store_quantised(Quantised* to, Vector values, Vector inverse, Vector zero) {
+  const Vector low = -zero, high = 255.0f - zero;
+  const Vector q = nearest(smaller(larger(values * inverse, low), high)) + zero;
+  const Integers integers = __builtin_convertvector(q, Integers);
+#if defined(__AVX512F__)
+  if (kGroup == 4) write(to, _mm512_cvtepi32_epi8(bits_of<__m512i>(integers)));
+  if (kGroup == 2) write(to, _mm512_cvtepi32_epi16(bits_of<__m512i>(integers)));
+#else
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<Quantised>(integers[i]);
+#endif
+}
+
+ALWAYS_INLINE Vector finished(const PanelLayer&, int64_t, Vector sum, Vector bias) {
+  return sum + bias;
+}
+
+ALWAYS_INLINE Vector finished(const PanelLayer& layer, int64_t column, Integers sum, Vector bias) {
+  const Integers offset = read<Integers>(layer.offset + column);
+  return to_floats(sum - offset) * load(layer.scale + column) + bias;
+}
+
+// Bias, ReLU, and what the next layer wants.
+template <int R, int C, typename Sum>
+ALWAYS_INLINE void store_tile(const LayerCall& call, int64_t row, int64_t column,
+                              const Sum (&sums)[R][C]) {
+  const PanelLayer& layer = *call.layer;
+  UNROLL for (int c = 0; c < C; ++c) {
+    const int64_t at = column + c * kLanes;
+    const Vector bias = load(layer.bias + at);
+    UNROLL for (int r = 0; r < R; ++r) {
+      Vector values = finished(layer, at, sums[r][c], bias);
+      if (layer.relu) values = larger(values, Vector{});
+      if (call.next) {
+        auto* const to = reinterpret_cast<Quantised*>(static_cast<uint32_t*>(call.output) +
+                                                      (row + r) * call.output_stride);
+        store_quantised(to + at, values, load(call.next->input_inverse + at),
+                        load(call.next->input_zero + at));
+      } else if (at < layer.outputs) {
+        float* const to = static_cast<float*>(call.output) + (row + r) * call.output_stride;
+        store(to + at, values, layer.outputs - at);
+      }
+    }
+  }
+}
+
+template <typename Kind, int R, int P>
+void multiply_tile(const LayerCall& call, const typename Kind::Weight* kernel, int64_t row,
+                   int64_t panel) {
+  const int64_t steps = call.layer->int8 ? call.layer->words : call.layer->inputs;
+  typename Kind::Sum sums[R][kPanelVectors * P];
+  sum_tile<Kind, R, P>(
+      static_cast<const typename Kind::Word*>(call.input) + row * call.input_stride,
+      call.input_stride, steps, kernel + panel * steps * kPanel * Kind::kWeights, sums);
+  store_tile(call, row, panel * kPanel, sums);
+}
+
+// Few samples take several panels at once, so that there are enough sums to hide the latency.
+constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+template <typename Kind, int R>
+void multiply_rows(const LayerCall& call, const typename Kind::Weight* kernel, int64_t row,
+                   int64_t& panel) {
+  constexpr int kPanels = panels_at_once(R);
+  if (panel + kPanels <= call.last) {
+    multiply_tile<Kind, R, kPanels>(call, kernel, row, panel);
+  } else {
+    for (int64_t i = panel; i < call.last; ++i) multiply_tile<Kind, R, 1>(call, kernel, row, i);
+  }
+  panel += kPanels;
+}
+
+template <typename Kind, size_t... I>
+void multiply_rows(const LayerCall& call, const typename Kind::Weight* kernel, int64_t row,
+                   int64_t count, int64_t& panel, std::index_sequence<I...>) {
+  (void)((count == static_cast<int64_t>(I) + 1 &&
+          (multiply_rows<Kind, I + 1>(call, kernel, row, panel), true)) ||
+         ...);
+}
+
+template <typename Kind>
+void multiply(const LayerCall& call, const typename Kind::Weight* kernel) {
+  // Tiles of nearly equal height; a panel stays in cache for all of them.
+  const int64_t tiles = (call.rows + kTileRows - 1) / kTileRows;
+  for (int64_t panel = call.first; panel < call.last;) {
+    int64_t next = panel;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = call.rows * i / tiles;
+      const int64_t count = call.rows * (i + 1) / tiles - row;
+      next = panel;
+      multiply_rows<Kind>(call, kernel, row, count, next, std::make_index_sequence<kTileRows>());
+    }
+    panel = next;
+  }
+}
+
+void run_layer(const LayerCall& call) {
+  if (call.rows == 0) return;
+  if (call.layer->int8) {
+    multiply<Int8Kind>(call, call.layer->int8_kernel);
+  } else {
+    multiply<FloatKind>(call, call.layer->kernel);
+  }
+}
+
+void quantise(const PanelLayer& layer, const float* input, int64_t stride, int64_t rows,
+              uint32_t* words, int64_t word_stride) {
+  for (int64_t row = 0; row < rows; ++row) {
+    auto* const to = reinterpret_cast<Quantised*>(words + row * word_stride);
+    for (int64_t i = 0; i < layer.inputs; i += kLanes) {
+      store_quantised(to + i, load(input + row * stride + i, layer.inputs - i),
+                      load(layer.input_inverse + i), load(layer.input_zero + i));
+    }
+  }
+}
+
+template <typename Decode>
+ALWAYS_INLINE void gather_rows(const GatherCall& call, int64_t row_bytes, const Decode& decode) {
+  const int64_t count = call.samples * call.tables;
+  int64_t table = 0;
+  float* sample = call.output;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kPrefetchRows < count) {
+      const char* const coming = call.rows[i + kPrefetchRows];
+      for (int64_t at = 0; at < row_bytes; at += kLine) __builtin_prefetch(coming + at);
+    }
+    const int64_t place = call.tables_listed[table];
+    decode(call.rows[i], place, sample + place * call.width);
+    if (++table == call.tables) {
+      table = 0;
+      sample += call.stride;
+    }
+  }
+}
+
+void gather(const GatherCall& call) {
+  const int64_t width = call.width;
+  switch (call.row_type) {
+    case SCORER_FLOAT32:
+      gather_rows(call, width * 4, [&](const char* row, int64_t, float* to) {
+        const float* const from = reinterpret_cast<const float*>(row);
+        for (int64_t i = 0; i < width; i += kLanes) {
+          store(to + i, load(from + i, width - i), width - i);
+        }
+      });
+      break;
+    case SCORER_FLOAT16:
+      gather_rows(call, width * 2, [&](const char* row, int64_t, float* to) {
+        const Float16* const from = reinterpret_cast<const Float16*>(row);
+        for (int64_t i = 0; i < width; i += kLanes) {
+          store(to + i, load(from + i, width - i), width - i);
+        }
+      });
+      break;
+    case SCORER_INT8:
+      gather_rows(call, width, [&](const char* row, int64_t table, float* to) {
+        const Vector scale = Vector{} + call.scales[table];
+        for (int64_t i = 0; i < width; i += kLanes) {
+          store(to + i, load_bytes<int8_t>(row + i, width - i) * scale, width - i);
+        }
+      });
+      break;
+    default:
+      gather_rows(call, width + 8, [&](const char* row, int64_t, float* to) {
+        const Vector scale = Vector{} + read<float>(row + width);
+        const Vector bias = Vector{} + read<float>(row + width + 4);
+        for (int64_t i = 0; i < width; i += kLanes) {
+          store(to + i, load_bytes<uint8_t>(row + i, width - i) * scale + bias, width - i);
+        }
+      });
+  }
+}
+
+}  // namespace
+
+extern const Kernels JOINED(scorer_kernels_, LEVEL);
+const Kernels JOINED(scorer_kernels_, LEVEL) = {kPanel, kGroup, run_layer, quantise, gather};

@@ -1,0 +1,59 @@
+// What the kernels of one instruction set offer to the scorer, which is compiled once.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+// A layer whose kernel is laid out in panels of neighbouring columns, row after row; what lies
+// beyond the last column is zero. An int8 kernel keeps `group` rows together, so that one
+// instruction multiplies a word of `group` inputs.
+struct PanelLayer {
+  int64_t inputs, outputs, panels, words;
+  bool int8, relu;
+  const float* kernel;         // [panels, inputs, panel]
+  const int8_t* int8_kernel;   // [panels, words, panel, group]
+  const float* bias;           // [panels * panel]
+  const float* scale;          // of the sums, [panels * panel]
+  const int32_t* offset;       // to be subtracted from the sums, [panels * panel]
+  const float* input_inverse;  // 1 / scale of the inputs, padded
+  const float* input_zero;     // padded
+};
+
+// Panels [first, last) of a layer for `rows` samples; strides are in values or words.
+struct LayerCall {
+  const PanelLayer* layer;
+  int64_t first, last, rows;
+  const void* input;  // floats, or words of quantised values
+  int64_t input_stride;
+  void* output;  // floats, or words quantised for `next`
+  int64_t output_stride;
+  const PanelLayer* next;  // NULL, or the int8 layer that takes the output
+};
+
+// The rows of `samples` samples: pointers [samples, tables] -> floats. Each goes to the place of
+// its table among the `stride` values of its sample.
+struct GatherCall {
+  int32_t row_type;
+  int64_t samples, tables, width, stride;
+  const char* const* rows;
+  const int64_t* tables_listed;  // [tables]
+  const float* scales;           // of every table
+  float* output;
+};
+
+struct Kernels {
+  int64_t panel;  // columns
+  int64_t group;  // int8 inputs in a word
+  void (*layer)(const LayerCall&);
+  void (*quantise)(const PanelLayer& layer, const float* input, int64_t stride, int64_t rows,
+                   uint32_t* words, int64_t word_stride);
+  void (*gather)(const GatherCall&);
+};
+
+// Each build of the kernels has its own: a linker would merge them.
+static inline int64_t rounded_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// The kernels of a level of scorer.h.
+const Kernels& kernels_of(int level);

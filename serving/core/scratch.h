@@ -1,0 +1,46 @@
+// The memory of one thread while it scores a block of samples, kept for the next call.
+#pragma once
+
+#include <pthread.h>
+
+#include "memory.h"
+
+struct Scratch {
+  Memory memory;
+  float* values[2];    // inputs and outputs of layers, [block, stride]; also as words
+  float* bottom;       // [block, width]
+  float* vectors;      // of a few samples, [.., tables, width]
+  float* interaction;  // [block, interaction width]
+  const char** rows;   // [block, tables]
+  Scratch* next;
+};
+
+// The scratches that no call uses at the moment.
+class ScratchList {
+ public:
+  ScratchList() = default;
+  ScratchList(const ScratchList&) = delete;
+  ScratchList& operator=(const ScratchList&) = delete;
+  ~ScratchList() {
+    while (Scratch* const scratch = take()) delete scratch;
+  }
+
+  Scratch* take() {
+    pthread_mutex_lock(&mutex_);
+    Scratch* const taken = first_;
+    if (taken) first_ = taken->next;
+    pthread_mutex_unlock(&mutex_);
+    return taken;
+  }
+
+  void put(Scratch* scratch) {
+    pthread_mutex_lock(&mutex_);
+    scratch->next = first_;
+    first_ = scratch;
+    pthread_mutex_unlock(&mutex_);
+  }
+
+ private:
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  Scratch* first_ = nullptr;
+};

@@ -1,0 +1,96 @@
+"""The scorer's C++ library through ctypes: its structures, functions and instruction sets.
+
+Where artifacts come from and how errors read is not its concern.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+LIBRARY = Path(__file__).resolve().parents[1] / "build" / "serving" / "libscorer.so"
+REMEDY = "build it with `make serving_core`"
+
+# The numbers of `serving/core/scorer.h`.
+ROW_TYPES = {"float32": 0, "float16": 1, "int8": 2, "int8_rows": 3}
+LEVELS = {"portable": 0, "avx2": 1, "avx2_vnni": 2, "avx512": 3, "avx512_vnni": 4}
+OK, BAD_ID, BAD_DENSE, BAD_VALUE, NO_MEMORY = range(5)
+USER = -1  # the sample of a fault in the ids of a user
+
+_ADDRESS, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class LibraryLayer(ctypes.Structure):
+    """`ScorerLayer`."""
+
+    _fields_ = (
+        *(("inputs", _LONG), ("outputs", _LONG), ("int8", _INT), ("relu", _INT)),
+        *((name, _ADDRESS) for name in ("kernel", "bias")),
+        *((name, _ADDRESS) for name in ("kernel_scale", "input_scale", "input_zero")),
+    )
+
+
+class LibraryModel(ctypes.Structure):
+    """`ScorerModel`."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("num_dense", "tables", "width")),
+        *(("vocab_sizes", _ADDRESS), ("row_type", _INT), ("table_scales", _ADDRESS)),
+        *(("rows", _ADDRESS), ("rows_mapped", _INT), ("hot_rows", _LONG)),
+        *(("positions", _ADDRESS), ("position_bytes", _INT)),
+        *(("bottom_count", _INT), ("top_count", _INT)),
+        *(("bottom", ctypes.POINTER(LibraryLayer)), ("top", ctypes.POINTER(LibraryLayer))),
+        *(("dictionary_count", _LONG), ("dictionary_values", _ADDRESS)),
+        *(("dictionary_ids", _ADDRESS), ("moduli", _ADDRESS), ("missing_is_value", _INT)),
+    )
+
+
+class LibraryFault(ctypes.Structure):
+    """`ScorerFault`."""
+
+    _fields_ = (("sample", _LONG), ("column", _LONG))
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Loads the library.
+
+    Raises:
+        OSError: It is not built.
+    """
+    if not LIBRARY.exists():
+        raise OSError(f"{LIBRARY}: the scorer is not built; {REMEDY}")
+    library = ctypes.CDLL(str(LIBRARY))
+    fault = ctypes.POINTER(LibraryFault)
+    for name, result, arguments in (
+        ("cpu_level", ctypes.c_int, ()),
+        ("supports", ctypes.c_int, (ctypes.c_int,)),
+        ("open", _ADDRESS, (ctypes.POINTER(LibraryModel), ctypes.c_int, ctypes.c_int)),
+        ("close", None, (_ADDRESS,)),
+        ("score", ctypes.c_int, (_ADDRESS, _ADDRESS, _ADDRESS, _LONG, _ADDRESS, fault)),
+        (
+            "candidates",
+            ctypes.c_int,
+            (*(_ADDRESS,) * 4, _LONG, _ADDRESS, _LONG, _ADDRESS, fault),
+        ),
+        ("look_up", ctypes.c_int, (_ADDRESS, _ADDRESS, _LONG, _ADDRESS, fault)),
+        ("unpack", None, (_ADDRESS, _LONG, _LONG, _ADDRESS, _LONG, _ADDRESS)),
+        ("lookups", None, (_ADDRESS, ctypes.POINTER(_LONG), ctypes.POINTER(_LONG))),
+    ):
+        function = getattr(library, f"scorer_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def levels() -> list[str]:
+    """The instruction sets that this CPU has, the best one last."""
+    return [name for name, level in LEVELS.items() if load().scorer_supports(level)]
+
+
+def address(array: NDArray[np.generic] | None) -> int | None:
+    """The address of an array's first value; None for no array."""
+    return None if array is None else array.ctypes.data

@@ -1,0 +1,175 @@
+"""The weights of an artifact as the scorer's library takes them, mapped and with checked shapes.
+
+It reads; what is computed with the weights is not its concern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving import artifact as files
+from serving.artifact import Artifact
+from serving.row_encoding import INT8, stored_spec
+from serving.scorer_library import ROW_TYPES, LibraryLayer, LibraryModel, address
+
+_REMEDY = "export it again with `python3 -m serving export`"
+_MOST_LAYERS = 64  # of an MLP in the library
+_MOST_INPUTS = 60_000  # of an int8 layer, so that no sum exceeds 32 bits
+
+
+class MappedWeights:
+    """Views into the files of an artifact; `model` refers to them and lives as long as they.
+
+    Args:
+        artifact: The artifact.
+        hot_share: The share of the rows' bytes that goes to memory, from 0 to 1.
+
+    Attributes:
+        model: What `scorer_open` takes.
+
+    Raises:
+        ValueError: A tensor is missing or does not fit the model, or only some rows are to be in
+            memory and they are not in order of use.
+        OSError: A file cannot be opened.
+    """
+
+    def __init__(self, artifact: Artifact, hot_share: float) -> None:
+        if not 0 <= hot_share <= 1:
+            raise ValueError(f"hot_share: expected a share from 0 to 1, found {hot_share}")
+        if hot_share < 1 and not artifact.row_order:
+            raise ValueError(
+                f"{artifact.folder}: hot_share: expected 1, as its rows are not in order of use, "
+                f"found {hot_share:g}; export it with --row_frequencies"
+            )
+        self._artifact = artifact
+        self._kept: list[Any] = []  # what the model's addresses point to
+        self.model = LibraryModel()
+        shape = artifact.model
+        if shape.num_dense is None or shape.bottom_mlp is None or shape.top_mlp is None:
+            raise ValueError(f"{artifact.folder}: expected MLPs, found tables alone; {_REMEDY}")
+        self.model.num_dense = shape.num_dense
+        self.model.tables, self.model.width = len(shape.vocab_sizes), shape.embedding_dim
+        self.model.vocab_sizes = self._keep(np.array(shape.vocab_sizes, np.int64))
+        self._map_rows(hot_share)
+        self._map_layers(shape.num_dense, shape.bottom_mlp, shape.top_mlp)
+        self._map_dictionary()
+
+    def _keep(self, array: NDArray[Any]) -> int | None:
+        self._kept.append(array)
+        return address(array)
+
+    def _tensors(self, name: str) -> Tensors:
+        return Tensors(self._artifact.folder / name)
+
+    def _map_rows(self, hot_share: float) -> None:
+        artifact, model = self._artifact, self.model
+        tensors = self._tensors(files.TABLES_FILE)
+        dtype, values = stored_spec(artifact.tables, artifact.model.embedding_dim)
+        model.row_type = ROW_TYPES[artifact.tables]
+        model.rows = self._keep(tensors.take(files.ROWS, dtype, (artifact.keys, values)))
+        model.rows_mapped = 1
+        model.hot_rows = round(artifact.keys * hot_share)
+        if artifact.tables == INT8:
+            scales = tensors.take(files.TABLE_SCALES, np.float32, (int(model.tables),))
+            model.table_scales = self._keep(scales)
+        if artifact.row_order:
+            dtype = np.dtype(np.int64 if artifact.keys >= 2**31 else np.int32)
+            order = self._tensors(files.ROW_ORDER_FILE)
+            positions = order.take(files.POSITIONS, dtype, (artifact.keys,))
+            model.positions, model.position_bytes = self._keep(positions), dtype.itemsize
+
+    def _map_layers(self, num_dense: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> None:
+        tables, width = int(self.model.tables), int(self.model.width)
+        values = width + tables * (tables + 1) // 2
+        interaction = -(-values // 8) * 8  # padded as in training
+        tensors = self._tensors(files.DENSE_FILE)
+        for mlp, sizes in (("bottom", (num_dense, *bottom)), ("top", (interaction, *top))):
+            count = len(sizes) - 1
+            if not 1 <= count <= _MOST_LAYERS:
+                raise ValueError(
+                    f"{self._artifact.folder}: {mlp} MLP: expected 1 to {_MOST_LAYERS} layers, "
+                    f"found {count}"
+                )
+            layers = (LibraryLayer * count)(*self._layers(tensors, mlp, sizes))
+            self._kept.append(layers)
+            setattr(self.model, mlp, layers)
+            setattr(self.model, f"{mlp}_count", count)
+        if bottom[-1] != width or top[-1] != 1:
+            raise ValueError(
+                f"{self._artifact.folder}: expected a bottom MLP that ends with {width} units and "
+                f"a top MLP that ends with 1, found {bottom[-1]} and {top[-1]}"
+            )
+
+    def _layers(self, tensors: Tensors, mlp: str, sizes: tuple[int, ...]) -> Iterator[LibraryLayer]:
+        int8 = self._artifact.dense == "int8"
+        for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+            layer = LibraryLayer(inputs=inputs, outputs=outputs, int8=int(int8))
+            layer.relu = int(mlp == "bottom" or index < len(sizes) - 2)
+            parts: list[tuple[str, Any, tuple[int, ...]]] = [
+                ("kernel", np.int8 if int8 else np.float32, (inputs, outputs)),
+                ("bias", np.float32, (outputs,)),
+            ]
+            if int8:
+                if inputs > _MOST_INPUTS:
+                    raise ValueError(
+                        f"{self._artifact.folder}: expected int8 layers of at most {_MOST_INPUTS} "
+                        f"inputs, found {inputs}; export it with --dense=float32"
+                    )
+                parts += [
+                    ("kernel_scale", np.float32, (outputs,)),
+                    ("input_scale", np.float32, (inputs,)),
+                    ("input_zero", np.int32, (inputs,)),
+                ]
+            for part, dtype, shape in parts:
+                array = tensors.take(f"{mlp}_{part}_{index}", np.dtype(dtype), shape)
+                setattr(layer, part, self._keep(array))
+            yield layer
+
+    def _map_dictionary(self) -> None:
+        rules = self._artifact.dictionary
+        if rules is None:
+            return
+        tensors = self._tensors(files.DICTIONARY_FILE)
+        count = tensors.length(files.VALUES)
+        values = tensors.take(files.VALUES, np.dtype(np.int64), (count,))
+        self.model.dictionary_count = count
+        self.model.dictionary_values = self._keep(values)
+        ids = tensors.take(files.IDS, np.dtype(np.int32), (count,))
+        self.model.dictionary_ids = self._keep(ids)
+        self.model.moduli = self._keep(np.array([m or 0 for m in rules["moduli"]], np.int64))
+        self.model.missing_is_value = int(rules["missing_is_value"])
+
+
+class Tensors:
+    """The tensors of a file, each checked when it is taken.
+
+    Args:
+        path: A safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._arrays = files.map_tensors(path)
+
+    def take(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """A tensor of this type and shape.
+
+        Raises:
+            ValueError: There is none; the message names the file.
+        """
+        expected = f"{np.dtype(dtype).name} {list(shape)}"
+        array = self._arrays.get(name)
+        found = "none" if array is None else f"{array.dtype.name} {list(array.shape)}"
+        if array is None or found != expected:
+            raise ValueError(f"{self._path}: {name}: expected {expected}, found {found}; {_REMEDY}")
+        return array
+
+    def length(self, name: str) -> int:
+        """The first dimension of a tensor, 0 if there is none."""
+        array = self._arrays.get(name)
+        return 0 if array is None or array.ndim == 0 else len(array)
