@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from serving import artifact as files
 from serving import scorer_library as library
 from serving.artifact import Artifact, read_artifact, verify_artifact
+from serving.scorer_inputs import checked, refuse
 from serving.scorer_weights import MappedWeights
 
 Logits = NDArray[np.float32]
@@ -161,8 +162,8 @@ class Scorer:
             ValueError: A type or shape is not the model's, an id is not in its table, or a dense
                 value is not finite.
         """
-        dense = _checked("dense", dense, np.float32, self._num_dense)
-        ids = _checked("ids", ids, np.int32, self._tables, rows_of=dense)
+        dense = checked("dense", dense, np.float32, self._num_dense)
+        ids = checked("ids", ids, np.int32, self._tables, rows_of=dense)
         return self._score(dense, ids)
 
     def score_packed(self, dense: NDArray[Any], words: NDArray[Any]) -> Logits:
@@ -178,9 +179,9 @@ class Scorer:
         Raises:
             ValueError: As for `score`.
         """
-        dense = _checked("dense", dense, np.float32, self._num_dense)
+        dense = checked("dense", dense, np.float32, self._num_dense)
         width = self.artifact.packing.words
-        words = _checked("words", words, np.int32, width, rows_of=dense)
+        words = checked("words", words, np.int32, width, rows_of=dense)
         ids = np.empty((len(words), self._tables), np.int32)
         self._library.scorer_unpack(
             *(words.ctypes.data, len(words), width),
@@ -207,8 +208,8 @@ class Scorer:
                 f"{self.artifact.folder}: expected a dictionary for raw values, found none; export "
                 "it with --dictionary"
             )
-        dense = _checked("dense", dense, np.int32, self._num_dense)
-        values = _checked("values", values, np.int64, self._tables, rows_of=dense)
+        dense = checked("dense", dense, np.int32, self._num_dense)
+        values = checked("values", values, np.int64, self._tables, rows_of=dense)
         lowest = np.array(rules["lowest_dense"], np.int32)
         numbers = np.maximum(dense, lowest).astype(np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):  # an error names the value
@@ -221,10 +222,8 @@ class Scorer:
             )
         if bad:
             sample, table = int(fault.sample), int(fault.column)
-            raise ValueError(
-                f"sample {sample}, table {table}: expected a value from 0 to {2**32 - 1}, or -1 "
-                f"for a missing one, found {values[sample, table]}"
-            )
+            found = values[sample, table]
+            refuse(bad, self.artifact.model.vocab_sizes, f"sample {sample}", table, found)
         return self._score(numbers, ids)
 
     def score_candidates(
@@ -255,9 +254,9 @@ class Scorer:
                 f"user_tables: expected different tables from 0 to {self._tables - 1}, found "
                 f"{tables.tolist()}"
             )
-        dense = _checked("dense", dense, np.float32, self._num_dense, one=True)
-        user_ids = _checked("user_ids", user_ids, np.int32, len(tables), one=True)
-        item_ids = _checked("item_ids", item_ids, np.int32, self._tables - len(tables))
+        dense = checked("dense", dense, np.float32, self._num_dense, one=True)
+        user_ids = checked("user_ids", user_ids, np.int32, len(tables), one=True)
+        item_ids = checked("item_ids", item_ids, np.int32, self._tables - len(tables))
         logits = np.empty(len(item_ids), np.float32)
         fault = library.LibraryFault()
         with self._using() as handle:
@@ -275,8 +274,12 @@ class Scorer:
                 found = item_ids[sample, items.index(column)]
             elif bad == library.BAD_DENSE:
                 sample, found = library.USER, dense[column]
-            self._refuse(
-                bad, "user" if sample == library.USER else f"candidate {sample}", column, found
+            refuse(
+                bad,
+                self.artifact.model.vocab_sizes,
+                "user" if sample == library.USER else f"candidate {sample}",
+                column,
+                found,
             )
         return logits
 
@@ -300,53 +303,5 @@ class Scorer:
             found: Any = None
             if bad != library.NO_MEMORY:
                 found = (dense if bad == library.BAD_DENSE else ids)[sample, column]
-            self._refuse(bad, f"sample {sample}", column, found)
+            refuse(bad, self.artifact.model.vocab_sizes, f"sample {sample}", column, found)
         return logits
-
-    def _refuse(self, bad: int, where: str, column: int, found: Any) -> NoReturn:
-        """Raises the error for what the library found."""
-        if bad == library.BAD_ID:
-            last = self.artifact.model.vocab_sizes[column] - 1
-            raise ValueError(
-                f"{where}, table {column}: expected an id from 0 to {last}, found {found}; use the "
-                "ids that the model was trained with"
-            )
-        if bad == library.BAD_DENSE:
-            raise ValueError(
-                f"{where}, dense column {column}: expected a finite value, found {found}; clean "
-                "the input"
-            )
-        raise MemoryError("no memory for the activations of a block of samples")
-
-
-def _checked(
-    name: str,
-    array: NDArray[Any],
-    dtype: Any,
-    columns: int,
-    *,
-    rows_of: NDArray[Any] | None = None,
-    one: bool = False,
-) -> NDArray[Any]:
-    """The array, contiguous, if it has the type and shape that are expected.
-
-    Args:
-        name: What the user calls it.
-        array: The user's array.
-        dtype: The type it must have.
-        columns: The length of its last dimension.
-        rows_of: Another array with as many rows; None for any number.
-        one: Whether it has no dimension for samples.
-    """
-    array = np.asarray(array)
-    shape: tuple[Any, ...] = (columns,) if one else ("samples", columns)
-    if rows_of is not None:
-        shape = (len(rows_of), columns)
-    good = array.dtype == dtype and array.ndim == len(shape)
-    if not good or any(a != b for a, b in zip(array.shape, shape) if b != "samples"):
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(
-            f"{name}: expected {np.dtype(dtype).name} [{wanted}], found {array.dtype.name} "
-            f"{list(array.shape)}"
-        )
-    return np.ascontiguousarray(array)
