@@ -7,9 +7,7 @@ and what computes with them, is not its concern.
 from __future__ import annotations
 
 import dataclasses
-import json
 import struct
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from dlrm.checkpoint.describe import first_damage
 from dlrm.checkpoint.manifest import ModelShape
 from dlrm.checkpoint.safetensors_file import FileDigest, parse_header
 from dlrm.formats import atomic_files
-from dlrm.formats.json_files import json_text, read_json_object
+from dlrm.formats.json_files import json_text, read_json_object, sum_of_json
 from dlrm.formats.packed_ids import Packing
 from serving.row_encoding import TABLE_TYPES
 
@@ -89,7 +87,7 @@ class Artifact:
             "dictionary": self.dictionary,
             "files": {name: self.files[name].to_json() for name in sorted(self.files)},
         }
-        content["crc32"] = _sum_of(content)
+        content["crc32"] = sum_of_json(content)
         atomic_files.write_text(self.folder / DESCRIPTION, json_text(content, indent=1))
 
 
@@ -108,7 +106,7 @@ def read_artifact(folder: Path) -> Artifact:
             f"{folder}: expected an artifact, found no {DESCRIPTION} in it; {_REMEDY}"
         ) from None
     try:
-        if content.pop("crc32") != _sum_of(content):
+        if content.pop("crc32") != sum_of_json(content):
             raise ValueError(
                 f"{path}: damaged: its CRC-32 is not the one that was written; {_REMEDY}"
             )
@@ -116,13 +114,9 @@ def read_artifact(folder: Path) -> Artifact:
             raise ValueError(
                 f"{path}: expected format {FORMAT}, found {content['format']}; {_REMEDY}"
             )
-        model: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in content["model"].items()
-        }
         artifact = Artifact(
             folder,
-            ModelShape(**model),
+            ModelShape.from_json(content["model"]),
             content["tables"],
             content["dense"],
             content["step"],
@@ -185,8 +179,3 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{path}: expected a safetensors file, found {error}; {_REMEDY}") from None
     return tensors
-
-
-def _sum_of(content: Mapping[str, Any]) -> str:
-    """CRC-32 of a JSON object, however it is laid out in the file."""
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"

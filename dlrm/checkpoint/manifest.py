@@ -6,7 +6,6 @@ Its presence means that the checkpoint is complete. Plain data: no tensors, no r
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from dlrm.checkpoint.safetensors_file import FileDigest
 from dlrm.formats import atomic_files
+from dlrm.formats.json_files import sum_of_json
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -45,6 +45,15 @@ class ModelShape:
     embedding_dim: int
     bottom_mlp: tuple[int, ...] | None
     top_mlp: tuple[int, ...] | None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelShape:
+        """The shape of a JSON object with its fields, where tuples have become lists."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        return cls(**fields)
 
     def differences(self, run: ModelShape) -> list[str]:
         """Each difference between this, the checkpoint's shape, and that of a run."""
@@ -101,7 +110,7 @@ class Manifest:
         """Writes `manifest.json`, durably."""
         content = {"format": FORMAT, **asdict(self)}
         content["files"] = {name: digest.to_json() for name, digest in self.files.items()}
-        content["crc32"] = _sum_of(content)
+        content["crc32"] = sum_of_json(content)
         atomic_files.write_text(folder / FILE_NAME, json.dumps(content, indent=1))
 
     def damage(self, folder: Path) -> Iterator[str]:
@@ -131,20 +140,16 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged: {error}") from None
     try:
-        if content.pop("crc32") != _sum_of(content):
+        if content.pop("crc32") != sum_of_json(content):
             raise ValueError(f"{path}: damaged: its CRC-32 is not the one that was written")
         if content["format"] != FORMAT:
             raise ValueError(
                 f"{path}: expected format {FORMAT}, found {content['format']}; "
                 "read it with the version that wrote it"
             )
-        model: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in content["model"].items()
-        }
         return Manifest(
             Position(**content["position"]),
-            ModelShape(**model),
+            ModelShape.from_json(content["model"]),
             content["settings"],
             content["data"],
             content["ranks"],
@@ -152,11 +157,6 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged: missing or malformed {error}") from None
-
-
-def _sum_of(content: Mapping[str, Any]) -> str:
-    """CRC-32 of a JSON object, however it is laid out in the file."""
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def _text(value: Any) -> str:

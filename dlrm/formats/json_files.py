@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,3 +48,8 @@ def write_json_object(path: StrPath, content: Mapping[str, Any], indent: int | N
 def json_text(content: Mapping[str, Any], indent: int | None = None) -> str:
     """The text of a file that holds one JSON object."""
     return json.dumps(content, indent=indent) + "\n"
+
+
+def sum_of_json(content: Mapping[str, Any]) -> str:
+    """CRC-32 of a JSON object, however it is laid out in a file, as eight hexadecimal digits."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
