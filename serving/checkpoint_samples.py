@@ -1,0 +1,154 @@
+"""Samples of a split folder with the rows of a checkpoint that they name, piece by piece.
+
+Rows are read from the checkpoint once, however often they are named; rows that no sample names are
+not kept. What is computed with the vectors is the caller's concern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.checkpoint.manifest import Manifest, ModelShape
+from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
+from dlrm.checkpoint.table_reader import TableReader
+from dlrm.data.batch import Samples
+from dlrm.data.split_files import SplitSource
+from dlrm.distributed.sharding import key_offsets
+
+PIECE_SAMPLES = 4096
+
+_READ_BLOCKS = 4  # blocks of each rank's file that are read at a time
+
+Floats = NDArray[np.float32]
+Piece = tuple[int, int]  # first sample, and the one after the last
+
+
+class ModelSamples:
+    """A split folder whose samples fit a model.
+
+    Args:
+        folder: The split folder.
+        model: The shape of the model.
+
+    Attributes:
+        folder: The split folder.
+        num_samples: Number of samples, at least one.
+        fingerprint: The fingerprint of the samples.
+
+    Raises:
+        ValueError: The folder is malformed, holds no sample or does not fit the model.
+        OSError: A file cannot be read.
+    """
+
+    def __init__(self, folder: Path, model: ModelShape) -> None:
+        self._source = SplitSource(folder)
+        self.folder = folder
+        self.num_samples, self.fingerprint = self._source.num_samples, self._source.fingerprint
+        self._sizes = np.array(model.vocab_sizes)
+        found = self._source.vocab_sizes
+        for part, expected, there in (
+            ("dense columns", model.num_dense, self._source.num_dense),
+            ("tables", len(model.vocab_sizes), len(found)),
+            *(
+                (f"rows of table {table}", rows, others)
+                for table, (rows, others) in enumerate(zip(model.vocab_sizes, found))
+            ),
+        ):
+            if expected != there:
+                raise ValueError(
+                    f"{folder}: expected {expected} {part}, as the model has, found {there}; name "
+                    "data of the preprocessing that the model was trained on"
+                )
+        if not self.num_samples:
+            raise ValueError(f"{folder}: expected samples, found none; name another split folder")
+
+    def read(self, start: int, stop: int) -> Samples:
+        """Reads samples [start, stop): dense [n, D], ids [n, T] and labels [n].
+
+        Raises:
+            ValueError: A value is bad, or an id is outside its table.
+            OSError: A file cannot be read.
+        """
+        dense, ids, labels = self._source.read(start, stop)
+        self._check_ids(start, ids)
+        return dense, ids, labels
+
+    def read_keys(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Reads the keys of samples [start, stop), int64 [n, T].
+
+        Raises:
+            ValueError: An id is outside its table.
+            OSError: A file cannot be read.
+        """
+        ids = self._source.read_ids(start, stop)
+        self._check_ids(start, ids)
+        return self.keys_of(ids)
+
+    def keys_of(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """The keys of ids [n, T], int64 [n, T]."""
+        return ids + key_offsets(self._sizes.tolist())
+
+    def pieces(self, wanted: int) -> list[Piece]:
+        """Ranges of samples at equal distances, `wanted` samples in all, or all that there are."""
+        wanted = min(wanted, self.num_samples)
+        count = -(-wanted // PIECE_SAMPLES)
+        sizes = [wanted * (n + 1) // count - wanted * n // count for n in range(count)]
+        starts = [self.num_samples * n // count for n in range(count)]
+        return [(start, start + size) for start, size in zip(starts, sizes)]
+
+    def _check_ids(self, start: int, ids: NDArray[np.int32]) -> None:
+        bad = (ids < 0) | (ids >= self._sizes)
+        if bad.any():
+            sample, table = (int(index) for index in np.argwhere(bad)[0])
+            raise ValueError(
+                f"{self.folder}: sample {start + sample}, table {table}: expected an id from 0 to "
+                f"{self._sizes[table] - 1}, found {ids[sample, table]}; clean the data"
+            )
+
+
+class CheckpointSamples:
+    """Pieces of samples, with the vectors that a checkpoint's tables hold for them.
+
+    Args:
+        checkpoint: The checkpoint, of any number of ranks.
+        manifest: Its manifest.
+        samples: The samples.
+        pieces: Which of them to use.
+
+    Raises:
+        ValueError: A sample is bad, or the checkpoint is damaged.
+        OSError: A file cannot be read.
+    """
+
+    def __init__(
+        self, checkpoint: Path, manifest: Manifest, samples: ModelSamples, pieces: Sequence[Piece]
+    ) -> None:
+        self._samples, self._pieces = samples, pieces
+        self._keys = np.unique(
+            np.concatenate([np.unique(samples.read_keys(*piece)) for piece in pieces])
+        )
+        self._rows = _read_rows(checkpoint, manifest, self._keys)
+
+    def __iter__(self) -> Iterator[tuple[Floats, Floats, Floats]]:
+        """Yields dense [n, D], vectors [n, T, W] and labels [n] of each piece, float32."""
+        for piece in self._pieces:
+            dense, ids, labels = self._samples.read(*piece)
+            yield dense, self._rows[np.searchsorted(self._keys, self._samples.keys_of(ids))], labels
+
+
+def _read_rows(checkpoint: Path, manifest: Manifest, keys: NDArray[np.int64]) -> Floats:
+    """The rows of ascending keys, float32 [n, W]."""
+    rows = np.empty((len(keys), manifest.model.embedding_dim), np.float32)
+    # Whole blocks are read and checked anyway. A range of keys is in consecutive rows of each file.
+    span = max(1, _READ_BLOCKS * BLOCK_BYTES // (rows.itemsize * rows.shape[1])) * manifest.ranks
+    with TableReader(checkpoint, manifest) as reader:
+        for number in np.unique(keys // span):
+            first = int(number) * span
+            values = reader.read_keys(first, min(first + span, reader.keys))
+            begin, end = np.searchsorted(keys, [first, first + span])
+            rows[begin:end] = values[keys[begin:end] - first]
+    return rows

@@ -1,0 +1,91 @@
+"""The dense part in int8: weights and input ranges in whole numbers of one byte.
+
+A layer computes, with x its input, q the input's bytes and K the kernel's,
+
+    q_j = clip(rint(x_j / s_j) + z_j, 0, 255)
+    y_o = c_o * sum_j (q_j - z_j) * K_jo + b_o
+
+where every column j of the input has a scale s and a zero z, and every output o a scale c. The
+scales of the columns are folded into the kernel, K_jo = rint(W_jo s_j / c_o), so that the sum is of
+whole numbers. Arrays in, arrays out: the files, and what computes with them, are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.checkpoint.manifest import ModelShape
+from serving.calibration import Calibration, ColumnRanges
+from serving.dense_weights import layers
+
+INPUT_LEVELS = 255
+KERNEL_LEVELS = 127
+
+
+def quantise(
+    dense: Mapping[str, NDArray[Any]], calibration: Calibration, model: ModelShape
+) -> dict[str, NDArray[Any]]:
+    """Quantises the dense weights.
+
+    Args:
+        dense: The kernels and biases of a checkpoint, float32, by name.
+        calibration: The ranges of the layers' inputs, seen with these weights.
+        model: The shape of the model.
+
+    Returns:
+        For each layer, such as the bottom MLP's first: `bottom_kernel_0` int8 [I, O],
+        `bottom_bias_0` float32 [O], `bottom_kernel_scale_0` float32 [O], `bottom_input_scale_0`
+        float32 [I] and `bottom_input_zero_0` int32 [I].
+
+    Raises:
+        ValueError: The calibration is of other weights.
+    """
+    calibration.check(dense, model)
+    result: dict[str, NDArray[Any]] = {}
+    for mlp, number, _, _ in layers(model):
+        kernel, bias = f"{mlp}_kernel_{number}", f"{mlp}_bias_{number}"
+        scale, zero = input_scales(calibration.ranges[f"{mlp}_{number}"])
+        result[kernel], kernel_scale = _quantised_kernel(dense[kernel], scale)
+        result[bias] = np.asarray(dense[bias], np.float32)
+        result[f"{mlp}_kernel_scale_{number}"] = kernel_scale
+        result[f"{mlp}_input_scale_{number}"] = scale
+        result[f"{mlp}_input_zero_{number}"] = zero
+    return result
+
+
+def input_scales(ranges: ColumnRanges) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The scale and the zero of each column of a layer's input.
+
+    Zero is always among the values that a byte stands for exactly. A column that was always zero,
+    such as the interaction's padding, gets the smallest scale of the others: its weights, which
+    were never trained, then cannot set the scale of an output.
+
+    Args:
+        ranges: The range of each column.
+
+    Returns:
+        Scales, float32 [I], above 0; zeros, int32 [I], from 0 to 255.
+    """
+    low = np.minimum(ranges.low.astype(np.float64), 0)
+    high = np.maximum(ranges.high.astype(np.float64), 0)
+    scale = ((high - low) / INPUT_LEVELS).astype(np.float32)
+    usable = scale >= np.finfo(np.float32).tiny  # a smaller one has lost digits
+    scale[~usable] = scale[usable].min() if usable.any() else 1
+    zero = np.clip(np.rint(-low / scale), 0, INPUT_LEVELS).astype(np.int32)
+    return scale, zero
+
+
+def _quantised_kernel(
+    kernel: NDArray[Any], input_scale: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A kernel's bytes, int8 [I, O], and the scale of each output, float32 [O]."""
+    folded = kernel.astype(np.float64) * input_scale[:, None]
+    scale = (np.abs(folded).max(axis=0) / KERNEL_LEVELS).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 1
+    # The scale is rounded to float32, so the largest weight may round to one more.
+    steps = np.clip(np.rint(folded / scale), -KERNEL_LEVELS, KERNEL_LEVELS)
+    return steps.astype(np.int8), scale
