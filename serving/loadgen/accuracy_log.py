@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dlrm.data.batch import FloatArray
-from dlrm.metrics import auc_from_counts
-
-TARGETS = (0.99, 0.999)
-"""The shares of the reference's AUC that MLPerf asks for: the ordinary and the high accuracy."""
+from dlrm.metrics import MLPERF_SHARES, exact_auc
 
 _REMEDY = "name the mlperf_log_accuracy.json of an AccuracyOnly run"
 
@@ -131,22 +127,6 @@ def _entry(path: Path, where: str, text: str) -> tuple[int, bytes]:
         ) from None
 
 
-def exact_auc(scores: NDArray[np.floating[Any]], labels: NDArray[np.floating[Any]]) -> float:
-    """Computes the area under the ROC curve over all samples; equal scores count half.
-
-    Args:
-        scores: Predictions or logits, float [samples].
-        labels: Labels 0 or 1, float [samples].
-
-    Returns:
-        The area; NaN unless both labels occur.
-    """
-    _, places = np.unique(scores, return_inverse=True)
-    positives = np.bincount(places[labels == 1], minlength=int(places.max()) + 1)
-    negatives = np.bincount(places) - positives
-    return auc_from_counts(positives, negatives)
-
-
 def report(scored: Scored, reference_auc: float | None) -> tuple[list[str], bool]:
     """Judges predictions.
 
@@ -170,8 +150,8 @@ def report(scored: Scored, reference_auc: float | None) -> tuple[list[str], bool
     lines.append(
         f"reference   {100 * reference_auc:.4f} % AUC; this is {auc / reference_auc:.4%} of it"
     )
-    held = [auc >= share * reference_auc for share in TARGETS]
-    for share, is_held in zip(TARGETS, held):
+    held = [auc >= share * reference_auc for share in MLPERF_SHARES]
+    for share, is_held in zip(MLPERF_SHARES, held):
         word = "held" if is_held else "NOT held"
         lines.append(
             f"{f'{100 * share:g} %':<11} {word} (needs {100 * share * reference_auc:.4f} %)"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.data.batch import FloatArray, Source
-from serving.loadgen.accuracy_log import exact_auc
+from dlrm.metrics import exact_auc
 from serving.loadgen.settings import check_data
 from serving.loadgen.system import probabilities
 from serving.scorer import Scorer

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from serving.loadgen.accuracy_log import exact_auc, read_accuracy_log, report
+from dlrm.metrics import exact_auc
+from serving.loadgen.accuracy_log import read_accuracy_log, report
 
 
 def hexadecimal(*numbers: float) -> str:
