@@ -145,10 +145,10 @@ def export(
         )
         if options.saved_model:
             files.update(_write_saved_model(checkpoint, artifact))
-            tell(SAVED_MODEL, f"{size_text(_size_below(SAVED_MODEL, files))}")
+            tell(SAVED_MODEL, size_text(_size_below(SAVED_MODEL, files)))
         quality = _evaluate(artifact, options.data)
         files.update(write_model_card(artifact, manifest, weights, Costs(errors, quality)))
-        tell(MODEL_CARD_MD, "for people")
+        tell(MODEL_CARD_MD, size_text(files[MODEL_CARD_MD].size))
         artifact.write()
     return dataclasses.replace(artifact, folder=out)
 

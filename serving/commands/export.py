@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(flags: argparse.Namespace) -> int:
+    # Before TensorFlow is loaded: what it tells is not for those who export.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from dlrm.checkpoint.describe import newest
     from serving.export import ExportOptions, export
 

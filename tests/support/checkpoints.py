@@ -1,14 +1,25 @@
-"""What tests of checkpoints share: tables in memory, and the memory that a command needs."""
+"""What tests of checkpoints share: whole checkpoints, tables in memory, and a command's memory."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.checkpoint.manifest import (
+    DENSE_FILE,
+    ROWS,
+    Manifest,
+    ModelShape,
+    Position,
+    tables_file,
+)
+from dlrm.checkpoint.safetensors_file import write_tensors
 from tests.support.processes import run
 
 
@@ -29,11 +40,67 @@ class ArrayTables:
         self.rows[rows] = values
 
 
-def peak_megabytes(*words: str | Path) -> int:
-    """Runs a command of `dlrm.checkpoint`, which must succeed; returns the most memory it held."""
+def random_weights(model: ModelShape, seed: int) -> dict[str, NDArray[Any]]:
+    """Random kernels and biases of both MLPs by name, the same for the same seed."""
+    assert model.num_dense
+    assert model.bottom_mlp
+    assert model.top_mlp
+    dice = np.random.default_rng([seed, 1])
+    features = len(model.vocab_sizes) + 1
+    interaction = -(-(model.embedding_dim + features * (features - 1) // 2) // 8) * 8
+    weights = {}
+    for mlp, sizes in (
+        ("bottom", (model.num_dense, *model.bottom_mlp)),
+        ("top", (interaction, *model.top_mlp)),
+    ):
+        for layer, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+            kernel = dice.normal(size=(inputs, outputs)) * (2 / (inputs + outputs)) ** 0.5
+            weights[f"{mlp}_kernel_{layer}"] = kernel.astype("<f4")
+            weights[f"{mlp}_bias_{layer}"] = (dice.normal(size=outputs) * 0.1).astype("<f4")
+    return weights
+
+
+def write_checkpoint(
+    folder: Path,
+    model: ModelShape,
+    rows: NDArray[np.float32],
+    dense: Mapping[str, NDArray[Any]],
+    *,
+    ranks: int = 1,
+    step: int = 12,
+    settings: Mapping[str, Any] | None = None,
+    data: Mapping[str, str] | None = None,
+    state: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Path:
+    """Writes a checkpoint as a run of several ranks leaves it.
+
+    Args:
+        folder: The folder to make.
+        model: The shape of the model.
+        rows: The rows of all keys, float32 [K, width].
+        dense: The dense weights by name; none for a checkpoint of tables alone.
+        ranks: Number of ranks.
+        step: Number of steps done.
+        settings: The flags of the run.
+        data: The fingerprints of the data.
+        state: Columns of the optimizer behind each row, float32 [K, columns], by name.
+    """
+    folder.mkdir(parents=True)
+    files = {DENSE_FILE: write_tensors(folder / DENSE_FILE, dense)} if dense else {}
+    for rank in range(ranks):
+        tensors = {ROWS: rows, **(state or {})}
+        own = {name: values[rank::ranks] for name, values in tensors.items()}
+        name = tables_file(rank, ranks)
+        files[name] = write_tensors(folder / name, own)
+    Manifest(Position(step, 1, 64), model, settings or {}, data or {}, ranks, files).write(folder)
+    return folder
+
+
+def peak_megabytes(*words: str | Path, command: str = "dlrm.checkpoint") -> int:
+    """Runs a command of a package, which must succeed; returns the most memory it held."""
     # The kernel's own mark: getrusage's is at least that of the process that started this one.
     code = (
-        "import sys; from dlrm.checkpoint.__main__ import main; code = main(sys.argv[1:]); "
+        f"import sys; from {command}.__main__ import main; code = main(sys.argv[1:]); "
         "print(open('/proc/self/status').read()); sys.exit(code)"
     )
     env = {"POLARS_MAX_THREADS": "4"}  # each holds a little
