@@ -79,7 +79,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Closes the scorer, when the version is unloaded or the server stops."""
-        self._scorer.__exit__(None, None, None)
+        self._scorer.close()
 
 
 def _output(name: str, values: NDArray[np.float32]) -> Any:

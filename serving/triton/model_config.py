@@ -15,7 +15,11 @@ from dlrm.checkpoint.manifest import ModelShape
 DENSE, IDS, PACKED_IDS = "dense", "ids", "packed_ids"
 RAW_DENSE, RAW_VALUES = "raw_dense", "raw_values"
 LOGIT, PROBABILITY = "logit", "probability"
+SAVED_MODEL_OUTPUTS = ("logits", "probabilities")
 HOT_SHARE, THREADS, VERIFY = "hot_share", "threads", "verify"  # parameters of the backend
+
+_OPTIONAL = " optional: true"
+_ONE_DIMENSION = " reshape: { shape: [ ] }"  # the SavedModel's outputs are [samples]
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,14 @@ def scorer_config(
     assert model.num_dense is not None
     tables = len(model.vocab_sizes)
     inputs = [
-        _tensor(DENSE, "TYPE_FP32", model.num_dense, optional=dictionary),
-        _tensor(IDS, "TYPE_INT32", tables, optional=True),
-        _tensor(PACKED_IDS, "TYPE_INT32", words, optional=True),
+        _tensor(DENSE, "TYPE_FP32", model.num_dense, _OPTIONAL if dictionary else ""),
+        _tensor(IDS, "TYPE_INT32", tables, _OPTIONAL),
+        _tensor(PACKED_IDS, "TYPE_INT32", words, _OPTIONAL),
     ]
     if dictionary:
         inputs += [
-            _tensor(RAW_DENSE, "TYPE_INT32", model.num_dense, optional=True),
-            _tensor(RAW_VALUES, "TYPE_INT64", tables, optional=True),
+            _tensor(RAW_DENSE, "TYPE_INT32", model.num_dense, _OPTIONAL),
+            _tensor(RAW_VALUES, "TYPE_INT64", tables, _OPTIONAL),
         ]
     parameters = {
         HOT_SHARE: str(options.hot_share),
@@ -113,7 +117,8 @@ def saved_model_config(name: str, model: ModelShape, options: ModelOptions) -> s
         _tensor(DENSE, "TYPE_FP32", model.num_dense),
         _tensor(IDS, "TYPE_INT32", len(model.vocab_sizes)),
     ]
-    return _config(name, 'platform: "tensorflow_savedmodel"', inputs, _OUTPUTS, options, {})
+    outputs = [_tensor(output, "TYPE_FP32", 1, _ONE_DIMENSION) for output in SAVED_MODEL_OUTPUTS]
+    return _config(name, 'platform: "tensorflow_savedmodel"', inputs, outputs, options, {})
 
 
 def tensorflow_serving_config(name: str, base_path: str, options: ModelOptions) -> str:
@@ -180,9 +185,8 @@ version_policy {{ latest {{ num_versions: {options.keep_versions} }} }}
 {"".join(map(_parameter, parameters.items()))}"""
 
 
-def _tensor(name: str, kind: str, columns: int, *, optional: bool = False) -> str:
-    remark = " optional: true" if optional else ""
-    return f"{{ name: {json.dumps(name)} data_type: {kind} dims: [ {columns} ]{remark} }}"
+def _tensor(name: str, kind: str, columns: int, more: str = "") -> str:
+    return f"{{ name: {json.dumps(name)} data_type: {kind} dims: [ {columns} ]{more} }}"
 
 
 def _parameter(item: tuple[str, str]) -> str:

@@ -158,6 +158,13 @@ def test_the_saved_model_for_tritons_tensorflow_backend(tmp_path: Path) -> None:
     config = (tmp_path / "r/dlrm/config.pbtxt").read_text()
     assert settings_of(config)["platform"] == '"tensorflow_savedmodel"'
     assert "optional" not in config
+    tensors = dict(re.findall(r'name: "(\w+)" data_type: (TYPE_\w+ dims: \[ \d+ \].*) \}', config))
+    assert tensors == {
+        "dense": "TYPE_FP32 dims: [ 6 ]",
+        "ids": "TYPE_INT32 dims: [ 2 ]",
+        "logits": "TYPE_FP32 dims: [ 1 ] reshape: { shape: [ ] }",
+        "probabilities": "TYPE_FP32 dims: [ 1 ] reshape: { shape: [ ] }",
+    }
 
 
 def test_the_saved_model_for_tensorflow_serving(tmp_path: Path) -> None:
