@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving.loadgen.remote_scorer import DENSE, IDS, LOGITS, RemoteScorer
+from serving.loadgen.remote_scorer import RemoteScorer
 
 grpc = pytest.importorskip("grpc")
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
@@ -16,29 +16,30 @@ service_pb2_grpc = pytest.importorskip("tritonclient.grpc.service_pb2_grpc")
 
 pytestmark = pytest.mark.one_profile
 MOST = 1000
+ONE = np.zeros((1, 3), np.float32), np.zeros((1, 2), np.int32)
 
 
-class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):
+class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[name-defined]
     """Answers with the sum of the dense values plus the first id; refuses large requests."""
-
-    def ModelReady(self, request, context):
-        return service_pb2.ModelReadyResponse(ready=request.name == "dlrm")
 
     def ModelInfer(self, request, context):
         shapes = {item.name: list(item.shape) for item in request.inputs}
         types = {item.name: item.datatype for item in request.inputs}
-        assert types == {DENSE: "FP32", IDS: "INT32"}
+        assert types == {"dense": "FP32", "ids": "INT32"}
+        if request.model_name != "dlrm":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {request.model_name}")
         raw = dict(zip((item.name for item in request.inputs), request.raw_input_contents))
-        dense = np.frombuffer(raw[DENSE], np.float32).reshape(shapes[DENSE])
-        ids = np.frombuffer(raw[IDS], np.int32).reshape(shapes[IDS])
+        dense = np.frombuffer(raw["dense"], np.float32).reshape(shapes["dense"])
+        ids = np.frombuffer(raw["ids"], np.int32).reshape(shapes["ids"])
         if len(dense) > MOST:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"expected {MOST} at most")
         logits = (dense.sum(axis=1) + ids[:, 0]).astype(np.float32)
         answer = service_pb2.ModelInferResponse(model_name="dlrm")
-        output = answer.outputs.add()
-        output.name, output.datatype = LOGITS, "FP32"
-        output.shape.extend([len(logits), 1])
-        answer.raw_output_contents.append(logits.tobytes())
+        for name, values in (("logit", logits), ("probability", 1 / (1 + np.exp(-logits)))):
+            output = answer.outputs.add()
+            output.name, output.datatype = name, "FP32"
+            output.shape.extend([len(values), 1])
+            answer.raw_output_contents.append(values.tobytes())
         return answer
 
 
@@ -71,17 +72,18 @@ def test_parts_of_larger_arrays_can_be_sent(url: str) -> None:
 
 def test_a_refused_request_is_reported_in_one_line(url: str) -> None:
     size = MOST + 1
-    message = f"refused {size} pairs: .*expected {MOST} at most"
+    message = f"expected logits of {size} pairs .*expected {MOST} at most"
     with RemoteScorer(url, "dlrm") as scorer, pytest.raises(OSError, match=message) as error:
         scorer.score(np.zeros((size, 3), np.float32), np.zeros((size, 2), np.int32))
     assert "\n" not in str(error.value)
 
 
 def test_a_model_that_is_not_there_is_named(url: str) -> None:
-    with pytest.raises(OSError, match="expected the model other to be ready"):
-        RemoteScorer(url, "other")
+    with RemoteScorer(url, "other") as scorer, pytest.raises(OSError, match="unknown model other"):
+        scorer.score(*ONE)
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(OSError, match=r"--url=127\.0\.0\.1:9: expected a server, found none"):
-        RemoteScorer("127.0.0.1:9", "dlrm")
+    url = "127.0.0.1:9"
+    with RemoteScorer(url, "dlrm") as scorer, pytest.raises(OSError, match=f"--url={url}: "):
+        scorer.score(*ONE)
