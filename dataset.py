@@ -94,10 +94,10 @@ def file_sources(config: Config) -> tuple[Source, Source]:
 
 
 def parts_of(config: Config) -> tuple[str, ...]:
-    """Names the folders in `data_dir` that the run reads; an evaluation needs only `test`."""
+    """Names the folders in `data_dir` that the run reads; only training needs `train`."""
     assert config.data.data_dir is not None
     train = os.path.join(config.data.data_dir, "train")
-    if config.run.mode == "test" and not os.path.exists(train):
+    if config.run.mode != "train" and not os.path.exists(train):
         return ("test",)
     return ("train", "test")
 

@@ -1,4 +1,4 @@
-"""Trains or evaluates a DLRM on one rank or, under a launcher, on several.
+"""Trains, evaluates or measures a DLRM on one rank or, under a launcher, on several.
 
     python3 main.py --data_dir=DATA ...                                        one rank
     horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...      eight
@@ -8,11 +8,8 @@ The flags are the fields of dlrm/config.py; --flagfile=FILE reads them from a fi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Optional
 
@@ -60,7 +57,7 @@ def define_flags() -> None:
         elif setting.type is float:
             flags.DEFINE_float(name, default, text, **group)
         elif setting.type == tuple[int, ...]:
-            flags.DEFINE_list(name, [str(units) for units in default], text, **group)
+            flags.DEFINE_list(name, [str(number) for number in default], text, **group)
         else:
             flags.DEFINE_string(name, default, text, **group)
     app.define_help_flags()
@@ -75,39 +72,21 @@ def config_from_flags() -> Config:
         ValueError: A flag's value, or several together, make no sense.
     """
     values: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in SETTINGS}
-    for name in ("bottom_mlp", "top_mlp"):
+    for setting in SETTINGS:
+        if setting.type != tuple[int, ...]:
+            continue
+        name = setting.name
         try:
-            values[name] = tuple(int(units) for units in values[name])
+            values[name] = tuple(map(int, values[name]))
         except ValueError:
             raise ValueError(
-                f"expected --{name} of integers such as 512,256,128, found {','.join(values[name])}"
+                f"expected --{name} of integers such as {','.join(map(str, setting.default))}, "
+                f"found {','.join(values[name])}"
             ) from None
     return Config.of(**values)
 
 
-@contextlib.contextmanager
-def stderr_on_failure() -> Iterator[None]:
-    """Holds back what is written to stderr and shows it only if the block raises.
-
-    TensorFlow's libraries announce themselves while they load, on every rank, before any log level
-    applies.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def train_or_test(rest: list[str]) -> int:
+def run_mode(rest: list[str]) -> int:
     """Runs what the flags say.
 
     Args:
@@ -126,16 +105,21 @@ def train_or_test(rest: list[str]) -> int:
     # compares their identities then. Set before its import, which sets it too, but too late.
     os.environ["TF2_BEHAVIOR"] = "1"
     # Imports TensorFlow, so that flag errors and --help come at once.
-    with cli.project_environment(), stderr_on_failure():
+    with cli.project_environment(), cli.stderr_on_failure():
         from dataset import open_data
         from dlrm.train.run import run
         from model import build_model
+    if config.run.mode == "inference_benchmark":
+        from serving.inference_benchmark import run_benchmark
+
+        run_benchmark(config, open_data, build_model)
+        return os.EX_OK
     return os.EX_OK if run(config, open_data, build_model) else os.EX_TEMPFAIL
 
 
 def main(argv: list[str]) -> int:
     """Runs what the flags say; an error becomes one line. Returns the exit code."""
-    return cli.exit_code(partial(train_or_test, argv[1:]))
+    return cli.exit_code(partial(run_mode, argv[1:]))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

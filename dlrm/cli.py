@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, NoReturn
@@ -19,7 +20,7 @@ from typing import Callable, NoReturn
 FAILURE, INTERRUPTED = 1, 130
 READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 
-_STDOUT = 1
+_STDOUT, _STDERR = 1, 2
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -103,6 +104,28 @@ def project_environment() -> Iterator[None]:
             "`make setup` and use .venv/bin/python3"
         )
         raise SystemExit(FAILURE) from None
+
+
+@contextlib.contextmanager
+def stderr_on_failure() -> Iterator[None]:
+    """Holds back what is written to stderr and shows it only if the block raises.
+
+    TensorFlow's libraries announce themselves while they load, in every process, before any log
+    level applies.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, _STDERR)
+            os.close(stderr)
 
 
 def find_horovodrun() -> str:

@@ -40,8 +40,9 @@ class RunConfig:
 
     mode: str = flag(
         "train",
-        "train, or only evaluate a checkpoint",
-        ("train", "test"),
+        "train; or only evaluate a checkpoint; or measure how fast it answers requests: the "
+        "trainer, a SavedModel of it and the scorer",
+        ("train", "test", "inference_benchmark"),
         affects_training=False,
     )
     epochs: int = flag(1, "passes over the training data", affects_training=False)
@@ -52,9 +53,23 @@ class RunConfig:
         "abort all ranks after this many seconds without progress; 0 disables the check",
         affects_training=False,
     )
+    inference_benchmark_batch_sizes: tuple[int, ...] = flag(
+        (1, 64, 4096),
+        "samples of a request, for each measurement of --mode=inference_benchmark",
+        affects_training=False,
+    )
+    inference_benchmark_steps: int = flag(
+        200, "requests of each of these measurements", affects_training=False
+    )
 
     def __post_init__(self) -> None:
-        require_positive(self, "epochs")
+        require_positive(self, "epochs", "inference_benchmark_steps")
+        sizes = self.inference_benchmark_batch_sizes
+        if not sizes or min(sizes) < 1:
+            raise ValueError(
+                "expected --inference_benchmark_batch_sizes of integers from 1, such as "
+                f"1,64,4096, found {','.join(map(str, sizes)) or 'none'}"
+            )
         if self.early_stop != -1 and self.early_stop < 1:
             raise ValueError(
                 f"expected --early_stop of 1 or more, or -1 for none, found {self.early_stop}"
@@ -304,9 +319,10 @@ class Config:
     def __post_init__(self) -> None:
         checkpoint = self.checkpoint
         named = checkpoint.checkpoint_dir or checkpoint.resume not in ("auto", "none")
-        if self.run.mode == "test" and not named:
+        if self.run.mode != "train" and not named:
             raise ValueError(
-                "--mode=test: no checkpoint named; set --checkpoint_dir=FOLDER or --resume=PATH"
+                f"--mode={self.run.mode}: no checkpoint named; set --checkpoint_dir=FOLDER or "
+                "--resume=PATH"
             )
         self.optimizer.schedule(self.data.global_batch_size)  # checked before anything is built
 

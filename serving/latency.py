@@ -1,22 +1,25 @@
 """Latencies of scorers and servers: percentiles, a table, JSON and a picture over batch sizes.
 
-What was measured, and how, is the caller's concern: seconds come in, text and files go out.
+What a request is, and what answers it, is the caller's concern.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dlrm.formats import atomic_files
 from dlrm.formats.file_names import StrPath
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+WARMUP = 10  # requests; a graph is compiled in the first ones
+_TURN = 20  # requests of a variant before it is the next one's turn
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 7.0, 120
 
 _COLORS = ("#2463a8", "#c2571a", "#1d8156", "#7b3f98", "#8a6d00", "#666666")
@@ -90,6 +93,40 @@ class Latency:
             **{_name(p) + "_ms": 1e3 * value for p, value in self.percentiles.items()},
             "samples_per_second": self.samples_per_second,
         }
+
+
+def measure_in_turn(
+    variants: Mapping[str, Callable[[int], object]], requests: int, *, warmup: int = WARMUP
+) -> dict[str, NDArray[np.float64]]:
+    """Measures variants in turn, a few requests at a time, so that noise hits all alike.
+
+    The first requests of a variant do not count, and neither does that with which it takes its
+    turn: its threads then wake up, and those of the variant before fall asleep.
+
+    Args:
+        variants: Makes the request of a number, by the variant's name; it returns when it has the
+            answer. All variants get the same numbers.
+        requests: Number of requests to measure of each.
+        warmup: Number of requests before the first that counts.
+
+    Returns:
+        The seconds of each request by the variant's name, float64 [requests].
+    """
+    seconds: dict[str, NDArray[np.float64]] = {name: np.empty(requests) for name in variants}
+    for request in variants.values():
+        for number in range(warmup):
+            request(number)
+    names = list(variants)
+    for turn, first in enumerate(range(0, requests, _TURN)):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            request = variants[name]
+            request(first)
+            for number in range(first, min(first + _TURN, requests)):
+                begin = time.perf_counter()
+                request(number)
+                seconds[name][number] = time.perf_counter() - begin
+    return seconds
 
 
 def latency_table(latencies: Iterable[Latency]) -> str:

@@ -9,6 +9,7 @@ package.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -70,17 +71,23 @@ def write_saved_model(checkpoint: Path, artifact: Artifact, out: Path) -> None:
     scorer = SavedScorer(
         model, artifact.model, artifact.tables, artifact.packing, rules, ordered=artifact.row_order
     )
-    tf.saved_model.save(
-        scorer,
-        str(out),
-        signatures=scorer.signatures(),
-        # Nobody trains it, and the gradients would double the graph.
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-    )
+    with quiet():
+        tf.saved_model.save(scorer, str(out), signatures=scorer.signatures())
     # The sum in it is of the empty variables, so all models of a shape would look the same.
     (out / "fingerprint.pb").unlink(missing_ok=True)
     with _opened(artifact, scorer.pending()) as pending:
         fill_variables(out / "variables" / "variables", pending)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TensorFlow from logging each part of a SavedModel that it writes or reads."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _dense_model(checkpoint: Path, manifest: Manifest) -> DLRM:

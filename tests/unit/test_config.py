@@ -55,6 +55,8 @@ OUR_FLAGS: dict[str, Any] = {
     "resume": "auto",
     "ignore_data_change": False,
     "stall_timeout": 300.0,
+    "inference_benchmark_batch_sizes": (1, 64, 4096),
+    "inference_benchmark_steps": 200,
 }
 CHOICES = {
     "embedding": ["auto", "alltoall", "sok", "sok_dynamic"],
@@ -62,7 +64,7 @@ CHOICES = {
     "amp_dtype": ["float16", "bfloat16"],
     "verify_data": ["off", "size", "full"],
     "bad_ids": ["error", "clip", "zero"],
-    "mode": ["train", "test"],
+    "mode": ["train", "test", "inference_benchmark"],
 }
 PRESETS = sorted((ROOT / "presets").iterdir())
 
@@ -131,8 +133,8 @@ def test_defaults_are_frozen() -> None:
 def test_flags_are_the_fields() -> None:
     result = parsed("--use_synthetic_dataset")
     frozen = {**BENCHMARK_FLAGS, **OUR_FLAGS}
-    for name in ("bottom_mlp", "top_mlp"):
-        frozen[name] = [str(units) for units in frozen[name]]
+    for name in ("bottom_mlp", "top_mlp", "inference_benchmark_batch_sizes"):
+        frozen[name] = [str(number) for number in frozen[name]]
     assert result["defaults"] == frozen
     assert result["choices"] == CHOICES
     assert all(len(text) > 10 for text in result["help"].values())
@@ -169,9 +171,10 @@ def test_every_flag_arrives() -> None:
         "keep_checkpoints": 4,
         "resume": "a/checkpoint",
         "stall_timeout": 30.5,
+        "inference_benchmark_steps": 23,
     }
     written = [f"--{name}={value}" for name, value in given.items()]
-    written += ["--bottom_mlp=16,8", "--top_mlp=32,1"]
+    written += ["--bottom_mlp=16,8", "--top_mlp=32,1", "--inference_benchmark_batch_sizes=2,3"]
     written += ["--amp", "--xla=true", "--compress=True", "--eval_in_last=1", "--nocustom_interact"]
     written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
     config = parsed(*written)["config"]
@@ -183,6 +186,7 @@ def test_every_flag_arrives() -> None:
         "use_synthetic_dataset": False,
         "bottom_mlp": [16, 8],
         "top_mlp": [32, 1],
+        "inference_benchmark_batch_sizes": [2, 3],
     }
 
 
@@ -229,6 +233,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"warmup_steps": -1}, ["--warmup_steps", "-1"]),
     ({"warmup_steps": 10, "decay_start_step": 9}, ["--warmup_steps", "--decay_start_step"]),
     ({"decay_steps": -1}, ["--decay_steps", "-1"]),
+    ({"inference_benchmark_steps": 0}, ["--inference_benchmark_steps", "1 or more", "found 0"]),
+    ({"inference_benchmark_batch_sizes": (4, 0)}, ["--inference_benchmark_batch_sizes", "4,0"]),
+    ({"inference_benchmark_batch_sizes": ()}, ["--inference_benchmark_batch_sizes", "none"]),
+    ({"mode": "inference_benchmark"}, ["--mode=inference_benchmark", "--checkpoint_dir=FOLDER"]),
 ]
 
 
@@ -255,6 +263,10 @@ def test_heavy_modules_are_really_blocked(light: dict[str, str]) -> None:
         (["--data_dir=x", "--embedding_dim=64"], ["--embedding_dim", "expected 64"]),
         (["--data_dir=x", "--bottom_mlp=512,a,128"], ["--bottom_mlp", "512,a,128", "integers"]),
         (["--data_dir=x", "--top_mlp="], ["--top_mlp"]),
+        (
+            ["--data_dir=x", "--inference_benchmark_batch_sizes=1,many"],
+            ["--inference_benchmark_batch_sizes", "integers such as 1,64,4096", "1,many"],
+        ),
         (["--data_dir", "x", "y"], ["'y'", "--name=value"]),
     ],
     ids=str,

@@ -1,0 +1,295 @@
+"""Measures how fast a checkpoint answers: the trainer, a SavedModel of it and the scorer, in turn.
+
+    1. the checkpoint is loaded as an evaluation does, by one process;
+    2. it is exported to a temporary folder, whose SavedModel and artifact are opened;
+    3. all three must give the same logits;
+    4. each batch size is measured, then reported.
+
+The flags, and what a latency is, are no concern of this module.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dlrm import embedding
+from dlrm.checkpoint.resume import resume
+from dlrm.checkpoint.state import State
+from dlrm.config import Config
+from dlrm.data import Batches, Data
+from dlrm.data.batch import FloatArray, IntArray
+from dlrm.distributed import devices
+from dlrm.distributed.collective import Collective, connect
+from dlrm.formats.json_files import write_json_object
+from dlrm.formats.quantities import plural
+from dlrm.reporting.machine import hardware, versions
+from dlrm.train.build import NO_LIMIT, BuildModel, fused_table, place_tables
+from dlrm.train.optimizers import dense_optimizer, row_optimizer
+from dlrm.train.run import OpenData, describe
+from dlrm.train.step import TrainingStep
+from serving import scorer_library
+from serving.artifact import SAVED_MODEL
+from serving.export import ExportOptions, export
+from serving.latency import Latency, latency_table, measure_in_turn, plot_latency
+from serving.saved_model import quiet
+from serving.scorer import Scorer
+
+JSON_FILE, PICTURE = "inference_benchmark.json", "inference_benchmark.png"
+TENSORFLOW, SAVEDMODEL, SCORER = "TensorFlow", "SavedModel", "scorer"
+CLOSE = 1e-5  # logits of two variants, where both compute in float32
+_MOST_SAMPLES = 1 << 18  # that are held; requests beyond them take the same samples again
+
+Score = Callable[[FloatArray, IntArray], FloatArray]  # [B, D], [B, T] -> logits [B]
+
+
+class Samples(NamedTuple):
+    """Test samples: dense float32 [n, D] and ids int32 [n, T]."""
+
+    dense: FloatArray
+    ids: IntArray
+
+    def requests(self, batch_size: int, count: int) -> list[Samples]:
+        """Cuts at most `count` requests of `batch_size` samples, at least one.
+
+        Too few samples are taken again and again.
+        """
+        distinct = max(1, min(count, len(self.ids) // batch_size))
+        rows = np.arange(distinct * batch_size).reshape(distinct, batch_size) % len(self.ids)
+        return [Samples(self.dense[row], self.ids[row]) for row in rows]
+
+
+def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) -> None:
+    """Measures, prints a table and writes the results into `--run_dir`.
+
+    Args:
+        config: The settings.
+        open_data: Opens the data, as for a run.
+        build_model: Builds the dense part.
+
+    Raises:
+        ValueError: There are several ranks or no checkpoint, or the variants do not agree.
+        OSError: The scorer is not built, or a file cannot be read or written.
+    """
+    collective = connect(2 * config.run.stall_timeout or NO_LIMIT)
+    if collective.size > 1:
+        raise ValueError(
+            f"--mode=inference_benchmark: expected one rank, found {collective.size}; start "
+            "main.py without a launcher"
+        )
+    scorer_library.load()  # whose absence is better known before the work than after it
+    # Each operation uses all cores, as where TensorFlow serves.
+    devices.claim(collective.local_rank, core_per_operation=False)
+    sizes, steps = config.run.inference_benchmark_batch_sizes, config.run.inference_benchmark_steps
+    data = open_data(config, collective.rank, collective.size)
+    samples = take(data.test, min(_MOST_SAMPLES, max(sizes) * steps))
+    check_ids(samples.ids, data.vocab_sizes)
+    trained = Trained(config, collective, data, build_model)
+    run_dir = Path(config.report.run_dir) if config.report.run_dir else None
+    if run_dir:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="inference_benchmark-", dir=run_dir) as folder:
+        artifact = Path(folder) / "artifact"
+        export(trained.checkpoint, artifact, ExportOptions(), lambda line: None)
+        with Scorer.open(artifact) as scorer:
+            others = {SAVEDMODEL: saved_model(artifact / SAVED_MODEL), SCORER: scorer.score}
+            differences = compare(trained, others, samples.requests(max(sizes), 1)[0])
+            latencies = list(measure(trained, others, samples, sizes, steps))
+    say(latency_table(latencies))
+    for name, difference in differences.items():
+        say(f"largest difference of a logit from TensorFlow's: {name} {difference:.2g}")
+    if not config.model.amp and max(differences.values()) > CLOSE:
+        raise ValueError(
+            f"expected logits within {CLOSE:g} of TensorFlow's, found the differences above; "
+            "serve with the model.py that trained the checkpoint"
+        )
+    if run_dir:
+        report(run_dir, config, trained, latencies, differences)
+
+
+class Trained:
+    """A checkpoint as the trainer holds it, for batches of any size.
+
+    Args:
+        config: The settings.
+        collective: This process alone.
+        data: The data, opened.
+        build_model: Builds the dense part.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        step: Number of steps that training had done.
+
+    Raises:
+        ValueError: There is no checkpoint, it does not fit, or memory does not suffice.
+    """
+
+    def __init__(
+        self, config: Config, collective: Collective, data: Data, build_model: BuildModel
+    ) -> None:
+        self._config, self._collective, self._data = config, collective, data
+        backend, placement = place_tables(config, collective, data)
+        say(placement)
+        self._lanes = 1 if config.model.xla else devices.lanes()
+        self._model = build_model(config)
+        self._tables = embedding.create(
+            backend,
+            fused_table(config, data),
+            collective,
+            optimizer=row_optimizer(config.optimizer),
+            gpu_gib=config.embedding.sok_gpu_gb,
+            compress=config.embedding.compress,
+            bad_ids=config.embedding.bad_ids,
+            exchange_dtype=config.model.compute_dtype,
+            table_groups=self._lanes,
+        )
+        self._steps: dict[int, TrainingStep] = {}
+        options = config.checkpoint
+        resumed = resume(
+            options.resume,
+            Path(options.checkpoint_dir) if options.checkpoint_dir else None,
+            describe(config, data),
+            State(self._step(1).dense, self._tables),
+            collective,
+            ignore_data_change=True,
+            on_message=say,
+        )
+        if resumed is None:
+            raise ValueError(
+                f"--mode={config.run.mode}: no checkpoint in {options.checkpoint_dir}; set "
+                "--resume=PATH"
+            )
+        self.checkpoint, self.step = resumed.path, resumed.position.step
+
+    def score(self, dense: FloatArray, ids: IntArray) -> FloatArray:
+        """Computes logits as an evaluation does, [B, D], [B, T] -> [B]."""
+        logits, _ = self._step(len(ids)).score(dense, ids)
+        return np.asarray(logits)
+
+    def _step(self, batch_size: int) -> TrainingStep:
+        """The step of a batch size; all of them share model and tables."""
+        if batch_size not in self._steps:
+            self._steps[batch_size] = TrainingStep(
+                self._model,
+                self._tables,
+                dense_optimizer(self._config.optimizer),
+                self._collective,
+                num_dense=self._data.num_dense,
+                local_batch=batch_size,
+                lanes=math.gcd(self._lanes, batch_size),
+                compiled=self._config.model.whole_graph_xla,
+            )
+            self._steps[batch_size].build()
+        return self._steps[batch_size]
+
+
+def saved_model(folder: Path) -> Score:
+    """Loads a SavedModel, and returns what scores with it."""
+    # The signature keeps the variables only as long as the whole is kept.
+    with quiet():
+        loaded = tf.saved_model.load(str(folder))
+
+    def score(dense: FloatArray, ids: IntArray) -> FloatArray:
+        signature = loaded.signatures["serving_default"]
+        return np.asarray(signature(dense=tf.constant(dense), ids=tf.constant(ids))["logits"])
+
+    return score
+
+
+def take(batches: Batches, count: int) -> Samples:
+    """The first `count` samples of the test data, or all of them if there are fewer."""
+    parts: list[tuple[FloatArray, IntArray]] = []
+    left = count
+    for batch in batches:
+        valid = min(batch.valid, left)
+        parts.append((batch.dense[:valid], batch.ids[:valid]))
+        left -= valid
+        if not left:
+            break
+    dense, ids = zip(*parts)
+    return Samples(np.concatenate(dense), np.concatenate(ids))
+
+
+def check_ids(ids: IntArray, vocab_sizes: Sequence[int]) -> None:
+    """Refuses ids outside their table, which only the trainer can be told to accept.
+
+    Raises:
+        ValueError: The message names the first of them.
+    """
+    bad = np.argwhere((ids < 0) | (ids >= np.array(vocab_sizes)))
+    if len(bad):
+        sample, table = bad[0]
+        raise ValueError(
+            f"test sample {sample}: expected an id in [0, {vocab_sizes[table]}) for table {table}, "
+            f"found {ids[sample, table]}; correct vocab_sizes in metadata.json or the data"
+        )
+
+
+def compare(trained: Trained, others: Mapping[str, Score], samples: Samples) -> dict[str, float]:
+    """The largest difference of each variant's logits from the trainer's."""
+    expected = trained.score(*samples)
+    return {name: float(np.abs(score(*samples) - expected).max()) for name, score in others.items()}
+
+
+def measure(
+    trained: Trained,
+    others: Mapping[str, Score],
+    samples: Samples,
+    sizes: Sequence[int],
+    steps: int,
+) -> Iterator[Latency]:
+    """Measures the variants at each batch size."""
+    scores = {TENSORFLOW: trained.score, **others}
+    for size in sizes:
+        say(f"measuring {steps} requests of {size:,}")
+        requests = samples.requests(size, steps)
+
+        def calls(score: Score, requests: Sequence[Samples] = requests) -> Callable[[int], object]:
+            return lambda number: score(*requests[number % len(requests)])
+
+        seconds = measure_in_turn({name: calls(score) for name, score in scores.items()}, steps)
+        for name, values in seconds.items():
+            yield Latency.of(name, size, values)
+
+
+def report(
+    run_dir: Path,
+    config: Config,
+    trained: Trained,
+    latencies: Sequence[Latency],
+    differences: Mapping[str, float],
+) -> None:
+    """Writes the JSON file and the picture.
+
+    Raises:
+        OSError: One of them cannot be written.
+    """
+    machine = hardware()
+    content: dict[str, Any] = {
+        "checkpoint": str(trained.checkpoint),
+        "step": trained.step,
+        "steps": config.run.inference_benchmark_steps,
+        "bottom_mlp": config.model.bottom_mlp,
+        "top_mlp": config.model.top_mlp,
+        "embedding_dim": config.model.embedding_dim,
+        "versions": versions(),
+        "hardware": machine,
+        "largest_logit_difference": dict(differences),
+        "latencies": [latency.to_json() for latency in latencies],
+    }
+    write_json_object(run_dir / JSON_FILE, content, indent=1)
+    cores = len(os.sched_getaffinity(0))
+    plot_latency(run_dir / PICTURE, latencies, f"{plural(cores, 'core')} of {machine['cpu']}")
+    say(f"written: {run_dir / JSON_FILE}, {run_dir / PICTURE}")
+
+
+def say(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
