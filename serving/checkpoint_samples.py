@@ -100,6 +100,11 @@ class ModelSamples:
         starts = [self.num_samples * n // count for n in range(count)]
         return [(start, start + size) for start, size in zip(starts, sizes)]
 
+    def pieces_of(self, start: int, stop: int) -> list[Piece]:
+        """Samples [start, stop) cut into pieces."""
+        starts = range(start, stop, PIECE_SAMPLES)
+        return [(first, min(first + PIECE_SAMPLES, stop)) for first in starts]
+
     def _check_ids(self, start: int, ids: NDArray[np.int32]) -> None:
         bad = (ids < 0) | (ids >= self._sizes)
         if bad.any():

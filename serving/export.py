@@ -146,7 +146,7 @@ def export(
         if options.saved_model:
             files.update(_write_saved_model(checkpoint, artifact))
             tell(SAVED_MODEL, size_text(_size_below(SAVED_MODEL, files)))
-        quality = _evaluate(artifact, options.data)
+        quality = _evaluate(artifact, options.data, checkpoint)
         files.update(write_model_card(artifact, manifest, weights, Costs(errors, quality)))
         tell(MODEL_CARD_MD, size_text(files[MODEL_CARD_MD].size))
         artifact.write()
@@ -213,11 +213,11 @@ def _size_below(folder: str, files: Mapping[str, FileDigest]) -> int:
     return sum(digest.size for name, digest in files.items() if name.startswith(f"{folder}/"))
 
 
-def _evaluate(artifact: Artifact, data: Path | None) -> Comparison | None:
+def _evaluate(artifact: Artifact, data: Path | None, checkpoint: Path) -> Comparison | None:
     """The artifact's quality on a split folder, beside the float32 model's."""
     if data is None:
         return None
     artifact.write()  # The scorer reads it; under its temporary name it passes for no artifact.
     from serving.evaluate import evaluate
 
-    return evaluate(artifact.folder, data)
+    return evaluate(artifact.folder, data, checkpoint=checkpoint)
