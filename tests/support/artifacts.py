@@ -98,6 +98,7 @@ def write_artifact(
     dictionary: bool = False,
     missing_is_value: bool = True,
     modulus: int | None = None,
+    largest_row_value: float = 1,
     seed: int = 0,
     step: int = 3,
 ) -> ArtifactReference:
@@ -108,7 +109,10 @@ def write_artifact(
     folder.mkdir(parents=True)
     files: dict[str, dict[str, Any]] = {}
 
-    rows = [generator.uniform(-1, 1, (size, width)).astype("<f4") for size in vocab_sizes]
+    rows = [
+        (generator.uniform(-1, 1, (size, width)) * largest_row_value).astype("<f4")
+        for size in vocab_sizes
+    ]
     stored, decoded, scales = _encode(rows, tables)
     count = sum(vocab_sizes)
     position_type = "<i8" if count >= 2**31 else "<i4"

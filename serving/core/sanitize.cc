@@ -1,0 +1,155 @@
+// Scores on every instruction set with arrays that fill their allocations, so that the sanitizers
+// detect any access outside them.
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <vector>
+
+#include "scorer.h"
+
+namespace {
+
+// Values in an allocation of their own, of which they are the end.
+template <typename T>
+class Values {
+ public:
+  explicit Values(int64_t count) : memory_(static_cast<size_t>(count + 1)) {
+    for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = static_cast<T>(i % 5);
+  }
+  T* begin() { return memory_.data() + 1; }
+
+ private:
+  std::vector<T> memory_;
+};
+
+struct Shape {
+  std::vector<int64_t> vocab_sizes;
+  int64_t width, num_dense;
+  std::vector<int64_t> bottom, top;
+};
+
+// The layers of an MLP and their arrays.
+struct Layers {
+  Layers(std::vector<int64_t> sizes, bool int8, bool last_relu) {
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) {
+      const int64_t inputs = sizes[i], outputs = sizes[i + 1];
+      floats.emplace_back(int8 ? 0 : inputs * outputs);
+      bytes.emplace_back(int8 ? inputs * outputs : 0);
+      biases.emplace_back(outputs);
+      scales.emplace_back(outputs);
+      input_scales.emplace_back(inputs);
+      zeros.emplace_back(inputs);
+      for (int64_t j = 0; j < inputs; ++j) input_scales.back().begin()[j] = 0.5f;
+      const void* const kernel =
+          int8 ? static_cast<const void*>(bytes.back().begin()) : floats.back().begin();
+      layers.push_back({inputs, outputs, int8, last_relu || i + 2 < sizes.size(), kernel,
+                        biases.back().begin(), scales.back().begin(), input_scales.back().begin(),
+                        zeros.back().begin()});
+    }
+  }
+  std::vector<Values<float>> floats, biases, scales, input_scales;
+  std::vector<Values<int8_t>> bytes;
+  std::vector<Values<int32_t>> zeros;
+  std::vector<ScorerLayer> layers;
+};
+
+bool run(const Shape& shape, int level, int32_t row_type, bool int8) {
+  const int64_t tables = static_cast<int64_t>(shape.vocab_sizes.size());
+  const int64_t pairs = tables * (tables + 1) / 2;
+  std::vector<int64_t> bottom = {shape.num_dense}, top = {(shape.width + pairs + 7) / 8 * 8};
+  bottom.insert(bottom.end(), shape.bottom.begin(), shape.bottom.end());
+  top.insert(top.end(), shape.top.begin(), shape.top.end());
+  Layers bottom_layers(bottom, int8, true), top_layers(top, int8, false);
+  int64_t keys = 0;
+  for (int64_t size : shape.vocab_sizes) keys += size;
+  const int64_t row_bytes[] = {shape.width * 4, shape.width * 2, shape.width, shape.width + 8};
+  Values<char> rows(keys * row_bytes[row_type] + 3);  // so that they begin at a multiple of 4
+  Values<float> scales(tables);
+  Values<int32_t> positions(keys);
+  for (int64_t key = 0; key < keys; ++key) {
+    positions.begin()[key] = static_cast<int32_t>(keys - 1 - key);
+  }
+  Values<int64_t> moduli(tables), dictionary(tables);
+  Values<int32_t> dictionary_ids(tables);
+  for (int64_t table = 0; table < tables; ++table) {
+    dictionary.begin()[table] = table << 32 | 1;
+    dictionary_ids.begin()[table] = 0;
+  }
+  ScorerModel model = {};
+  model.num_dense = shape.num_dense;
+  model.tables = tables;
+  model.width = shape.width;
+  model.vocab_sizes = shape.vocab_sizes.data();
+  model.row_type = row_type;
+  model.table_scales = scales.begin();
+  model.rows = rows.begin() + 3;
+  model.hot_rows = keys / 2;
+  model.positions = positions.begin();
+  model.position_bytes = 4;
+  model.bottom_count = static_cast<int32_t>(shape.bottom.size());
+  model.top_count = static_cast<int32_t>(shape.top.size());
+  model.bottom = bottom_layers.layers.data();
+  model.top = top_layers.layers.data();
+  model.dictionary_count = tables;
+  model.dictionary_values = dictionary.begin();
+  model.dictionary_ids = dictionary_ids.begin();
+  model.moduli = moduli.begin();
+  Scorer* const scorer = scorer_open(&model, level, 2);
+  if (!scorer) return false;
+  bool good = true;
+  for (int64_t batch : {0, 1, 2, 5, 17, 130}) {
+    Values<float> dense(batch * shape.num_dense), logits(batch);
+    Values<int32_t> ids(batch * tables), items(batch * (tables - 1));
+    Values<int64_t> values(batch * tables);
+    ScorerFault fault;
+    good &= scorer_look_up(scorer, values.begin(), batch, ids.begin(), &fault) == SCORER_OK;
+    for (int64_t i = 0; i < batch * tables; ++i) {
+      ids.begin()[i] = static_cast<int32_t>(i % shape.vocab_sizes[i % tables]);
+    }
+    good &= scorer_score(scorer, dense.begin(), ids.begin(), batch, logits.begin(), &fault) ==
+            SCORER_OK;
+    if (batch == 0) continue;
+    Values<int32_t> user_tables(1), user_ids(1);
+    user_tables.begin()[0] = 0;
+    user_ids.begin()[0] = 0;
+    for (int64_t i = 0; i < batch * (tables - 1); ++i) items.begin()[i] = 0;
+    good &= scorer_candidates(scorer, dense.begin(), user_tables.begin(), user_ids.begin(), 1,
+                              items.begin(), batch, logits.begin(), &fault) == SCORER_OK;
+    ids.begin()[batch * tables - 1] = -1;
+    good &= scorer_score(scorer, dense.begin(), ids.begin(), batch, logits.begin(), &fault) ==
+                SCORER_BAD_ID &&
+            fault.sample == batch - 1 && fault.column == tables - 1;
+  }
+  scorer_close(scorer);
+  return good;
+}
+
+}  // namespace
+
+int main() {
+  const Shape shapes[] = {
+      {{1}, 1, 1, {1}, {1}},
+      {{3, 1, 2}, 7, 13, {5, 7}, {33, 1}},
+      {{9, 4, 5, 1}, 16, 2, {65, 16}, {31, 32, 1}},
+      {{2, 2, 2, 2, 2}, 33, 17, {33}, {130, 9, 1}},
+  };
+  int runs = 0;
+  for (int level = 0; level < SCORER_LEVELS; ++level) {
+    if (!scorer_supports(level)) continue;
+    for (const Shape& shape : shapes) {
+      for (int32_t type : {SCORER_FLOAT32, SCORER_FLOAT16, SCORER_INT8, SCORER_INT8_ROWS}) {
+        for (bool int8 : {false, true}) {
+          if (!run(shape, level, type, int8)) {
+            printf("level %d, rows of type %d: failed\n", level, type);
+            return EXIT_FAILURE;
+          }
+          ++runs;
+        }
+      }
+    }
+  }
+  printf("%d runs of scorers on levels up to %d\n", runs, scorer_cpu_level());
+  return EXIT_SUCCESS;
+}
