@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from serving.latency import PERCENTILES, Latency, latency_table, plot_latency
+from serving.latency import PERCENTILES, Latency, latency_table, measure_in_turn, plot_latency
 
 # Independent of TensorFlow, Keras, NumPy's version and SOK.
 pytestmark = pytest.mark.one_profile
@@ -72,3 +74,25 @@ def test_the_picture(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["latency.png"]
     height, width, _ = imread(tmp_path / "latency.png").shape
     assert (width, height) == (1080, 840)
+
+
+def test_variants_are_measured_in_turn() -> None:
+    """The same numbers for all, and no variant long before another."""
+    calls: list[tuple[str, int]] = []
+    variants = {
+        name: lambda number, name=name: calls.append((name, number)) for name in ("a", "b", "c")
+    }
+    seconds = measure_in_turn(variants, 50, warmup=3)
+    assert all(len(values) == 50 and (values > 0).all() for values in seconds.values())
+    assert [name for name, _ in calls[:9]] == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    turns = [(name, [n for _, n in group]) for name, group in groupby(calls[9:], lambda c: c[0])]
+    for name in variants:
+        # The first request of a turn is made twice, and counts the second time.
+        numbers = [n for turn, group in turns if turn == name for n in group[1:]]
+        assert numbers == list(range(50))
+    assert [name for name, _ in turns] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+
+
+def test_what_a_request_takes_is_what_is_measured() -> None:
+    seconds = measure_in_turn({"slow": lambda _: time.sleep(0.01)}, 5, warmup=0)
+    assert 0.01 <= Latency.of("slow", 1, seconds["slow"]).percentiles[50.0] < 0.1
