@@ -11,29 +11,30 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
-from numpy.typing import NDArray
-
-from dlrm.checkpoint.manifest import ModelShape, read_manifest
+from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import FileDigest, digest_file, write_tensors
 from dlrm.formats import atomic_files
 from dlrm.formats.packed_ids import plan
 from dlrm.formats.quantities import size_text
 from preprocess.outputs import lock
+from serving import scorer_library
 from serving.artifact import (
     DENSE_FILE,
     DICTIONARY_FILE,
-    MODEL_CARD_MD,
     POSITIONS,
     ROW_ORDER_FILE,
     SAVED_MODEL,
     TABLES_FILE,
     Artifact,
 )
+from serving.calibration import read_calibration
+from serving.checkpoint_samples import ModelSamples
+from serving.dense_int8 import quantise
 from serving.dense_weights import read_dense
 from serving.dictionary import write_dictionary
 from serving.model_card import Costs, write_model_card
@@ -109,29 +110,28 @@ def export(
     manifest = read_manifest(checkpoint)
     model = manifest.model
     weights = read_dense(checkpoint, manifest)
+    calibration = read_calibration(options.calibration) if options.calibration else None
+    if options.data is not None:
+        # Before hours of work: the data fits, and the scorer is built.
+        ModelSamples(options.data, model)
+        scorer_library.load()
     with _whole_folder(out) as folder:
-
-        def tell(name: str, note: str) -> None:
-            on_message(f"{out / name}: {note}")
-
-        files: dict[str, FileDigest] = {}
+        files = _Files(out, on_message)
         rules = None
         if options.dictionary is not None:
-            rules, files[DICTIONARY_FILE] = write_dictionary(options.dictionary, model, folder)
-            tell(DICTIONARY_FILE, size_text(files[DICTIONARY_FILE].size))
-        files[DENSE_FILE] = _write_dense(weights, model, options, folder)
-        tell(DENSE_FILE, f"{options.dense}, {size_text(files[DENSE_FILE].size)}")
+            rules, digest = write_dictionary(options.dictionary, model, folder)
+            files.add(DICTIONARY_FILE, digest)
+        dense = quantise(weights, calibration, model) if calibration else weights
+        files.add(DENSE_FILE, write_tensors(folder / DENSE_FILE, dense), options.dense)
         order = None
         if options.row_frequencies is not None:
             order = order_by_use(read_counts(options.row_frequencies, model.vocab_sizes))
-            files[ROW_ORDER_FILE] = write_tensors(
-                folder / ROW_ORDER_FILE, {POSITIONS: order.positions}
-            )
-            tell(ROW_ORDER_FILE, size_text(files[ROW_ORDER_FILE].size))
-        files[TABLES_FILE], errors = write_tables(
+            digest = write_tensors(folder / ROW_ORDER_FILE, {POSITIONS: order.positions})
+            files.add(ROW_ORDER_FILE, digest)
+        digest, errors = write_tables(
             checkpoint, manifest, folder / TABLES_FILE, options.tables, order
         )
-        tell(TABLES_FILE, f"{options.tables}, {size_text(files[TABLES_FILE].size)}")
+        files.add(TABLES_FILE, digest, options.tables)
         artifact = Artifact(
             folder,
             model,
@@ -141,16 +141,38 @@ def export(
             order is not None,
             plan(model.vocab_sizes),
             rules,
-            files,
+            files.digests,
         )
         if options.saved_model:
-            files.update(_write_saved_model(checkpoint, artifact))
-            tell(SAVED_MODEL, size_text(_size_below(SAVED_MODEL, files)))
-        quality = _evaluate(artifact, options.data, checkpoint)
-        files.update(write_model_card(artifact, manifest, weights, Costs(errors, quality)))
-        tell(MODEL_CARD_MD, size_text(files[MODEL_CARD_MD].size))
+            for name, digest in _write_saved_model(checkpoint, artifact).items():
+                files.add(name, digest)
+        costs = Costs(errors, calibration, _evaluate(artifact, checkpoint, options.data))
+        for name, digest in write_model_card(artifact, manifest, weights, costs).items():
+            files.add(name, digest)
         artifact.write()
     return dataclasses.replace(artifact, folder=out)
+
+
+class _Files:
+    """The files of an artifact that are complete.
+
+    Args:
+        out: The folder in which they will be.
+        on_message: Called with a line for each.
+
+    Attributes:
+        digests: The digest of each file by name.
+    """
+
+    def __init__(self, out: Path, on_message: Callable[[str], None]) -> None:
+        self._out, self._on_message = out, on_message
+        self.digests: dict[str, FileDigest] = {}
+
+    def add(self, name: str, digest: FileDigest, stored: str = "") -> None:
+        """Adds a file, and tells how its values are stored."""
+        self.digests[name] = digest
+        note = f"{stored}, " if stored else ""
+        self._on_message(f"{self._out / name}: {note}{size_text(digest.size)}")
 
 
 @contextlib.contextmanager
@@ -184,19 +206,6 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _write_dense(
-    weights: Mapping[str, NDArray[Any]], model: ModelShape, options: ExportOptions, folder: Path
-) -> FileDigest:
-    tensors = weights
-    if options.dense == INT8:
-        from serving.calibration import read_calibration
-        from serving.dense_int8 import quantise
-
-        assert options.calibration is not None
-        tensors = quantise(weights, read_calibration(options.calibration), model)
-    return write_tensors(folder / DENSE_FILE, tensors)
-
-
 def _write_saved_model(checkpoint: Path, artifact: Artifact) -> dict[str, FileDigest]:
     """Writes the SavedModel; returns the digest of each of its files."""
     folder = artifact.folder
@@ -208,16 +217,11 @@ def _write_saved_model(checkpoint: Path, artifact: Artifact) -> dict[str, FileDi
     return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
 
 
-def _size_below(folder: str, files: Mapping[str, FileDigest]) -> int:
-    """The size of all files in a folder of the artifact."""
-    return sum(digest.size for name, digest in files.items() if name.startswith(f"{folder}/"))
-
-
-def _evaluate(artifact: Artifact, data: Path | None, checkpoint: Path) -> Comparison | None:
+def _evaluate(artifact: Artifact, checkpoint: Path, data: Path | None) -> Comparison | None:
     """The artifact's quality on a split folder, beside the float32 model's."""
     if data is None:
         return None
-    artifact.write()  # The scorer reads it; under its temporary name it passes for no artifact.
+    artifact.write()  # The scorer reads it; the folder's name still says that it is unfinished.
     from serving.evaluate import evaluate
 
     return evaluate(artifact.folder, data, checkpoint=checkpoint)

@@ -21,7 +21,14 @@ from dlrm.config import SETTINGS
 from dlrm.formats import atomic_files
 from dlrm.formats.json_files import json_text
 from dlrm.reporting.event_log import jsonable
-from serving.artifact import MODEL_CARD_JSON, MODEL_CARD_MD, Artifact
+from serving.artifact import (
+    DENSE_FILE,
+    MODEL_CARD_JSON,
+    MODEL_CARD_MD,
+    Artifact,
+    map_tensors,
+)
+from serving.calibration import Calibration
 from serving.model_card_text import markdown
 from serving.row_encoding import TABLE_TYPES, row_bytes
 from serving.table_files import RowErrors
@@ -38,10 +45,12 @@ class Costs(NamedTuple):
 
     Attributes:
         tables: The errors of each table's values.
+        calibration: The calibration of int8 MLPs; None where they are float32.
         quality: The quality of the predictions beside the float32 model's; None if not measured.
     """
 
     tables: Sequence[RowErrors]
+    calibration: Calibration | None
     quality: Comparison | None
 
 
@@ -72,15 +81,14 @@ def _content(
     """The content of `model_card.json`."""
     model = artifact.model
     rows, width = artifact.keys, model.embedding_dim
-    parameters = sum(value.size for value in weights.values())
+    dense = map_tensors(artifact.folder / DENSE_FILE)
     content = {
         "format": 1,
         "model": {
             **dataclasses.asdict(model),
             "tables": len(model.vocab_sizes),
             "rows": rows,
-            "table_parameters": rows * width,
-            "dense_parameters": parameters,
+            "parameters": {"tables": rows * width, **_by_mlp(weights, "size")},
         },
         "stored": {
             "tables": artifact.tables,
@@ -88,6 +96,7 @@ def _content(
             "row_order": "by use" if artifact.row_order else "by key",
             "bytes_per_row": row_bytes(artifact.tables, width),
             "bytes": {name: artifact.files[name].size for name in sorted(artifact.files)},
+            "mlp_bytes": _by_mlp(dense, "nbytes"),
             "row_bytes_by_type": {name: rows * row_bytes(name, width) for name in TABLE_TYPES},
         },
         "training": {
@@ -98,11 +107,24 @@ def _content(
         },
         "cost": {
             "tables": _table_costs(costs.tables, model.vocab_sizes),
+            "calibration": _calibration(costs.calibration),
             "quality": None if costs.quality is None else dataclasses.asdict(costs.quality),
         },
         "limits": _limits(artifact),
     }
     return dict(jsonable(content))  # type: ignore[call-overload]
+
+
+def _by_mlp(tensors: Mapping[str, NDArray[Any]], attribute: str) -> dict[str, int]:
+    """The sum of an attribute over the tensors of each MLP."""
+    return {
+        mlp: sum(
+            getattr(value, attribute)
+            for name, value in tensors.items()
+            if name.startswith(f"{mlp}_")
+        )
+        for mlp in ("bottom", "top")
+    }
 
 
 def shaping_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +167,14 @@ def _table_costs(errors: Sequence[RowErrors], vocab_sizes: Sequence[int]) -> dic
         "largest_magnitude": max(table.magnitude for table in errors),
         "by_table": [table._asdict() for table in errors],
     }
+
+
+def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
+    """On what the inputs of int8 layers were seen."""
+    if calibration is None:
+        return None
+    names = ("samples", "method", "data")
+    return {name: getattr(calibration, name) for name in names}
 
 
 def _limits(artifact: Artifact) -> dict[str, Any]:

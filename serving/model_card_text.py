@@ -38,24 +38,20 @@ def _parts(card: Mapping[str, Any]) -> Iterator[str]:
     model, stored = card["model"], card["stored"]
     yield "## Model"
     yield ""
+    parameters = model["parameters"]
     lines = [
         (
             "tables",
             f"{model['rows']:,} rows of {model['embedding_dim']}",
-            f"{model['table_parameters']:,}",
+            f"{parameters['tables']:,}",
             stored["tables"],
             size_text(stored["row_bytes_by_type"][stored["tables"]]),
         )
     ]
-    for mlp in ("bottom", "top"):
-        units = model[f"{mlp}_mlp"]
-        lines.append((f"{mlp} MLP", "-".join(map(str, units)), "", stored["dense"], ""))
-    lines[1] = (
-        *lines[1][:2],
-        f"{model['dense_parameters']:,} (both)",
-        stored["dense"],
-        f"{size_text(stored['bytes']['dense.safetensors'])} (both)",
-    )
+    for mlp, size in stored["mlp_bytes"].items():
+        shape = "-".join(map(str, model[f"{mlp}_mlp"]))
+        count = f"{parameters[mlp]:,}"
+        lines.append((f"{mlp} MLP", shape, count, stored["dense"], size_text(size)))
     yield from _table(("part", "shape", "parameters", "stored as", "size"), "ttntn", lines)
     yield ""
     sizes = stored["row_bytes_by_type"]
@@ -73,15 +69,19 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
         lines.append(("training's own evaluation", *_figures(evaluation)))
     quality = cost["quality"]
     if quality:
-        lines.append(("float32", *_figures(quality["reference"])))
+        if quality["reference"]:
+            lines.append(("float32 model", *_figures(quality["reference"])))
         lines.append(("this artifact", *_figures(quality["artifact"])))
+    heading = ("measured", "AUC", "log loss", "normalised entropy", "samples")
     if lines:
-        heading = ("", "AUC", "log loss", "normalised entropy", "samples")
         yield from _table(heading, "tnnnn", lines)
-    else:
-        yield "Not measured: the run kept no evaluation of this step, and the export had no --data."
-    tables = cost["tables"]
+        yield ""
+    if quality and quality["reference"]:
+        yield from _kept(quality["artifact"]["auc"], quality["reference"]["auc"])
+    elif not quality:
+        yield "This artifact itself was not measured: the export had no --data."
     yield ""
+    tables = cost["tables"]
     if tables["largest_error"]:
         yield (
             f"Storing the tables as {card['stored']['tables']} changed their values by at most "
@@ -90,6 +90,17 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         yield "The tables are stored without loss."
+    if cost["calibration"]:
+        yield (
+            "The MLPs' weights and inputs take 8 bits; the ranges of the inputs were seen on "
+            f"{cost['calibration']['samples']:,} samples ({cost['calibration']['method']})."
+        )
+
+
+def _kept(auc: float | None, reference: float | None) -> Iterator[str]:
+    """Which share of the float32 model's AUC the artifact has."""
+    if auc and reference:
+        yield f"This artifact has {auc / reference:.4%} of the float32 model's AUC."
 
 
 def _figures(figures: Mapping[str, Any]) -> tuple[str, ...]:

@@ -214,8 +214,9 @@ def test_the_card_tells_shape_size_and_cost(tmp_path, rows):
     folder = make(tmp_path, rows, tables="int8")
     card = json.loads((folder / "model_card.json").read_text())
     assert card["model"]["rows"] == KEYS
-    assert card["model"]["table_parameters"] == KEYS * 6
-    assert card["model"]["dense_parameters"] == sum(value.size for value in WEIGHTS.values())
+    sizes = {"bottom": 3 * 5 + 5 + 5 * 6 + 6, "top": 16 * 8 + 8 + 8 + 1}
+    assert card["model"]["parameters"] == {"tables": KEYS * 6, **sizes}
+    assert card["stored"]["mlp_bytes"] == {mlp: 4 * size for mlp, size in sizes.items()}
     assert card["stored"]["row_bytes_by_type"] == {
         "float32": KEYS * 24, "float16": KEYS * 12, "int8": KEYS * 6, "int8_rows": KEYS * 14,
     }  # fmt: skip
