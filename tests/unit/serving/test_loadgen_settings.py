@@ -56,6 +56,11 @@ def test_conf_files_override_mlperf_and_flags_override_both(tmp_path: Path) -> N
     assert settings.server_target_qps == 50
     assert settings.min_duration_ms == 1000
     assert settings.server_target_latency_ns == 30_000_000
+    flags = {"target_latency_ms": 7.5, "min_query_count": 12}
+    settings = make_settings(wanted(path, **flags), samples=10)
+    assert settings.server_target_latency_ns == 7_500_000
+    assert settings.min_query_count == 12
+    assert settings.server_target_qps == 300.5
 
 
 @pytest.mark.parametrize("scenario", ["Server", "Offline"])
