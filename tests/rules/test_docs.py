@@ -32,7 +32,12 @@ CODE_NAME = re.compile(rf"`([\w./]+\.(?:{SUFFIXES}))(?::([\w.]+))?(?:\(\))?`")
 # `ShardedEmbedding.update`
 MEMBER = re.compile(rf"`([A-Z]\w+)\.(?!(?:{SUFFIXES})`)(\w+)(?:\(\))?`")
 FLAG = re.compile(r"(?<![\w-])--([a-z]\w+)")
-EXTERNAL_FLAGS = {"network", "flagfile", "help"}  # of horovodrun and absl
+EXTERNAL_FLAGS = {
+    *("network", "flagfile", "help"),  # of horovodrun and absl
+    # Of TensorFlow's saved_model_cli, and of TensorFlow Serving.
+    *("dir", "tag_set", "signature_def", "model_config_file", "rest_api_port", "port"),
+    *("enable_batching", "batching_parameters_file"),
+}
 FIXED = 8  # from this many characters on, a piece of an error line must occur in the code
 
 
