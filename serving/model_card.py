@@ -36,6 +36,7 @@ from serving.table_files import RowErrors
 if TYPE_CHECKING:
     from serving.evaluate import Comparison
 
+_FORMAT = 1
 _EVENTS = "events.jsonl"
 _FIGURES = ("auc", "log_loss", "normalised_entropy", "samples")
 
@@ -83,7 +84,7 @@ def _content(
     rows, width = artifact.keys, model.embedding_dim
     dense = map_tensors(artifact.folder / DENSE_FILE)
     content = {
-        "format": 1,
+        "format": _FORMAT,
         "model": {
             **dataclasses.asdict(model),
             "tables": len(model.vocab_sizes),
@@ -93,7 +94,7 @@ def _content(
         "stored": {
             "tables": artifact.tables,
             "dense": artifact.dense,
-            "row_order": "by use" if artifact.row_order else "by key",
+            "row_order": "use" if artifact.row_order else "key",
             "bytes_per_row": row_bytes(artifact.tables, width),
             "bytes": {name: artifact.files[name].size for name in sorted(artifact.files)},
             "mlp_bytes": _by_mlp(dense, "nbytes"),

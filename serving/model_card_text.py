@@ -8,8 +8,7 @@ from typing import Any
 
 from dlrm.formats.quantities import size_text
 
-_NUMBER = "---:"
-_TEXT = ":---"
+_NARROWEST = 4  # a column's rule is at least ---:
 
 
 def markdown(card: Mapping[str, Any]) -> str:
@@ -29,8 +28,8 @@ def _summary(card: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"A DLRM that predicts whether a user clicks, from {model['num_dense']} dense features and "
         f"{model['tables']} ids, after {card['training']['step']:,} steps of training. Its tables "
-        f"are stored as {stored['tables']}, its MLPs as {stored['dense']}, the rows "
-        f"{stored['row_order']}."
+        f"are stored as {stored['tables']}, with rows in order of {stored['row_order']}, and its "
+        f"MLPs as {stored['dense']}."
     )
 
 
@@ -170,7 +169,7 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
 def _table(heading: Sequence[str], kinds: str, lines: Sequence[Sequence[str]]) -> Iterator[str]:
     """A Markdown table whose columns line up as plain text too; `kinds` has n for numbers."""
     widths = [max(map(len, column)) for column in zip(heading, *lines)]
-    widths = [max(width, len(_NUMBER)) for width in widths]
+    widths = [max(width, _NARROWEST) for width in widths]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
@@ -180,9 +179,6 @@ def _table(heading: Sequence[str], kinds: str, lines: Sequence[Sequence[str]]) -
         return f"| {' | '.join(padded)} |"
 
     yield line(heading)
-    rule = {
-        "n": lambda width: "-" * (width - 1) + ":",
-        "t": lambda width: ":" + "-" * (width - 1),
-    }
-    yield line([rule[kind](width) for kind, width in zip(kinds, widths)])
+    rules = ("-" * (width - 1) for width in widths)
+    yield line([f"{rule}:" if kind == "n" else f":{rule}" for kind, rule in zip(kinds, rules)])
     yield from map(line, lines)
