@@ -89,6 +89,12 @@ def exact_auc(scores: NDArray[np.floating[Any]], labels: NDArray[np.floating[Any
     return auc_from_counts(positives, negatives)
 
 
+def probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """The probability of a click for each logit, float32 of the same shape."""
+    with np.errstate(over="ignore"):  # exp of a large number is infinite, and 1 / infinity is 0
+        return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+
+
 def auc_from_counts(positives: NDArray[np.int64], negatives: NDArray[np.int64]) -> float:
     """Computes the area under the ROC curve by trapezoids; samples that share a bin are ties.
 

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.data.batch import FloatArray, Source
-from dlrm.metrics import exact_auc
+from dlrm.metrics import exact_auc, probabilities
 from serving.loadgen.settings import check_data
-from serving.loadgen.system import probabilities
 from serving.scorer import Scorer
 
 _BATCH = 1 << 15

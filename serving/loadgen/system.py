@@ -14,6 +14,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from dlrm.data.batch import FloatArray, IntArray
+from dlrm.metrics import probabilities
 from serving.loadgen.batching import BatchLimit, BatchQueue, Query
 from serving.loadgen.library import SampleLibrary
 
@@ -143,12 +144,6 @@ class ScoringSystem:
                 done.pairs + len(predictions),
                 time.perf_counter() - self._first_query,
             )
-
-
-def probabilities(logits: FloatArray) -> FloatArray:
-    """The sigmoid of logits, float32, any shape; small ones keep their digits."""
-    with np.errstate(over="ignore"):
-        return np.reciprocal(np.float32(1) + np.exp(-logits))
 
 
 def measure_rate(library: SampleLibrary, score: Score, workers: int, max_pairs: int) -> float:

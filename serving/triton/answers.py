@@ -74,9 +74,3 @@ def _unknown_form(request: Request) -> ValueError:
     forms = ", or ".join(" and ".join(names) for names in _FORMS)
     found = ", ".join(sorted(request)) or "none"
     return ValueError(f"expected the inputs {forms}, found {found}")
-
-
-def probabilities(logits: FloatArray) -> FloatArray:
-    """The probability of a click for each logit, float32 of the same shape."""
-    with np.errstate(over="ignore"):  # exp of a large number is infinite, and 1 / infinity is 0
-        return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)

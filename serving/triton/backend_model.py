@@ -17,8 +17,9 @@ import numpy as np
 import triton_python_backend_utils as triton
 from numpy.typing import NDArray
 
+from dlrm.metrics import probabilities
 from serving.scorer import Scorer
-from serving.triton.answers import answer, probabilities
+from serving.triton.answers import answer
 from serving.triton.model_config import HOT_SHARE, LOGIT, PROBABILITY, THREADS, VERIFY
 from serving.triton.repository import ARTIFACT
 

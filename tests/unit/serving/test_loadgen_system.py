@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from dlrm.data import open_split
+from dlrm.metrics import probabilities
 from serving.loadgen.batching import BatchLimit, BatchQueue, Query
 from serving.loadgen.library import SampleLibrary
-from serving.loadgen.system import Answer, ScoringSystem, measure_rate, probabilities
+from serving.loadgen.system import Answer, ScoringSystem, measure_rate
 from tests.support.tiny_data import write_split
 
 PAIRS = 500
