@@ -84,7 +84,8 @@ def bounds(tables, rows):
         return np.repeat(largest, MODEL.vocab_sizes)[:, None] / 127.5 * 0.502
     if tables == "int8_rows":
         return (rows.max(1) - rows.min(1))[:, None] / 255 * 0.501 + 1e-7
-    return abs(rows) * (2.0**-11 if tables == "float16" else 0)
+    # Half a step, and below the normal numbers steps no longer shrink.
+    return np.maximum(abs(rows) * 2.0**-11, 2.0**-25) * (tables == "float16")
 
 
 @pytest.mark.parametrize("ordered", [False, True])
