@@ -17,7 +17,12 @@ REMEDY = "build it with `make serving_core`"
 
 # The numbers of `serving/core/scorer.h`.
 ROW_TYPES = {"float32": 0, "float16": 1, "int8": 2, "int8_rows": 3}
-LEVELS = {"portable": 0, "avx2": 1, "avx2_vnni": 2, "avx512": 3, "avx512_vnni": 4}
+LEVELS = {
+    name: level
+    for level, name in enumerate(
+        ("portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_amx")
+    )
+}
 OK, BAD_ID, BAD_DENSE, BAD_VALUE, NO_MEMORY = range(5)
 USER = -1  # the sample of a fault in the ids of a user
 

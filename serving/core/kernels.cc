@@ -33,6 +33,12 @@ constexpr int kGroup = 1;
 typedef int32_t Quantised;
 #endif
 
+#if defined(__AMX_INT8__)
+constexpr int kWordMultiple = 16;
+#else
+constexpr int kWordMultiple = 1;
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kTileRows = 14;
 #else
@@ -94,7 +100,8 @@ struct FloatKind {
   typedef Vector Sum;
   static constexpr int kWeights = 1;  // of a column in a step
   static ALWAYS_INLINE Vector weights(const float* from) { return load(from); }
-  static ALWAYS_INLINE Vector broadcast(const float* from) { return Vector{} + *from; }
+  // To add zero would be an addition, as it changes -0; to subtract it is none.
+  static ALWAYS_INLINE Vector broadcast(const float* from) { return *from - Vector{}; }
   static ALWAYS_INLINE Vector step(Vector x, Vector w, Vector sum) {
     return multiply_add(x, w, sum);
   }
@@ -266,8 +273,95 @@ void multiply(const LayerCall& call, const typename Kind::Weight* kernel) {
   }
 }
 
+#if defined(__AMX_INT8__)
+
+// The matrix unit multiplies 16 samples and 64 inputs by 64 inputs and 16 columns at once.
+constexpr int kMatrixRows = 16;
+constexpr int kFewestMatrixRows = 4;  // below, vectors are as fast
+
+struct alignas(kLine) MatrixShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {kLine, kLine, kLine, kLine, kLine, kLine, kLine, kLine};
+  uint8_t rows[16] = {kMatrixRows, kMatrixRows, kMatrixRows, kMatrixRows,
+                      kMatrixRows, kMatrixRows, kMatrixRows, kMatrixRows};
+};
+
+// Sums of 16 samples, or 32 if there are `two` times as many, for one panel: [32, panel]. Samples
+// beyond the last one are read from the buffer of the block and mean nothing.
+ALWAYS_INLINE void sum_matrices(const uint32_t* input, int64_t stride, int64_t words,
+                                const int8_t* kernel, bool two, int32_t* sums) {
+  constexpr int kPanelBytes = kPanel * kGroup;
+  const int64_t input_bytes = stride * 4;
+  const uint32_t* const lower = input + kMatrixRows * stride;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < words; k += kMatrixRows, kernel += kMatrixRows * kPanelBytes) {
+    _tile_loadd(6, kernel, kPanelBytes);
+    _tile_loadd(7, kernel + kLine, kPanelBytes);
+    _tile_loadd(4, input + k, input_bytes);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    if (two) {
+      _tile_loadd(5, lower + k, input_bytes);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbusd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, kPanel * 4);
+  _tile_stored(1, sums + kLanes, kPanel * 4);
+  if (two) {
+    _tile_stored(2, sums + kMatrixRows * kPanel, kPanel * 4);
+    _tile_stored(3, sums + kMatrixRows * kPanel + kLanes, kPanel * 4);
+  }
+}
+
+template <int R>
+ALWAYS_INLINE void store_matrix_rows(const LayerCall& call, int64_t row, int64_t column,
+                                     const int32_t* from) {
+  Integers sums[R][kPanelVectors];
+  UNROLL for (int r = 0; r < R; ++r) {
+    UNROLL for (int v = 0; v < kPanelVectors; ++v) {
+      sums[r][v] = read<Integers>(from + r * kPanel + v * kLanes);
+    }
+  }
+  store_tile(call, row, column, sums);
+}
+
+void multiply_matrices(const LayerCall& call) {
+  const MatrixShapes shapes;
+  alignas(kLine) int32_t sums[2 * kMatrixRows * kPanel];
+  _tile_loadconfig(&shapes);
+  const int64_t words = call.layer->words;
+  const auto* const input = static_cast<const uint32_t*>(call.input);
+  for (int64_t panel = call.first; panel < call.last; ++panel) {
+    const int8_t* const kernel = call.layer->int8_kernel + panel * words * kPanel * kGroup;
+    for (int64_t first = 0; first < call.rows; first += 2 * kMatrixRows) {
+      const int64_t left = call.rows - first;
+      const bool two = left > kMatrixRows;
+      sum_matrices(input + first * call.input_stride, call.input_stride, words, kernel, two, sums);
+      const int64_t rows = left < 2 * kMatrixRows ? left : 2 * kMatrixRows;
+      constexpr int kTogether = 4;
+      int64_t row = 0;
+      for (; row + kTogether <= rows; row += kTogether) {
+        store_matrix_rows<kTogether>(call, first + row, panel * kPanel, sums + row * kPanel);
+      }
+      for (; row < rows; ++row) {
+        store_matrix_rows<1>(call, first + row, panel * kPanel, sums + row * kPanel);
+      }
+    }
+  }
+  _tile_release();
+}
+
+#endif
+
 void run_layer(const LayerCall& call) {
   if (call.rows == 0) return;
+#if defined(__AMX_INT8__)
+  if (call.layer->int8 && call.rows >= kFewestMatrixRows) return multiply_matrices(call);
+#endif
   if (call.layer->int8) {
     multiply<Int8Kind>(call, call.layer->int8_kernel);
   } else {
@@ -346,4 +440,5 @@ void gather(const GatherCall& call) {
 }  // namespace
 
 extern const Kernels JOINED(scorer_kernels_, LEVEL);
-const Kernels JOINED(scorer_kernels_, LEVEL) = {kPanel, kGroup, run_layer, quantise, gather};
+const Kernels JOINED(scorer_kernels_, LEVEL) = {kPanel,    kGroup,   kWordMultiple,
+                                                run_layer, quantise, gather};

@@ -19,7 +19,8 @@ struct PanelLayer {
   const float* input_zero;     // padded
 };
 
-// Panels [first, last) of a layer for `rows` samples; strides are in values or words.
+// Panels [first, last) of a layer for `rows` samples; strides are in values or words. Words lie in
+// a buffer of whole blocks, which may be read beyond the last sample.
 struct LayerCall {
   const PanelLayer* layer;
   int64_t first, last, rows;
@@ -42,8 +43,9 @@ struct GatherCall {
 };
 
 struct Kernels {
-  int64_t panel;  // columns
-  int64_t group;  // int8 inputs in a word
+  int64_t panel;          // columns
+  int64_t group;          // int8 inputs in a word
+  int64_t word_multiple;  // that the words of a layer's inputs are padded to
   void (*layer)(const LayerCall&);
   void (*quantise)(const PanelLayer& layer, const float* input, int64_t stride, int64_t rows,
                    uint32_t* words, int64_t word_stride);

@@ -6,7 +6,22 @@
 extern const Kernels scorer_kernels_portable;
 #ifdef __x86_64__
 extern const Kernels scorer_kernels_avx2, scorer_kernels_avx2_vnni, scorer_kernels_avx512,
-    scorer_kernels_avx512_vnni;
+    scorer_kernels_avx512_vnni, scorer_kernels_avx512_amx;
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+// Linux gives the registers of the matrix unit to processes that ask for them.
+static bool may_use_matrices() {
+#ifdef __linux__
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 extern "C" int scorer_supports(int level) {
@@ -26,6 +41,9 @@ extern "C" int scorer_supports(int level) {
       return avx512;
     case SCORER_AVX512_VNNI:
       return avx512 && __builtin_cpu_supports("avx512vnni");
+    case SCORER_AVX512_AMX:
+      return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("amx-int8") &&
+             __builtin_cpu_supports("amx-tile") && may_use_matrices();
   }
 #endif
   return 0;
@@ -39,9 +57,9 @@ extern "C" int scorer_cpu_level(void) {
 
 const Kernels& kernels_of(int level) {
 #ifdef __x86_64__
-  static const Kernels* const kernels[] = {&scorer_kernels_portable, &scorer_kernels_avx2,
-                                           &scorer_kernels_avx2_vnni, &scorer_kernels_avx512,
-                                           &scorer_kernels_avx512_vnni};
+  static const Kernels* const kernels[] = {&scorer_kernels_portable,    &scorer_kernels_avx2,
+                                           &scorer_kernels_avx2_vnni,   &scorer_kernels_avx512,
+                                           &scorer_kernels_avx512_vnni, &scorer_kernels_avx512_amx};
   return *kernels[level];
 #else
   (void)level;

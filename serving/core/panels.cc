@@ -12,7 +12,8 @@ class Builder {
     layer_.inputs = from.inputs;
     layer_.outputs = from.outputs;
     layer_.panels = rounded_up(from.outputs, kernels.panel) / kernels.panel;
-    layer_.words = rounded_up(from.inputs, kernels.group) / kernels.group;
+    layer_.words =
+        rounded_up(rounded_up(from.inputs, kernels.group) / kernels.group, kernels.word_multiple);
     layer_.int8 = from.int8 != 0;
     layer_.relu = from.relu != 0;
   }
