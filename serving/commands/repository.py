@@ -46,10 +46,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--max_queue_delay_us",
         **_count(0, "how long a request may wait for others to make a batch, microseconds"),
     )
-    flag("--max_queue_size", **_count(4096, "most requests that wait; 0 for no limit"))
+    flag("--max_queue_size", **_count(0, "most requests that wait; 0 for no limit"))
     flag(
         "--request_timeout_ms",
-        **_count(5000, "how long a request may wait in the queue; 0 for no limit"),
+        **_count(0, "how long a request may wait in the queue; 0 for no limit"),
     )
     flag("--instances", **_count(1, "scorers, each a process with its own hot rows"))
     flag("--keep_versions", **_count(1, "newest versions that are served side by side"))

@@ -58,10 +58,14 @@ class ScoringClient:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def logits(self, **inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def logits(
+        self, *, timeout_us: int | None = None, **inputs: NDArray[Any]
+    ) -> NDArray[np.float32]:
         """Asks for the logits of some samples.
 
         Args:
+            timeout_us: How long the request may wait in the server's queue, in microseconds; None
+                leaves it to the server.
             inputs: `dense` float32 [samples, columns] with `ids` int32 [samples, tables], or with
                 `packed_ids` int32 [samples, words]; or `raw_dense` int32 and `raw_values` int64.
 
@@ -72,9 +76,11 @@ class ScoringClient:
             ValueError: The server refuses the request.
             OSError: There is no server.
         """
-        return self.outputs(inputs)[LOGIT]
+        return self.outputs(inputs, timeout_us)[LOGIT]
 
-    def outputs(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    def outputs(
+        self, inputs: Mapping[str, NDArray[Any]], timeout_us: int | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         """Asks for all outputs, as `logits` for one; returns them by name, float32 [samples]."""
         from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -84,7 +90,7 @@ class ScoringClient:
             tensors.append(self._library.InferInput(name, values.shape, kind))
             tensors[-1].set_data_from_numpy(values)
         try:
-            result = self._client.infer(self._model, tensors, self._version)
+            result = self._client.infer(self._model, tensors, self._version, timeout=timeout_us)
         except InferenceServerException as error:
             if error.status() == "StatusCode.UNAVAILABLE":
                 raise ConnectionError(error.message()) from None
@@ -128,7 +134,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             part = slice(start, start + flags.batch_size)
             named = {IDS: ids[part]} if packing is None else {PACKED_IDS: packing.pack(ids[part])}
             begin = time.perf_counter()
-            logits.append(client.logits(**{DENSE: dense[part]}, **named))
+            logits.append(client.outputs({DENSE: dense[part], **named})[LOGIT])
             seconds.append(time.perf_counter() - begin)
     found = np.concatenate(logits)
     print(

@@ -45,8 +45,8 @@ class ModelOptions:
     max_batch_size: int = 4096
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
-    max_queue_size: int = 4096
-    request_timeout_ms: int = 5000
+    max_queue_size: int = 0
+    request_timeout_ms: int = 0
     instances: int = 1
     keep_versions: int = 1
     hot_share: float = 1.0
@@ -172,17 +172,28 @@ output [
 ]
 dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
-  max_queue_delay_microseconds: {options.max_queue_delay_us}
+  max_queue_delay_microseconds: {options.max_queue_delay_us}{_queue_policy(options)}
+}}
+instance_group [ {{ kind: KIND_CPU count: {options.instances} }} ]
+version_policy {{ latest {{ num_versions: {options.keep_versions} }} }}
+{"".join(map(_parameter, parameters.items()))}"""
+
+
+def _queue_policy(options: ModelOptions) -> str:
+    """The limits of the queue; nothing where there are none.
+
+    With any limit, Triton looks for an idle instance when a request comes, and if the only one is
+    about to become idle, the request may wait for the next one, or for half a second.
+    """
+    if not (options.max_queue_size or options.request_timeout_ms):
+        return ""
+    return f"""
   default_queue_policy {{
     timeout_action: REJECT
     default_timeout_microseconds: {options.request_timeout_ms * 1000}
     allow_timeout_override: true
     max_queue_size: {options.max_queue_size}
-  }}
-}}
-instance_group [ {{ kind: KIND_CPU count: {options.instances} }} ]
-version_policy {{ latest {{ num_versions: {options.keep_versions} }} }}
-{"".join(map(_parameter, parameters.items()))}"""
+  }}"""
 
 
 def _tensor(name: str, kind: str, columns: int, more: str = "") -> str:

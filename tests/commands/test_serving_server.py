@@ -14,14 +14,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dlrm.formats import packed_ids
+from serving.artifact import read_artifact
 from serving.scorer import Scorer
 from serving.triton.client import ScoringClient, main
+from serving.triton.model_config import ModelOptions, saved_model_config
 from tests.support.artifacts import write_artifact
 from tests.support.processes import run
 from tests.support.servers import ServeCommand
@@ -181,6 +184,24 @@ def test_the_metrics_count_samples_lookups_and_malformed_requests(setting: Setti
     assert differences["dlrm_malformed_requests_total"] == 1
 
 
+def wait_for_state(setting: Setting, model: str, version: int, expected: str) -> None:
+    """Waits until the server says of a version that it is in a state, or why it is not."""
+    end = time.monotonic() + QUICK
+    while True:
+        url = f"http://{setting.server.http}/v2/repository/index"
+        with urllib.request.urlopen(urllib.request.Request(url, data=b""), timeout=10) as reply:
+            entries = json.load(reply)
+        states = [
+            f"{entry['state']} {entry.get('reason', '')}"
+            for entry in entries
+            if (entry["name"], entry.get("version")) == (model, str(version))
+        ]
+        if any(expected in state for state in states):
+            return
+        assert time.monotonic() < end, states
+        time.sleep(0.05)
+
+
 def malformed() -> dict[str, tuple[dict[str, np.ndarray], str]]:
     dense, ids = samples(4, seed=4)
     nan, high = dense.copy(), ids.copy()
@@ -216,6 +237,19 @@ def test_a_malformed_request_gets_a_clear_error_and_the_next_is_served(
         dense, ids = samples(2, seed=6)
         found = client.logits(dense=dense, ids=ids)
     np.testing.assert_array_equal(found, setting.scored(dense, ids))
+
+
+def test_the_configuration_for_the_tensorflow_backend_is_read(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """There is no such backend here; a mistake in the configuration would be named before that."""
+    model = setting.repository / "saved"
+    (model / "1" / "model.savedmodel").mkdir(parents=True)
+    shape = read_artifact(setting.artifact).model
+    text = saved_model_config("saved", shape, ModelOptions(max_queue_size=9))
+    (model / "config.pbtxt").write_text(text)
+    wait_for_state(setting, "saved", 1, "unable to find backend library for backend 'tensorflow'")
+    shutil.rmtree(model)
 
 
 def test_what_is_no_request_gets_an_error(setting: Setting) -> None:
@@ -276,20 +310,7 @@ def test_a_new_version_is_loaded_without_a_lost_request(setting: Setting, tmp_pa
         ended = run([*command, *flags], time_limit=QUICK)
         assert ended.code == 0, ended.output
 
-    def state(version: int) -> str:
-        url = f"http://{setting.server.http}/v2/repository/index"
-        with urllib.request.urlopen(urllib.request.Request(url, data=b""), timeout=10) as reply:
-            for entry in json.load(reply):
-                if entry["name"] == "changing" and entry.get("version") == str(version):
-                    return f"{entry['state']} {entry.get('reason', '')}"
-        return ""
-
-    def wait_for(version: int, expected: str) -> None:
-        end = time.monotonic() + QUICK
-        while expected not in state(version):
-            assert time.monotonic() < end, state(version)
-            time.sleep(0.05)
-
+    wait_for = partial(wait_for_state, setting, "changing")
     add(artifacts[0])
     wait_for(1, "READY")
     stop = threading.Event()
@@ -310,7 +331,7 @@ def test_a_new_version_is_loaded_without_a_lost_request(setting: Setting, tmp_pa
         for answers in (load.result() for load in loads):
             assert answers == sorted(answers), "the old version answered after the new one"
             assert {0, 1} == set(answers)
-    assert state(2).startswith("READY")
+    wait_for(2, "READY")
     get(f"http://{setting.server.http}/v2/health/ready")
 
 
@@ -339,20 +360,26 @@ def test_a_port_in_use_is_refused_in_one_line(setting: Setting) -> None:
     assert ended.output.count("\n") == 1
 
 
-def test_a_clean_stop_finishes_the_requests_in_flight(setting: Setting, tmp_path: Path) -> None:
+def test_limits_of_the_queue_and_a_clean_stop(setting: Setting, tmp_path: Path) -> None:
     dense, ids = samples(8, seed=9)
-    # A request waits a second for a batch that does not fill.
-    flags = ["--max_queue_delay_us=1000000", "--preferred_batch_sizes=64"]
+    # A request waits for a batch that does not fill.
+    flags = ["--max_queue_delay_us=2000000", "--preferred_batch_sizes=64", "--max_queue_size=2"]
+    flags.append("--request_timeout_ms=30000")
     with ServeCommand(tmp_path, setting.artifact, *flags) as server:
         work = re.search(r"log=(\S+)/", server.text())
 
-        def ask(protocol: str) -> np.ndarray:
+        def ask(protocol: str, timeout_us: int | None = None) -> np.ndarray:
             with client_of(server, protocol) as client:
-                return client.logits(dense=dense, ids=ids)
+                return client.logits(dense=dense, ids=ids, timeout_us=timeout_us)
 
+        with pytest.raises((ValueError, OSError), match="timeout expired"):
+            ask("http", timeout_us=50_000)
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             asked = [pool.submit(ask, protocol) for protocol in ("http", "grpc")]
             time.sleep(0.4)
+            for protocol in ("http", "grpc"):
+                with pytest.raises((ValueError, OSError), match="maximum queue size"):
+                    ask(protocol)
             assert not any(future.done() for future in asked)
             assert server.stop() == 0
             for future in asked:

@@ -128,6 +128,13 @@ def test_the_configuration_says_what_the_options_say(tmp_path: Path) -> None:
     }
 
 
+def test_without_limits_there_is_no_queue_policy(tmp_path: Path) -> None:
+    """With any, Triton lets a lone request wait for half a second now and then."""
+    artifact = make_artifact(tmp_path / "a")
+    repository.add_scorer_version(artifact, tmp_path / "r", "dlrm", None, ModelOptions())
+    assert "queue_policy" not in (tmp_path / "r/dlrm/config.pbtxt").read_text()
+
+
 def test_a_later_version_keeps_the_configuration_if_its_tensors_fit(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path / "a")
 
@@ -137,7 +144,7 @@ def test_a_later_version_keeps_the_configuration_if_its_tensors_fit(tmp_path: Pa
 
     add(artifact, 10)
     path = tmp_path / "r/dlrm/config.pbtxt"
-    edited = path.read_text().replace("{ name", "{\n    name").replace("REJECT", "DELAY")
+    edited = path.read_text().replace("{ name", "{\n    name").replace("KIND_CPU", "KIND_AUTO")
     path.write_text(edited)
     assert add(artifact, 20) == 2
     assert path.read_text() == edited
