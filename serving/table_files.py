@@ -141,10 +141,11 @@ class _Encoder:
                 if self._tables == FLOAT16:
                     _check_finite(stored, rows, number, first, "a magnitude up to 65504")
                 yield first_key + first, stored
-                difference = np.abs(decode(self._tables, stored, scales) - rows)
-                largest = max(largest, float(difference.max()))
                 magnitude = max(magnitude, float(np.abs(rows).max()))
-                total += float(difference.sum(dtype=np.float64))
+                if stored is not rows:  # as with float32
+                    difference = np.abs(decode(self._tables, stored, scales) - rows)
+                    largest = max(largest, float(difference.max()))
+                    total += float(difference.sum(dtype=np.float64))
             self.errors.append(RowErrors(largest, total / (table.rows * table.width), magnitude))
             first_key += table.rows
 
