@@ -34,7 +34,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what to compare with."""
     reference = parser.add_mutually_exclusive_group()
     reference.add_argument(
-        "--reference_auc", type=share, metavar="X", help="AUC to compare with, such as 0.8025"
+        "--reference_auc", type=_share, metavar="X", help="AUC to compare with, such as 0.8025"
     )
     reference.add_argument(
         "--reference",
@@ -44,7 +44,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def share(text: str) -> float:
+def _share(text: str) -> float:
     """Reads a number in (0, 1]."""
     try:
         number = float(text)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Callable
 
-from serving.commands.accuracy import add_reference, check_complete, share
+from serving.commands.accuracy import add_reference, check_complete
 
 # They may not differ in a submission.
 _RULED = (
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     system.add_argument(
         "--artifact", type=Path, metavar="FOLDER", help="the artifact to score with"
     )
-    system.add_argument("--hot_share", type=share, default=1.0, metavar="X", help="of its scorer")
+    system.add_argument("--hot_share", type=float, default=1.0, metavar="X", help="of its scorer")
     system.add_argument("--url", metavar="HOST:PORT", help="gRPC address of a server, instead")
     system.add_argument("--model", default="dlrm", help="model of the server (default: dlrm)")
     system.add_argument(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 # The part of the latency bound that scoring one batch may take: a query waits for the batch before
 # its own and for its own, and the rest is for bursts.
 _SHARE_OF_BOUND = 0.25
+_ADDED_AT_ONCE = 1 << 12  # queries; of Offline there are millions
 _NEWEST = 0.1  # weight of the newest batch in the measured rate
 
 
@@ -74,11 +76,12 @@ class BatchQueue:
         self._closed = False
 
     def put(self, queries: Iterable[Query]) -> None:
-        """Adds queries and wakes workers."""
-        with self._changed:
-            before = len(self._waiting)
-            self._waiting.extend(queries)
-            self._changed.notify(len(self._waiting) - before)
+        """Adds queries and wakes workers, which begin with the first while the rest is added."""
+        rest = iter(queries)
+        while added := list(islice(rest, _ADDED_AT_ONCE)):
+            with self._changed:
+                self._waiting.extend(added)
+                self._changed.notify(len(added))
 
     def take(self) -> list[Query]:
         """Waits for queries, and takes as many of the oldest as the limit allows, at least one.

@@ -34,12 +34,12 @@ class _Ending:
         self.error = self.error or error
         self.ended.set()
 
-    def guard(self, action: Callable[[Any], None]) -> Callable[[Any], None]:
+    def guard(self, action: Callable[..., None]) -> Callable[..., None]:
         """Makes a callback that raises nothing: after an error it does not return either."""
 
-        def call(argument: Any) -> None:
+        def call(*arguments: Any) -> None:
             try:
-                action(argument)
+                action(*arguments)
             # LoadGen's C++ would end the process on any exception, without naming it.
             except BaseException as error:
                 self.fail(error)
@@ -83,9 +83,9 @@ def run_test(
     system = ScoringSystem(
         library, score, complete, ending.fail, limit, workers=workers, with_labels=with_labels
     )
-    sut = lg.ConstructSUT(
-        ending.guard(lambda queries: system.issue([Query(q.id, q.index) for q in queries])),
-        lambda: None,
+    # The fast one hands over numbers: Offline's millions of samples come at once.
+    sut = lg.ConstructFastSUT(
+        ending.guard(lambda ids, samples: system.issue(map(Query, ids, samples))), lambda: None
     )
     samples = len(library.sizes)
     in_memory = min(samples, settings.performance_sample_count_override)
@@ -119,7 +119,7 @@ def run_test(
     thread.join()
     work = system.close()
     lg.DestroyQSL(qsl)
-    lg.DestroySUT(sut)
+    lg.DestroyFastSUT(sut)
     return work
 
 

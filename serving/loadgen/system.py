@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, NamedTuple
 
@@ -97,7 +97,7 @@ class ScoringSystem:
         for thread in self._threads:
             thread.start()
 
-    def issue(self, queries: Sequence[Query]) -> None:
+    def issue(self, queries: Iterable[Query]) -> None:
         """Takes queries; they are answered by and by."""
         if self._first_query is None:
             self._first_query = time.perf_counter()
