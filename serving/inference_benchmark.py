@@ -285,8 +285,9 @@ def report(
         "latencies": [latency.to_json() for latency in latencies],
     }
     write_json_object(run_dir / JSON_FILE, content, indent=1)
-    cores = len(os.sched_getaffinity(0))
-    plot_latency(run_dir / PICTURE, latencies, f"{plural(cores, 'core')} of {machine['cpu']}")
+    cores = plural(len(os.sched_getaffinity(0)), "core")
+    title = f"Inference on {cores} of {machine['cpu']}, step {trained.step:,}"
+    plot_latency(run_dir / PICTURE, latencies, title)
     say(f"written: {run_dir / JSON_FILE}, {run_dir / PICTURE}")
 
 

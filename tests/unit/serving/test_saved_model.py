@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from dlrm.checkpoint.manifest import ModelShape, Position
+from dlrm.checkpoint.manifest import (
+    DENSE_FILE,
+    ModelShape,
+    Position,
+    read_manifest,
+    tables_file,
+)
 from dlrm.checkpoint.safetensors_file import TensorWriter, write_tensors
 from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
@@ -21,6 +28,7 @@ from dlrm.formats.packed_ids import plan
 from model import build_model
 from serving import saved_model
 from serving.artifact import Artifact
+from serving.export import ExportOptions, export
 from serving.saved_model import variables, write_saved_model
 from tests.support.small_model import (
     NUM_DENSE,
@@ -169,6 +177,25 @@ def test_every_type_and_order_of_rows(
     assert len(list((tmp_path / "saved" / "variables").glob("variables.data-*"))) > 3
     names = {path.name for path in (tmp_path / "saved" / "variables").iterdir()}
     assert all(name.startswith("variables.") for name in names), names
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_checkpoints_of_any_number_of_ranks(trained: Trained, tmp_path: Path, ranks: int) -> None:
+    """Through the export: the trainer's logits."""
+    checkpoint = tmp_path / "step-0000000007"
+    shutil.copytree(trained.checkpoint, checkpoint)
+    manifest = read_manifest(checkpoint)
+    files = {DENSE_FILE: manifest.files[DENSE_FILE]}
+    (checkpoint / tables_file(0, 1)).unlink()
+    for rank in range(ranks):
+        name = tables_file(rank, ranks)
+        files[name] = write_tensors(checkpoint / name, {"rows": trained.rows[rank::ranks]})
+    dataclasses.replace(manifest, ranks=ranks, files=files).write(checkpoint)
+    export(checkpoint, tmp_path / "a", ExportOptions(), print)
+    dense, ids = trained.batch.dense, trained.batch.ids
+    loaded = tf.saved_model.load(str(tmp_path / "a" / "saved_model"))
+    found = call(loaded, "serving_default", dense=dense, ids=ids)
+    np.testing.assert_allclose(found, trained.logits(trained.rows, dense, ids), atol=1e-5)
 
 
 class Saved:
