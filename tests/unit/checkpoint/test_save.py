@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import save_file
 
 from dlrm.checkpoint import directory, state
 from dlrm.checkpoint.manifest import DENSE_FILE, ModelShape, Position, read_manifest, tables_file
 from dlrm.checkpoint.resume import Resumed, resume
-from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
+from dlrm.checkpoint.safetensors_file import (
+    BLOCK_BYTES,
+    TensorReader,
+    TensorWriter,
+    digest_file,
+    write_tensors,
+)
 from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
 from dlrm.checkpoint.table_reader import TableReader
@@ -92,12 +99,23 @@ def test_a_file_is_what_the_format_says(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a", {"first": first, "second": second})
     data = (tmp_path / "a").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    assert length % 8 == 0
+    assert (8 + length) % 64 == 0
     assert json.loads(data[8 : 8 + length]) == {
         "first": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
         "second": {"dtype": "I64", "shape": [4], "data_offsets": [24, 56]},
     }
     assert data[8 + length :] == first.tobytes() + second.tobytes()
+
+
+def test_files_whose_values_begin_elsewhere_are_read(tmp_path: Path) -> None:
+    """As those of earlier versions and of other programs, which pad to 8 and add metadata."""
+    path, rows = tmp_path / "a", np.arange(12, dtype="<f4").reshape(4, 3)
+    save_file({"rows": rows}, path, metadata={"format": "np"})
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert (8 + length) % 64
+    with TensorReader(path, digest_file(path)) as reader:
+        assert reader.tensors == {"rows": (rows.dtype, (4, 3))}
+        np.testing.assert_array_equal(reader.read("rows", 1, 3), rows[1:3])
 
 
 @pytest.mark.parametrize("rows", [0, 1, BLOCK_BYTES // 24 - 3, BLOCK_BYTES // 24, 3 * BLOCK_BYTES])
