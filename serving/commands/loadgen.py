@@ -197,7 +197,8 @@ def _run(flags: argparse.Namespace) -> int:
         from serving.loadgen.remote_scorer import RemoteScorer
 
         with RemoteScorer(flags.url, flags.model) as remote:
-            return _test(flags, wanted, settings, library, offsets, output, remote.score)
+            qps = _warm_up(flags, library, remote.score)
+            return _test(flags, wanted, settings, library, offsets, output, remote.score, qps)
 
     from serving.loadgen.settings import check_data
     from serving.scorer import Scorer
@@ -208,9 +209,11 @@ def _run(flags: argparse.Namespace) -> int:
     with Scorer.open(flags.artifact, hot_share=flags.hot_share, threads=threads) as scorer:
         model = scorer.artifact.model
         check_data(source, model.num_dense, model.vocab_sizes)
-        code = _test(flags, wanted, settings, library, offsets, output, scorer.score)
+        qps = _warm_up(flags, library, scorer.score)
+        before = scorer.lookups()
+        code = _test(flags, wanted, settings, library, offsets, output, scorer.score, qps)
         if flags.hot_share < 1:
-            hot, cold = scorer.lookups()
+            hot, cold = (now - then for then, now in zip(before, scorer.lookups()))
             print(f"hot rows: {hot / max(hot + cold, 1):.2%} of {hot + cold:,} lookups")
         return code
 
@@ -223,18 +226,14 @@ def _test(
     offsets: Any,
     output: Path,
     score: Callable[..., Any],
+    qps: float,
 ) -> int:
     """Runs the test, prints what came of it and returns the exit code."""
     from serving.loadgen import summary
     from serving.loadgen.batching import BatchLimit
     from serving.loadgen.run import run_test
     from serving.loadgen.settings import needs_target
-    from serving.loadgen.system import measure_rate
 
-    workers = flags.workers or _default_workers(flags)
-    rate = measure_rate(library, score, workers, flags.max_batch_pairs)
-    qps = rate / float(library.sizes.mean())
-    print(f"warm-up: {rate:,.0f} pairs/s, {qps:,.1f} samples/s", flush=True)
     if needs_target(settings, wanted):
         if wanted.scenario == "Server":
             raise ValueError(
@@ -249,7 +248,7 @@ def _test(
         score,
         output,
         BatchLimit(flags.max_batch_pairs, bound),
-        workers=workers,
+        workers=_workers(flags),
         with_labels=not flags.predictions_only,
         audit=flags.audit_conf,
     )
@@ -266,10 +265,20 @@ def _test(
     return 0 if summary.result(output) else 1
 
 
-def _default_workers(flags: argparse.Namespace) -> int:
+def _warm_up(flags: argparse.Namespace, library: Any, score: Callable[..., Any]) -> float:
+    """Warms the scorer up; returns the samples a second that it scores."""
+    from serving.loadgen.system import measure_rate
+
+    rate = measure_rate(library, score, _workers(flags), flags.max_batch_pairs)
+    qps = rate / float(library.sizes.mean())
+    print(f"warm-up: {rate:,.0f} pairs/s, {qps:,.1f} samples/s", flush=True)
+    return qps
+
+
+def _workers(flags: argparse.Namespace) -> int:
     """How many batches are under way at a time."""
-    if flags.url:
-        return _REQUESTS
+    if flags.workers or flags.url:
+        return flags.workers or _REQUESTS
     return len(os.sched_getaffinity(0)) if flags.scenario == "Offline" else 1
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dlrm.data.batch import FloatArray, IntArray
 from serving.triton.client import GRPC, ScoringClient
-from serving.triton.model_config import DENSE, IDS
+from serving.triton.model_config import DENSE, IDS, LOGIT
 
 
 class RemoteScorer:
@@ -42,7 +42,7 @@ class RemoteScorer:
         """
         try:
             inputs = {DENSE: np.ascontiguousarray(dense), IDS: np.ascontiguousarray(ids)}
-            return self._client().logits(**inputs)
+            return self._client().outputs(inputs)[LOGIT]
         except (ValueError, ConnectionError) as error:
             reason = " ".join(str(error).split())
             raise OSError(
