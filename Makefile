@@ -1,5 +1,6 @@
 # make train              trains a DLRM on synthetic logs, from raw text to its AUC target, on two ranks
 # make train RAW=log.tsv  the same on your own logs, in Criteo's format (RAW="a.gz b.gz": several)
+# make serve              serves the model of `make train`, asks it over HTTP and gRPC, and stops
 # make test               runs all tests except the slow ones, on JOBS cores: about 5 minutes on two
 # make test-all           runs all tests
 # make lint               checks style, types, formatting and spelling
@@ -64,7 +65,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: serve-setup serving_core setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
+.PHONY: serve serve-setup serving_core setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
     interact_op bundle clean
 .DELETE_ON_ERROR:
 
@@ -100,8 +101,17 @@ train: setup interact_op $(RAW_FILES)
 	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA) --rules=$(RULES)
 	$(RUN) python3 split_bin.py $(DATA)/train_data.bin $(DATA)/train
 	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
+	rm -rf $(DATA)/checkpoints
 	$(RUN) python3 -m launch -np $(NP) -- main.py --flagfile=presets/$(PRESET).flags \
-	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run $(FLAGS)
+	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run \
+	    --checkpoint_dir=$(DATA)/checkpoints $(FLAGS)
+
+# The checkpoint is that of `make train`, which runs first if there is none.
+serve: serve-setup | $(DATA)/checkpoints
+	$(RUN) python3 -m tools.serve_demo $(DATA)/checkpoints $(DATA) $(DATA)/serving
+
+$(DATA)/checkpoints:
+	$(MAKE) train
 
 build/demo/raw.tsv: | setup
 	mkdir -p $(@D)

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,10 @@ from tests.support.processes import run
 from tests.support.servers import ServeCommand
 from tests.support.tiny_data import write_split
 
-pytestmark = pytest.mark.one_profile
+pytestmark = [
+    pytest.mark.one_profile,
+    pytest.mark.skipif(find_spec("pytriton") is None, reason="needs Triton's server"),
+]
 SERVING = ("python3", "-m", "serving")
 MAX_BATCH = 512
 VOCAB_SIZES, NUM_DENSE = (7, 3, 11), 3
