@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
+from dlrm import cli
 from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import FileDigest, digest_file, write_tensors
 from dlrm.formats import atomic_files
@@ -209,8 +210,10 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 def _write_saved_model(checkpoint: Path, artifact: Artifact) -> dict[str, FileDigest]:
     """Writes the SavedModel; returns the digest of each of its files."""
     folder = artifact.folder
-    # It alone needs TensorFlow.
-    from serving.saved_model import write_saved_model
+    # It alone needs TensorFlow, whose libraries announce themselves while they load.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with cli.stderr_on_failure():
+        from serving.saved_model import write_saved_model
 
     write_saved_model(checkpoint, artifact, folder / SAVED_MODEL)
     files = sorted(path for path in (folder / SAVED_MODEL).rglob("*") if path.is_file())
