@@ -1,6 +1,9 @@
 #include "rows.h"
 
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 namespace {
@@ -8,8 +11,18 @@ namespace {
 constexpr int64_t kPiece = 8 << 20;  // of the hot rows, that one thread copies at a time
 constexpr int64_t kAhead = 32;       // positions asked for before they are needed
 
+constexpr int64_t kBlocksAfterFault = 64;  // whose cold rows are asked for
+constexpr size_t kMostRanges = 256;
+
+// Older headers lack what newer kernels know.
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440
 #endif
 
 struct Copy {
@@ -72,6 +85,7 @@ bool Rows::open(const ScorerModel& model, const int64_t* first_keys, ThreadPool*
     const uintptr_t first = reinterpret_cast<uintptr_t>(mapped_ + bytes) & ~(page - 1);
     const uintptr_t end = reinterpret_cast<uintptr_t>(mapped_ + rows * row_bytes_);
     madvise(reinterpret_cast<void*>(first), end - first, MADV_RANDOM);
+    this_process_ = static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0));
   }
   return true;
 }
@@ -84,6 +98,47 @@ int64_t Rows::position(int64_t key) const {
 
 void Rows::prefetch_position(int64_t key) const {
   __builtin_prefetch(static_cast<const char*>(positions_) + key * position_bytes_);
+}
+
+Rows::~Rows() {
+  if (this_process_ >= 0) close(this_process_);
+}
+
+// Whether the disk had to be waited for lately, so that it is worth asking for pages ahead. Where
+// the pages of the file stay in memory, to ask would take longer than to read them.
+bool Rows::disk_is_read() {
+  thread_local int64_t last = 0;
+  struct rusage usage;
+  if (getrusage(RUSAGE_THREAD, &usage) != 0) return false;
+  if (usage.ru_majflt != last) {
+    last = usage.ru_majflt;
+    blocks_to_ask_for_ = kBlocksAfterFault;
+  }
+  return blocks_to_ask_for_ > 0 && blocks_to_ask_for_.fetch_sub(1) > 0;
+}
+
+// Asks for the pages of the cold rows among these, so that the disk reads them at the same time
+// instead of one after the other when each is missed.
+void Rows::read_ahead(const char* const* addresses, int64_t count) const {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto hot_begin = reinterpret_cast<uintptr_t>(hot_);
+  const auto hot_bytes = static_cast<uintptr_t>(hot_rows_ * row_bytes_);
+  struct iovec ranges[kMostRanges];
+  size_t ranges_count = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto begin = reinterpret_cast<uintptr_t>(addresses[i]);
+    if (begin - hot_begin >= hot_bytes) {
+      const uintptr_t first = begin & ~(page - 1);
+      const uintptr_t end = begin + static_cast<uintptr_t>(row_bytes_);
+      ranges[ranges_count++] = {reinterpret_cast<void*>(first), end - first};
+    }
+    if (ranges_count == kMostRanges || (i + 1 == count && ranges_count > 0)) {
+      // Many ranges in one call: the disk gets them together. A system that has no such call, or
+      // does not allow it, reads the pages when they are missed.
+      syscall(SYS_process_madvise, this_process_, ranges, ranges_count, MADV_WILLNEED, 0);
+      ranges_count = 0;
+    }
+  }
 }
 
 void Rows::find(const int32_t* ids, int64_t samples, const int64_t* tables, int64_t count,
@@ -102,6 +157,7 @@ void Rows::find(const int32_t* ids, int64_t samples, const int64_t* tables, int6
     hot += is_hot;
     if (++table == count) table = 0;
   }
+  if (hot < all && this_process_ >= 0 && disk_is_read()) read_ahead(addresses, all);
   hot_lookups_.fetch_add(hot, std::memory_order_relaxed);
   cold_lookups_.fetch_add(all - hot, std::memory_order_relaxed);
 }

@@ -10,6 +10,11 @@
 
 class Rows {
  public:
+  Rows() = default;
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+  ~Rows();
+
   // Copies the hot rows to memory; returns false if that runs out.
   bool open(const ScorerModel& model, const int64_t* first_keys, ThreadPool* pool);
 
@@ -25,6 +30,8 @@ class Rows {
 
  private:
   int64_t position(int64_t key) const;
+  bool disk_is_read();
+  void read_ahead(const char* const* addresses, int64_t count) const;
   void prefetch_position(int64_t key) const;
 
   const char* mapped_ = nullptr;
@@ -35,4 +42,6 @@ class Rows {
   int32_t position_bytes_ = 0;
   Memory memory_;
   std::atomic<int64_t> hot_lookups_{0}, cold_lookups_{0};
+  std::atomic<int64_t> blocks_to_ask_for_{0};
+  int this_process_ = -1;  // a descriptor, if there are cold rows
 };

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kBlock = 128;       // samples; their widest activations fill half of a cache
 constexpr int64_t kGathered = 16;     // samples whose vectors are in cache at a time
 constexpr int64_t kSharedBatch = 64;  // up to which threads share layers instead of samples
-constexpr int64_t kSharedBytes = 128 << 10;  // of weights, from which a layer is shared
+constexpr int64_t kSharedBytes = 256 << 10;  // of weights, from which a layer is shared
 constexpr int64_t kPanelsOfPart = 4;         // at least; one sample takes so many at once
 
 // A job for the threads of a scorer: work(part) for each part.
