@@ -141,6 +141,8 @@ def _check(flags: argparse.Namespace) -> None:
             "expected --samples_to_aggregate_min=N and --samples_to_aggregate_max=M with N at most "
             f"M, found {least} and {most}"
         )
+    if flags.audit_conf and not flags.audit_conf.is_file():
+        raise ValueError(f"--audit_conf: expected a file, found none at {flags.audit_conf}")
     ruled = [f"--{name}" for name in _RULED if getattr(flags, name) is not None]
     if flags.compliant and ruled:
         raise ValueError(

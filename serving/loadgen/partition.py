@@ -65,7 +65,7 @@ def partition(first: int, stop: int, sizes: NDArray[np.int64], seed: int) -> NDA
     """
     assert 0 <= first < stop
     most = -(-(stop - first) // int(sizes.min()))
-    words = (np.arange(1, most + 1, dtype=np.uint64)) * np.uint64(GAMMA) + np.uint64(seed)
+    words = np.arange(1, most + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(seed % 2**64)
     mix(words)
     ends = first + np.cumsum(sizes[words % np.uint64(len(sizes))])
     inside = ends[ends < stop]
