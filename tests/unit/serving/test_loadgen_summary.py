@@ -66,7 +66,7 @@ def test_the_result_is_what_loadgen_says(tmp_path: Path, word: str, valid: bool)
 
 
 def test_a_summary_without_a_result_is_refused_with_the_errors(tmp_path: Path) -> None:
-    events = [
+    events: list[dict[str, object]] = [
         {"key": "a", "value": 1, "metadata": {"is_error": False}},
         {"key": "b", "value": "no such setting", "metadata": {"is_error": True}},
     ]
