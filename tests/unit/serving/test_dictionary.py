@@ -6,6 +6,7 @@ import json
 import zlib
 
 import numpy as np
+import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
@@ -150,4 +151,14 @@ def test_no_result_and_no_dictionary(tmp_path):
     out, *_ = result(tmp_path, ["--rules=dlrm"])
     (out / "dictionary" / "table_1.parquet").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"table_1.parquet: expected a dictionary, found"):
+        write_dictionary(out, model_of(out), tmp_path)
+
+
+def test_a_value_that_occurs_twice_is_refused(tmp_path):
+    out, *_ = result(tmp_path, ["--rules=dlrm"])
+    path = out / "dictionary" / "table_1.parquet"
+    frame = pl.read_parquet(path)
+    again = pl.concat([frame["value"][:1], frame["value"][:-1]])
+    frame.with_columns(again.alias("value")).write_parquet(path)
+    with pytest.raises(ValueError, match="table 1: expected each value once, found one twice"):
         write_dictionary(out, model_of(out), tmp_path)
