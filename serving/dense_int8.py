@@ -49,7 +49,10 @@ def quantise(
     for mlp, number, _, _ in layers(model):
         kernel, bias = f"{mlp}_kernel_{number}", f"{mlp}_bias_{number}"
         scale, zero = input_scales(calibration.ranges[f"{mlp}_{number}"])
+        # What was always zero, such as the interaction's padding, gets no weight: the weights of
+        # the padding were never trained, and could set the scale of an output.
         result[kernel], kernel_scale = _quantised_kernel(dense[kernel], scale)
+        scale[scale == 0] = 1
         result[bias] = np.asarray(dense[bias], np.float32)
         result[f"{mlp}_kernel_scale_{number}"] = kernel_scale
         result[f"{mlp}_input_scale_{number}"] = scale
@@ -60,23 +63,20 @@ def quantise(
 def input_scales(ranges: ColumnRanges) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """The scale and the zero of each column of a layer's input.
 
-    Zero is always among the values that a byte stands for exactly. A column that was always zero,
-    such as the interaction's padding, gets the smallest scale of the others: its weights, which
-    were never trained, then cannot set the scale of an output.
+    Zero is always among the values that a byte stands for exactly.
 
     Args:
         ranges: The range of each column.
 
     Returns:
-        Scales, float32 [I], above 0; zeros, int32 [I], from 0 to 255.
+        Scales, float32 [I], 0 for a column that was always zero; zeros, int32 [I], from 0 to 255.
     """
     low = np.minimum(ranges.low.astype(np.float64), 0)
     high = np.maximum(ranges.high.astype(np.float64), 0)
     scale = ((high - low) / INPUT_LEVELS).astype(np.float32)
-    usable = scale >= np.finfo(np.float32).tiny  # a smaller one has lost digits
-    scale[~usable] = scale[usable].min() if usable.any() else 1
-    zero = np.clip(np.rint(-low / scale), 0, INPUT_LEVELS).astype(np.int32)
-    return scale, zero
+    scale[scale < np.finfo(np.float32).tiny] = 0  # smaller ones have lost digits
+    zero = np.clip(np.rint(-low / np.where(scale > 0, scale, 1)), 0, INPUT_LEVELS)
+    return scale, zero.astype(np.int32)
 
 
 def _quantised_kernel(

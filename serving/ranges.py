@@ -16,6 +16,9 @@ Floats = NDArray[np.float32]
 PERCENTILE = 99.99  # of a column's values that are not above its range; as many are not below it
 HISTOGRAM_BINS = 2048
 LEVELS = 128  # of int8's magnitudes
+EMPTY = (
+    1e-4  # what a bin without values counts for; else losing one value would cost infinitely much
+)
 
 
 class RangeChooser(Protocol):
@@ -167,7 +170,7 @@ def _divergence(counts: NDArray[np.int64], kept: int) -> float:
     if not quantised.sum():
         return np.inf
     p, q = clipped[there] / clipped.sum(), quantised / quantised.sum()
-    return float(np.sum(p * np.log(p / np.maximum(q, np.finfo(np.float64).tiny))))
+    return float(np.sum(p * np.log(p / np.maximum(q, EMPTY))))
 
 
 METHODS: dict[str, Callable[[int], RangeChooser]] = {
