@@ -50,7 +50,7 @@ class ScoringClient:
                 "`make serve-setup` and use .venv/bin/python3"
             ) from None
         self._client = self._library.InferenceServerClient(url)
-        self._model, self._version = model, version
+        self._url, self._model, self._version = url, model, version
 
     def __enter__(self) -> ScoringClient:
         return self
@@ -74,7 +74,7 @@ class ScoringClient:
 
         Raises:
             ValueError: The server refuses the request.
-            OSError: There is no server.
+            OSError: There is no server, or it went away.
         """
         return self.outputs(inputs, timeout_us)[LOGIT]
 
@@ -92,10 +92,18 @@ class ScoringClient:
         try:
             result = self._client.infer(self._model, tensors, self._version, timeout=timeout_us)
         except InferenceServerException as error:
-            if error.status() == "StatusCode.UNAVAILABLE":
-                raise ConnectionError(error.message()) from None
+            if "failed to connect" in error.message():
+                raise ConnectionError(self._no_server(error.message())) from None
             raise ValueError(error.message()) from None
+        except ConnectionRefusedError as error:
+            raise ConnectionError(self._no_server(error.strerror or "")) from None
         return {name: result.as_numpy(name)[:, 0] for name in (LOGIT, PROBABILITY)}
+
+    def _no_server(self, reason: str) -> str:
+        return (
+            f"{self._url}: expected a server, found: {reason}; start one with "
+            "`python3 -m serving serve ARTIFACT`"
+        )
 
 
 def _parser() -> cli.Parser:

@@ -58,6 +58,7 @@ def server_environment() -> Mapping[str, str]:
     libraries = [_wheel().parent / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
     path = os.environ.get("LD_LIBRARY_PATH")
     return {
+        "MALLOC_ARENA_MAX": "2",  # with one for each thread, the server takes half as much again
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join([*map(str, libraries), *filter(None, [path])]),
         # The stub takes the packages of the first python3 on PATH.
