@@ -41,9 +41,9 @@ Inputs = dict[str, NDArray[Any]]
 REQUESTS = 64  # distinct good ones
 LARGEST = 700  # samples of a request: the most user-item pairs of a query of MLPerf's
 MALFORMED_SHARE = 0.1
-MEMORY_SECONDS = 10.0
+MEMORY_SECONDS, SAMPLE_SECONDS = 10.0, 0.5
 WARM_SHARE = 0.3  # of the time; what is allocated meanwhile is kept for later requests
-GROWTH = 0.03  # the most that the median may grow from the first half of the rest to the second
+GROWTH = 0.05  # the most that the median may grow from the first half of the rest to the second
 _SERVER_LINE = re.compile(r"http=(\S+) grpc=(\S+) metrics=(\S+)")
 
 
@@ -141,6 +141,17 @@ def resident_memory(pid: int) -> dict[str, int]:
     return dict(used)
 
 
+def lowest_memory(pid: int, seconds: float) -> dict[str, int]:
+    """The lowest memory of each process of the server during some seconds: large requests apart."""
+    end = time.monotonic() + seconds
+    lowest = resident_memory(pid)
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(SAMPLE_SECONDS, left))
+        for name, size in resident_memory(pid).items():
+            lowest[name] = min(size, lowest.get(name, size))
+    return lowest
+
+
 def ask(worker: int, url: str, protocol: str, good: list[Good], end: float, tally: Tally) -> None:
     """One client: asks without a pause until the time is over."""
     rng = np.random.default_rng([worker, 1])
@@ -196,8 +207,7 @@ def _run() -> int:
                 url = addresses[protocol]
                 clients.append(pool.submit(ask, worker, url, protocol, good, end, tally))
             while time.monotonic() < end:
-                time.sleep(min(MEMORY_SECONDS, max(0.0, end - time.monotonic())))
-                used = resident_memory(pid)
+                used = lowest_memory(pid, min(MEMORY_SECONDS, end - time.monotonic()))
                 memory.append((time.monotonic() - begin, sum(used.values())))
                 parts = "  ".join(f"{name} {size_text(size)}" for name, size in used.items())
                 print(f"{memory[-1][0]:6.0f} s  {parts}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from serving import saved_model
 from serving.artifact import Artifact
 from serving.export import ExportOptions, export
 from serving.saved_model import variables, write_saved_model
+from serving.triton.model_config import ModelOptions, saved_model_config
 from tests.support.small_model import (
     NUM_DENSE,
     VOCAB_SIZES,
@@ -326,6 +328,22 @@ def test_a_flipped_byte_is_refused(trained: Trained, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match="tables.safetensors: damaged between offsets 0 and"):
         write_saved_model(trained.checkpoint, artifact, tmp_path / "saved")
+
+
+def test_tritons_configuration_has_the_tensors_of_the_signature(saved: Saved) -> None:
+    config = saved_model_config("dlrm", SHAPE, ModelOptions())
+    tensors = re.findall(r'name: "(\w+)" data_type: TYPE_(\w+) dims: \[ (\d+) \](.*) \}', config)
+    configured = {
+        name: (kind, [None] if "shape: [ ]" in more else [None, int(columns)])
+        for name, kind, columns, more in tensors
+    }
+    kinds = {tf.float32: "FP32", tf.int32: "INT32"}
+    signature = saved.loaded.signatures["serving_default"]
+    _, inputs = signature.structured_input_signature
+    specs = {**inputs, **signature.structured_outputs}
+    assert configured == {
+        name: (kinds[spec.dtype], spec.shape.as_list()) for name, spec in specs.items()
+    }
 
 
 def test_the_memory_is_bounded(
