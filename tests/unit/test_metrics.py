@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from dlrm.metrics import exact_auc, quality_of
+from dlrm.metrics import exact_auc, probabilities, quality_of
 
 SEED = 20261126
 
@@ -30,9 +30,9 @@ def test_as_scikit_learn_finds(digits):
     labels = (dice.random(20_000) < 0.2).astype(np.float32)
     logits = (dice.normal(size=20_000) + labels - 1.5).round(digits).astype(np.float32)
     found = quality_of(logits, labels)
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
     assert found.auc == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
-    assert found.log_loss == pytest.approx(log_loss(labels, probabilities), rel=1e-12)
+    assert found.log_loss == pytest.approx(log_loss(labels, expected), rel=1e-12)
     mean = labels.mean(dtype=np.float64)
     entropy = log_loss(labels, np.full(20_000, mean))
     assert found.normalised_entropy == pytest.approx(found.log_loss / entropy, rel=1e-12)
@@ -48,3 +48,12 @@ def test_one_label_alone():
     assert math.isnan(found.auc)
     assert math.isnan(found.normalised_entropy)
     assert found.log_loss > 0
+
+
+def test_probabilities_of_any_logit() -> None:
+    logits = np.array([0, 1, -1, 1e4, -1e4], np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        found = probabilities(logits)
+    assert found.dtype == np.float32
+    expected = [0.5, 0.7310585786, 0.2689414214, 1, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-7)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.scorer import Scorer
-from serving.triton.answers import answer, probabilities
+from serving.triton.answers import answer
 
 
 class Sums:
@@ -76,12 +76,3 @@ def test_other_inputs_are_named(names: tuple[str, ...]) -> None:
     assert str(found[0]).endswith("found " + (", ".join(sorted(names)) or "none"))
     assert found[1].tolist() == [3]
     assert calls == [("ids", 1)]
-
-
-def test_probabilities_of_any_logit() -> None:
-    logits = np.array([0, 1, -1, 1e4, -1e4], np.float32)
-    with np.errstate(all="raise", under="ignore"):
-        found = probabilities(logits)
-    assert found.dtype == np.float32
-    expected = [0.5, 0.7310585786, 0.2689414214, 1, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-7)
