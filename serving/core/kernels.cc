@@ -19,7 +19,8 @@ namespace {
 
 constexpr int kPanelVectors = 2;
 constexpr int kPanel = kPanelVectors * kLanes;
-constexpr int kPrefetchRows = 8;  // rows of tables asked for ahead
+constexpr int kPrefetchRows = 8;    // rows of tables asked for ahead
+constexpr int kPrefetchSteps = 16;  // of a sum, whose weights are asked for ahead
 constexpr int kLine = 64;
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -165,6 +166,8 @@ ALWAYS_INLINE void sum_tile(const typename Kind::Word* input, int64_t stride, in
     typename Kind::Sum w[kPanelVectors * P];
     UNROLL for (int p = 0; p < P; ++p) {
       UNROLL for (int v = 0; v < kPanelVectors; ++v) {
+        __builtin_prefetch(kernel + p * panel + kPrefetchSteps * kStep +
+                           v * kLanes * Kind::kWeights);
         w[p * kPanelVectors + v] = Kind::weights(kernel + p * panel + v * kLanes * Kind::kWeights);
       }
     }
