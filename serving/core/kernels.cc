@@ -280,6 +280,7 @@ void multiply(const LayerCall& call, const typename Kind::Weight* kernel) {
 
 // The matrix unit multiplies 16 samples and 64 inputs by 64 inputs and 16 columns at once.
 constexpr int kMatrixRows = 16;
+constexpr int64_t kSmallPanel = 16 << 10;
 constexpr int kFewestMatrixRows = 4;  // below, vectors are as fast
 
 struct alignas(kLine) MatrixShapes {
@@ -294,6 +295,8 @@ struct alignas(kLine) MatrixShapes {
 ALWAYS_INLINE void sum_matrices(const uint32_t* input, int64_t stride, int64_t words,
                                 const int8_t* kernel, bool two, int32_t* sums) {
   constexpr int kPanelBytes = kPanel * kGroup;
+  // A small panel stays in the first cache from one tile to the next.
+  const int64_t read_ahead = words * kPanelBytes > kSmallPanel ? kMatrixRows * kPanelBytes : 0;
   const int64_t input_bytes = stride * 4;
   const uint32_t* const lower = input + kMatrixRows * stride;
   _tile_zero(0);
@@ -301,6 +304,9 @@ ALWAYS_INLINE void sum_matrices(const uint32_t* input, int64_t stride, int64_t w
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t k = 0; k < words; k += kMatrixRows, kernel += kMatrixRows * kPanelBytes) {
+    for (int64_t ahead = 0; ahead < read_ahead; ahead += kLine) {
+      __builtin_prefetch(kernel + kMatrixRows * kPanelBytes + ahead);
+    }
     _tile_loadd(6, kernel, kPanelBytes);
     _tile_loadd(7, kernel + kLine, kPanelBytes);
     _tile_loadd(4, input + k, input_bytes);
