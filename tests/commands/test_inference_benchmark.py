@@ -22,7 +22,7 @@ from serving import scorer_library
 from tests.support.processes import run
 from tests.support.tiny_data import SETTINGS, write_random_split
 
-SIZES, STEPS = (1, 5, 100), 21  # a request of 100 samples takes some of the 70 test samples twice
+SIZES, STEPS = (1, 100), 21  # a request of 100 samples takes some of the 70 test samples twice
 
 
 class Checkpoint:
@@ -65,8 +65,10 @@ def test_a_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
     ]
     assert re.search(r"^batch +variant +mean ms +p50 +p90 +p95 +p99 +p99.9 +samples/s$",
                      ended.output, re.M)  # fmt: skip
-    # Nothing else is printed, such as TensorFlow's own notices.
-    expected = r"embedding: |resumed from |measuring |batch |--|largest |written: | *\d+  "
+    # Nothing else is printed, such as TensorFlow's own notices; Matplotlib's first use may be slow.
+    expected = (
+        r"embedding: |resumed from |measuring |batch |--|largest |written: | *\d+  |Matplotlib is "
+    )
     assert all(re.match(expected, line) for line in ended.output.splitlines()), ended.output
 
     names = {path.name for path in (tmp_path / "run").iterdir()}
