@@ -10,13 +10,14 @@
 struct PanelLayer {
   int64_t inputs, outputs, panels, words;
   bool int8, relu;
-  const float* kernel;         // [panels, inputs, panel]
-  const int8_t* int8_kernel;   // [panels, words, panel, group]
-  const float* bias;           // [panels * panel]
-  const float* scale;          // of the sums, [panels * panel]
-  const int32_t* offset;       // to be subtracted from the sums, [panels * panel]
-  const float* input_inverse;  // 1 / scale of the inputs, padded
-  const float* input_zero;     // padded
+  const float* kernel;           // [panels, inputs, panel]
+  const int8_t* int8_kernel;     // [panels, words, panel, group]
+  const uint16_t* split_kernel;  // NULL, or bfloat16 [panels, parts, words, panel, 2]
+  const float* bias;             // [panels * panel]
+  const float* scale;            // of the sums, [panels * panel]
+  const int32_t* offset;         // to be subtracted from the sums, [panels * panel]
+  const float* input_inverse;    // 1 / scale of the inputs, padded
+  const float* input_zero;       // padded
 };
 
 // Panels [first, last) of a layer for `rows` samples; strides are in values or words. Words lie in
@@ -26,7 +27,8 @@ struct LayerCall {
   int64_t first, last, rows;
   const void* input;  // floats, or words of quantised values
   int64_t input_stride;
-  void* output;  // floats, or words quantised for `next`
+  int64_t part_stride;  // words between the parts of split inputs; 0 if they are not split
+  void* output;         // floats, or words quantised for `next`
   int64_t output_stride;
   const PanelLayer* next;  // NULL, or the int8 layer that takes the output
 };
@@ -50,6 +52,10 @@ struct Kernels {
   void (*quantise)(const PanelLayer& layer, const float* input, int64_t stride, int64_t rows,
                    uint32_t* words, int64_t word_stride);
   void (*gather)(const GatherCall&);
+  // NULL, or what splits the floats of a layer's inputs into `parts` bfloat16, a pair in a word.
+  void (*split)(const PanelLayer& layer, const float* input, int64_t stride, int64_t rows,
+                uint32_t* words, int64_t word_stride, int64_t part_stride);
+  int64_t parts;
 };
 
 // Each build of the kernels has its own: a linker would merge them.

@@ -42,8 +42,10 @@ extern "C" int scorer_supports(int level) {
     case SCORER_AVX512_VNNI:
       return avx512 && __builtin_cpu_supports("avx512vnni");
     case SCORER_AVX512_AMX:
-      return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("amx-int8") &&
-             __builtin_cpu_supports("amx-tile") && may_use_matrices();
+      return avx512 && __builtin_cpu_supports("avx512vnni") &&
+             __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
+             __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
+             may_use_matrices();
   }
 #endif
   return 0;

@@ -4,6 +4,21 @@
 
 namespace {
 
+constexpr int64_t kFloatsOfWord = 2;  // of split layers
+
+float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The upper half of the nearest float that has no lower half, even at ties.
+uint16_t nearest_bfloat16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
 // The arrays of one layer; without memory, only their bytes are counted.
 class Builder {
  public:
@@ -12,9 +27,9 @@ class Builder {
     layer_.inputs = from.inputs;
     layer_.outputs = from.outputs;
     layer_.panels = rounded_up(from.outputs, kernels.panel) / kernels.panel;
-    layer_.words =
-        rounded_up(rounded_up(from.inputs, kernels.group) / kernels.group, kernels.word_multiple);
     layer_.int8 = from.int8 != 0;
+    const int64_t group = layer_.int8 ? kernels.group : kFloatsOfWord;
+    layer_.words = rounded_up(rounded_up(from.inputs, group) / group, kernels.word_multiple);
     layer_.relu = from.relu != 0;
   }
 
@@ -34,6 +49,8 @@ class Builder {
         to[(panel * from_.inputs + i) * kernels_.panel + column] = kernel[i * from_.outputs + o];
       });
     }
+    // A narrow layer would leave most of a matrix empty.
+    if (!layer_.int8 && kernels_.split && from_.outputs >= kernels_.panel) build_split(columns);
   }
 
  private:
@@ -54,6 +71,23 @@ class Builder {
         call(o / kernels_.panel, o % kernels_.panel, i, o);
       }
     }
+  }
+
+  void build_split(int64_t columns) {
+    const int64_t part_words = layer_.words * kernels_.panel;
+    const int64_t count = kFloatsOfWord * columns * layer_.words * kernels_.parts;
+    uint16_t* const to = array<uint16_t>(count, &layer_.split_kernel);
+    if (!to) return;
+    const float* const kernel = static_cast<const float*>(from_.kernel);
+    for_columns([&](int64_t panel, int64_t column, int64_t i, int64_t o) {
+      float left = kernel[i * from_.outputs + o];
+      int64_t word = panel * kernels_.parts * part_words + i / kFloatsOfWord * kernels_.panel;
+      for (int64_t part = 0; part < kernels_.parts; ++part, word += part_words) {
+        const uint16_t bits = nearest_bfloat16(left);
+        to[(word + column) * kFloatsOfWord + i % kFloatsOfWord] = bits;
+        left -= float_of(uint32_t{bits} << 16);
+      }
+    });
   }
 
   void build_int8(int64_t columns) {

@@ -21,6 +21,7 @@ constexpr int64_t kBlock = 128;       // samples; their widest activations fill 
 constexpr int64_t kGathered = 16;     // samples whose vectors are in cache at a time
 constexpr int64_t kSharedBatch = 64;  // up to which threads share layers instead of samples
 constexpr int64_t kSharedBytes = 256 << 10;  // of weights, from which a layer is shared
+constexpr int64_t kSplitBatch = 16;          // samples of a request from which floats are split
 constexpr int64_t kPanelsOfPart = 4;         // at least; one sample takes so many at once
 
 // A job for the threads of a scorer: work(part) for each part.
@@ -75,7 +76,7 @@ struct Scorer {
                 ScorerFault* fault) const;
   Scratch* take_scratch();
   void run_mlp(const Mlp& mlp, const float* input, int64_t stride, int64_t rows, float* output,
-               int64_t output_stride, Scratch* scratch, ThreadPool* helpers) const;
+               int64_t output_stride, Scratch* scratch, ThreadPool* helpers, bool split) const;
 
   int64_t num_dense, tables, width;
   int32_t row_type;
@@ -96,8 +97,9 @@ struct Scorer {
   Rows rows;
   ScratchList scratches;
   int64_t interaction_width = 0;
-  int64_t stride = 0;       // of activations
-  int64_t word_stride = 0;  // of quantised activations
+  int64_t stride = 0;        // of activations
+  int64_t word_stride = 0;   // of quantised activations
+  int64_t split_stride = 0;  // of split activations
 
  private:
   bool score_block(const Request& request, int64_t first, int64_t count, ThreadPool* helpers);
@@ -141,6 +143,7 @@ bool Scorer::open(const ScorerModel& model) {
   const int64_t line = kAlignment / static_cast<int64_t>(sizeof(float));
   stride = rounded_up(widest, kernels.panel) + line;
   word_stride = rounded_up(rounded_up(widest, kernels.panel) / kernels.group, line) + line;
+  split_stride = rounded_up(rounded_up(widest, kernels.panel) / 2, line) + line;
 
   const int64_t bytes = Memory::needed<int64_t>(tables) * 3 +
                         Memory::needed<int64_t>(tables + 1) * 2 + Memory::needed<float>(tables) +
@@ -193,7 +196,8 @@ Scratch* Scorer::take_scratch() {
                         Memory::needed<float>(kBlock * width) +
                         Memory::needed<float>(kGathered * tables * width) +
                         Memory::needed<float>(kBlock * interaction_width) +
-                        Memory::needed<const char*>(kBlock * tables);
+                        Memory::needed<const char*>(kBlock * tables) +
+                        Memory::needed<uint32_t>(kernels.parts * kBlock * split_stride);
   if (!scratch || !scratch->memory.allocate(bytes)) {
     delete scratch;
     return nullptr;
@@ -203,14 +207,15 @@ Scratch* Scorer::take_scratch() {
   scratch->vectors = scratch->memory.take<float>(kGathered * tables * width);
   scratch->interaction = scratch->memory.take<float>(kBlock * interaction_width);
   scratch->rows = scratch->memory.take<const char*>(kBlock * tables);
+  scratch->split = scratch->memory.take<uint32_t>(kernels.parts * kBlock * split_stride);
   return scratch;
 }
 
 // Samples [count, inputs] -> [count, outputs], at most a block of them. Both may lie in `scratch`,
 // but not in its values.
 void Scorer::run_mlp(const Mlp& mlp, const float* input, int64_t input_stride, int64_t count,
-                     float* output, int64_t output_stride, Scratch* scratch,
-                     ThreadPool* helpers) const {
+                     float* output, int64_t output_stride, Scratch* scratch, ThreadPool* helpers,
+                     bool split) const {
   LayerCall call = {};
   call.rows = count;
   call.input = input;
@@ -229,6 +234,14 @@ void Scorer::run_mlp(const Mlp& mlp, const float* input, int64_t input_stride, i
     call.next = !last && mlp.layers[i + 1].int8 ? &mlp.layers[i + 1] : nullptr;
     call.output = last ? output : scratch->values[free];
     call.output_stride = last ? output_stride : call.next ? word_stride : stride;
+    call.part_stride = 0;
+    if (split && call.layer->split_kernel) {
+      call.part_stride = kBlock * split_stride;
+      kernels.split(*call.layer, static_cast<const float*>(call.input), call.input_stride, count,
+                    scratch->split, split_stride, call.part_stride);
+      call.input = scratch->split;
+      call.input_stride = split_stride;
+    }
     const int64_t panels = call.layer->panels;
     const bool shared = helpers && bytes_of(*call.layer) >= kSharedBytes;
     const int64_t most = shared ? helpers->threads() * 2 : 1;
@@ -288,6 +301,8 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
                          ThreadPool* helpers) {
   Scratch* const scratch = take_scratch();
   if (!scratch) return false;
+  // By the request, so that neither threads nor blocks decide on the bits of a logit.
+  const bool split = kernels.split && request.batch >= kSplitBatch;
   rows.find(request.ids + first * request.count, count, request.tables, request.count,
             scratch->rows);
   if (request.user) {
@@ -297,7 +312,7 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
     }
   } else {
     run_mlp(bottom, request.dense + first * num_dense, num_dense, count, scratch->bottom, width,
-            scratch, helpers);
+            scratch, helpers, split);
   }
   std::atomic<bool> good{true};
   const int64_t parts = helpers ? (count + kGathered - 1) / kGathered : 1;
@@ -310,7 +325,7 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
   run_parts(helpers, parts, work);
   if (good) {
     run_mlp(top, scratch->interaction, interaction_width, count, request.logits + first, 1, scratch,
-            helpers);
+            helpers, split);
   }
   scratches.put(scratch);
   return good;
@@ -414,7 +429,8 @@ int scorer_candidates(Scorer* scorer, const float* dense, const int32_t* user_ta
 
   Scratch* const scratch = scorer->take_scratch();
   if (!scratch) return SCORER_NO_MEMORY;
-  scorer->run_mlp(scorer->bottom, dense, scorer->num_dense, 1, bottom, width, scratch, nullptr);
+  scorer->run_mlp(scorer->bottom, dense, scorer->num_dense, 1, bottom, width, scratch, nullptr,
+                  false);
   scorer->scratches.put(scratch);
   scorer->rows.find(user_ids, 1, users, user_count, rows);
   GatherCall gather = {};

@@ -12,6 +12,7 @@ struct Scratch {
   float* vectors;      // of a few samples, [.., tables, width]
   float* interaction;  // [block, interaction width]
   const char** rows;   // [block, tables]
+  uint32_t* split;     // inputs of a layer in parts, [parts, block, split stride]
   Scratch* next;
 };
 
