@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 import re
 import signal
@@ -27,10 +28,11 @@ from serving.triton.installation import lay_out_backend, server_environment, ser
 LOG = "triton.log"
 _POLL_SECONDS = 1
 _WATCH_SECONDS = 0.5
+_GRACE_SECONDS = 5.0  # for the server to end after the time that its requests have
 _SHARED_MEMORY = "serving_"  # then a process id: it outlives processes that are killed
 _WAIT_SECONDS = 0.05
 _FAILED_MODEL = re.compile(r"(failed to load '[^']*' version \d+: .*?)(?:\\n|\"?\n)")
-_FAILED_SERVER = re.compile(r"^(?:E.*?\] \"?|error: )(.*?)(?:\\n|\"?\n)", re.MULTILINE)
+_FAILED_SERVER = re.compile(r"^(?:E(?!.*Cuda).*?\] \"?|error: )(.*?)(?:\\n|\"?\n)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class TritonServer:
         backends = work / "backends"
         lay_out_backend(backends)
         self._stop_signals = 0
+        self._longest_stop = stop_timeout + _GRACE_SECONDS
+        self._deadline = math.inf
         _remove_shared_memory(of_others=True)
         command = [
             os.fspath(server_program()),
@@ -147,6 +151,9 @@ class TritonServer:
         try:
             if self._process.poll() is None:
                 self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self._longest_stop)
+            self._process.kill()
             self._process.wait()
         finally:
             # A backend's process whose version could not be loaded outlives the server.
@@ -163,6 +170,7 @@ class TritonServer:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop_signals += 1
+        self._deadline = time.monotonic() + self._longest_stop
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM if self._stop_signals == 1 else signal.SIGKILL)
 
@@ -184,7 +192,8 @@ class TritonServer:
                     return True
             except OSError:
                 time.sleep(_WAIT_SECONDS)
-        self._check_end("to start")
+        if not self._stop_signals:
+            self._check_end("to start")
         return False
 
     def wait(self) -> None:
@@ -198,6 +207,9 @@ class TritonServer:
         while self._process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_WATCH_SECONDS)
+            if time.monotonic() > self._deadline:  # with requests left, it may not end at all
+                self._process.kill()
+                self._process.wait()
             ended = _ended_children(self._process.pid)
             # The server takes notice of one that ends with its version, but not of others: it
             # refuses every request then, and says that it is ready.

@@ -49,7 +49,12 @@ class Setting:
         self.folder = folder
         self.artifact = folder / "artifact"
         self.reference = write_artifact(
-            self.artifact, VOCAB_SIZES, num_dense=NUM_DENSE, dictionary=True, seed=1
+            self.artifact,
+            VOCAB_SIZES,
+            num_dense=NUM_DENSE,
+            row_order=True,
+            dictionary=True,
+            seed=1,
         )
         self.repository = folder / "repository"
         self.server = ServeCommand(
@@ -58,6 +63,7 @@ class Setting:
             f"--repository={self.repository}",
             f"--max_batch_size={MAX_BATCH}",
             "--max_queue_delay_us=2000",
+            "--hot_share=0.5",
         )
 
     def scored(self, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -179,6 +185,8 @@ def test_the_metrics_count_samples_lookups_and_malformed_requests(setting: Setti
             return counters(setting)
 
         before = totals()
+        for rows in ("hot", "cold"):
+            assert re.search(rf'lookups_total.*"{rows}".* [1-9]', get(setting.server.metrics))
         with pytest.raises(ValueError, match="table"):
             client.logits(dense=dense, ids=ids - 100)
         after = totals()

@@ -78,7 +78,11 @@ class ServeCommand:
 
     def wait(self) -> int:
         """Waits for the end of all its processes; returns the exit code."""
-        code = self.process.wait(STOP_SECONDS)
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()  # its clients would wait, too
+            raise
         left = wait_until_gone(self._mark, self.process.pid)
         assert not left, f"left behind: {left}"
         return code
