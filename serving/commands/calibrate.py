@@ -50,6 +50,10 @@ def _run(flags: argparse.Namespace) -> int:
     # A checkpoint has one file for each rank that wrote it.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if not flags.out.absolute().parent.is_dir():
+        raise ValueError(
+            f"{flags.out}: expected to write into a folder that exists, found none; make it first"
+        )
     checkpoint = newest(flags.checkpoint)
     found = calibrate(checkpoint, flags.data, flags.samples, flags.method)
     found.write(flags.out)

@@ -127,6 +127,14 @@ def test_the_command_takes_the_newest_checkpoint(tmp_path, data, checkpoint, cap
     read_calibration(out).check(WEIGHTS, MODEL)
 
 
+def test_the_command_needs_a_folder_to_write_into(tmp_path, data, checkpoint, capsys):
+    out = tmp_path / "nowhere" / "out.json"
+    assert serving.main(["calibrate", str(checkpoint), str(data), str(out)]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {out}: expected to write into a folder that exists, found none; make it first\n"
+    )
+
+
 def damage_file(path, how):
     content = json.loads(path.read_text())
     if how == "a digit":

@@ -54,10 +54,11 @@ def apply(tensors, mlp, number, values):
 
 
 def test_scales_by_hand():
-    # 0 to 2.55 in steps of 0.01; -1 to 1.55 likewise, zero at step 100; 1 to 5.1: from 0.
-    scale, zero = input_scales(ranges([0, -1, 1], [2.55, 1.55, 5.1]))
-    assert scale == pytest.approx([0.01, 0.01, 0.02])
-    assert zero.tolist() == [0, 100, 0]
+    # 0 to 2.55 in steps of 0.01; -1.006 to 1.544 likewise, zero nearest to step 101; 1 to 5.1 from
+    # zero on, and -5.1 to -1 up to zero.
+    scale, zero = input_scales(ranges([0, -1.006, 1, -5.1], [2.55, 1.544, 5.1, -1]))
+    assert scale == pytest.approx([0.01, 0.01, 0.02, 0.02])
+    assert zero.tolist() == [0, 101, 0, 255]
     assert (scale.dtype, zero.dtype) == (np.float32, np.int32)
 
 

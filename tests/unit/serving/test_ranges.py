@@ -35,7 +35,9 @@ def test_extremes(values):
     assert np.array_equal(high, values.max(axis=0))
 
 
-@pytest.mark.parametrize(("percentile", "beyond"), [(99, 10), (99.85, 1), (99.99, 0), (0, 999)])
+@pytest.mark.parametrize(
+    ("percentile", "beyond"), [(99, 10), (99.85, 1), (99.99, 0), (60, 400), (0, 999)]
+)
 def test_percentiles_leave_so_many_values_on_each_side(values, percentile, beyond):
     values = values.copy()
     values[:, 3] = np.arange(1000)  # no ties
