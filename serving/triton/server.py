@@ -31,6 +31,7 @@ _WATCH_SECONDS = 0.5
 _GRACE_SECONDS = 5.0  # for the server to end after the time that its requests have
 _SHARED_MEMORY = "serving_"  # then a process id: it outlives processes that are killed
 _WAIT_SECONDS = 0.05
+_VERSION_ARGUMENT = re.compile(r"/([^/ ]+)/(\d+)/model\.py ")  # of a process of the backend
 _FAILED_MODEL = re.compile(r"(failed to load '[^']*' version \d+: .*?)(?:\\n|\"?\n)")
 _FAILED_SERVER = re.compile(r"^(?:E(?!.*Cuda).*?\] \"?|error: )(.*?)(?:\\n|\"?\n)", re.MULTILINE)
 
@@ -108,6 +109,7 @@ class TritonServer:
         self._stop_signals = 0
         self._longest_stop = stop_timeout + _GRACE_SECONDS
         self._deadline = math.inf
+        self._scorers: dict[int, str] = {}  # the version of each process of the backend
         _remove_shared_memory(of_others=True)
         command = [
             os.fspath(server_program()),
@@ -183,18 +185,25 @@ class TritonServer:
         Raises:
             OSError: The server ended instead; the message says why.
         """
-        host = "127.0.0.1" if self.addresses.host == "0.0.0.0" else self.addresses.host
-        url = f"http://{host}:{self.addresses.http}/v2/models/{model}/ready"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while self._process.poll() is None:
-            try:
-                with opener.open(url, timeout=5):
-                    return True
-            except OSError:
-                time.sleep(_WAIT_SECONDS)
+            if self._is_ready(model):
+                self._ended_scorers()  # sees those that are alive
+                return True
+            time.sleep(_WAIT_SECONDS)
         if not self._stop_signals:
             self._check_end("to start")
         return False
+
+    def _is_ready(self, model: str) -> bool:
+        """Whether the server says that a model, or a version such as dlrm/versions/1, answers."""
+        host = "127.0.0.1" if self.addresses.host == "0.0.0.0" else self.addresses.host
+        url = f"http://{host}:{self.addresses.http}/v2/models/{model}/ready"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(url, timeout=5):
+                return True
+        except OSError:
+            return False
 
     def wait(self) -> None:
         """Waits until the server ends after a signal.
@@ -210,10 +219,10 @@ class TritonServer:
             if time.monotonic() > self._deadline:  # with requests left, it may not end at all
                 self._process.kill()
                 self._process.wait()
-            ended = _ended_children(self._process.pid)
-            # The server takes notice of one that ends with its version, but not of others: it
-            # refuses every request then, and says that it is ready.
-            if ended & lost:
+            ended = self._ended_scorers()
+            # The server does not notice: it refuses every request, and says that it is ready. One
+            # whose version could not be loaded, or is unloaded, is no loss.
+            if any(self._is_ready(self._scorers[pid]) for pid in ended & lost):
                 self._process.kill()
                 self._process.wait()
                 raise OSError(
@@ -222,6 +231,18 @@ class TritonServer:
                 )
             lost = ended
         self._check_end("to run until SIGTERM")
+
+    def _ended_scorers(self) -> set[int]:
+        """Processes of the backend that were seen alive and have ended without being waited for."""
+        ended = set()
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    if child.status() == psutil.STATUS_ZOMBIE:
+                        ended.add(child.pid)
+                    elif found := _VERSION_ARGUMENT.search(" ".join(child.cmdline())):
+                        self._scorers[child.pid] = f"{found[1]}/versions/{found[2]}"
+        return ended & self._scorers.keys()
 
     def _check_end(self, expected: str) -> None:
         code = self._process.returncode
@@ -234,17 +255,6 @@ class TritonServer:
             f"expected Triton's server {expected}, found that it ended with {end}"
             f"{_failure(self.log)}; see {self.log}"
         )
-
-
-def _ended_children(pid: int) -> set[int]:
-    """The processes below one that have ended without its notice."""
-    ended = set()
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(pid).children():
-            with contextlib.suppress(psutil.Error):
-                if child.status() == psutil.STATUS_ZOMBIE:
-                    ended.add(child.pid)
-    return ended
 
 
 def _remove_shared_memory(of_others: bool = False) -> None:

@@ -341,9 +341,12 @@ def test_a_new_version_is_loaded_without_a_lost_request(setting: Setting, tmp_pa
             wait_for(1, "UNAVAILABLE")
             add(artifacts[2], "--no_verify")
             wait_for(3, "damaged")
-            time.sleep(0.3)
+            # One whose process ends at once. The processes are looked at twice a second.
+            (setting.repository / "changing" / "4").mkdir()
+            time.sleep(2.5)
         finally:
             stop.set()
+            shutil.rmtree(setting.repository / "changing" / "4", ignore_errors=True)
         for answers in (load.result() for load in loads):
             assert answers == sorted(answers), "the old version answered after the new one"
             assert {0, 1} == set(answers)
