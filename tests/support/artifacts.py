@@ -275,8 +275,9 @@ def _quantised(layer: Layer, values: NDArray[Any]) -> NDArray[Any]:
     outputs = layer(values)
     low, high = np.minimum(values.min(0), 0), np.maximum(values.max(0), 0)
     scale = ((high - low) / 255).astype("<f4")
-    scale[scale == 0] = 1
+    # A column that is always 0 gets no weight, which would take the range of the others.
     scaled = layer.kernel * scale[:, None]
+    scale[scale == 0] = 1
     kernel_scale = (np.abs(scaled).max(0) / np.float32(127)).astype("<f4")
     kernel_scale[kernel_scale == 0] = 1
     layer.input_scale, layer.kernel_scale = scale, kernel_scale
