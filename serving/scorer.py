@@ -61,7 +61,10 @@ class Scorer:
             ctypes.byref(self._weights.model), library.LEVELS[level], threads
         )
         if not handle:
-            raise MemoryError(f"{artifact.folder}: no memory for its weights; lower hot_share")
+            raise ValueError(
+                f"{artifact.folder}: expected memory for {hot_share:.0%} of its rows, found too "
+                "little; set a smaller --hot_share, which needs an export with --row_frequencies"
+            )
         self._handle: int | None = handle
         self._close = weakref.finalize(self, self._library.scorer_close, handle)
         self._state = threading.Condition()

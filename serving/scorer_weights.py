@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.distributed.host_memory import memory_limit
+from dlrm.formats.quantities import size_text
 from serving import artifact as files
 from serving.artifact import Artifact
 from serving.row_encoding import INT8, stored_spec
 from serving.scorer_library import ROW_TYPES, LibraryLayer, LibraryModel, address
 
 _REMEDY = "export it again with `python3 -m serving export`"
+_OTHER_MEMORY = 48 << 20  # bytes of interpreter, NumPy, MLPs and activations, at least
 _MOST_LAYERS = 64  # of an MLP in the library
 _MOST_INPUTS = 60_000  # of an int8 layer, so that no sum exceeds 32 bits
 
@@ -74,6 +77,7 @@ class MappedWeights:
         model.rows = self._keep(tensors.take(files.ROWS, dtype, (artifact.keys, values)))
         model.rows_mapped = 1
         model.hot_rows = round(artifact.keys * hot_share)
+        self._check_memory(model.hot_rows * dtype.itemsize * values, hot_share)
         if artifact.tables == INT8:
             scales = tensors.take(files.TABLE_SCALES, np.float32, (int(model.tables),))
             model.table_scales = self._keep(scales)
@@ -82,6 +86,17 @@ class MappedWeights:
             order = self._tensors(files.ROW_ORDER_FILE)
             positions = order.take(files.POSITIONS, dtype, (artifact.keys,))
             model.positions, model.position_bytes = self._keep(positions), dtype.itemsize
+
+    def _check_memory(self, needed: int, hot_share: float) -> None:
+        """Refuses rows that the system would end the process for."""
+        limit = memory_limit()
+        if limit is not None and needed + _OTHER_MEMORY > limit:
+            raise ValueError(
+                f"{self._artifact.folder}: expected at most {size_text(limit)}, to which this "
+                f"process's memory is limited, found {size_text(needed)} of rows and "
+                f"{size_text(_OTHER_MEMORY)} for all else with --hot_share={hot_share:g}; set a "
+                "smaller --hot_share, which needs an export with --row_frequencies"
+            )
 
     def _map_layers(self, num_dense: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> None:
         tables, width = int(self.model.tables), int(self.model.width)

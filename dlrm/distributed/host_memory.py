@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def free_host_memory() -> int | None:
@@ -22,3 +23,30 @@ def free_host_memory() -> int | None:
             free = min(free, limit - int((_CONTROL_GROUP / "memory.current").read_text()))
         return free
     return None
+
+
+def memory_limit() -> int | None:
+    """Returns the bytes that this process's control groups let it and its like use.
+
+    Pages of files that can be read again count towards what is used, but give way: what must fit
+    below the limit is memory that cannot be dropped.
+
+    Returns:
+        Bytes; None without a limit, or without control groups.
+    """
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in _MEMBERSHIP.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":
+                root, name = _CONTROL_GROUP, "memory.max"
+            elif "memory" in controllers.split(","):
+                root, name = _CONTROL_GROUP / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            # A group's limit holds for the groups within it.
+            path = Path(group.lstrip("/"))
+            for folder in (path, *path.parents):
+                with contextlib.suppress(OSError, ValueError):  # hidden in a container; "max"
+                    limits.append(int((root / folder / name).read_text()))
+    return min(limits, default=None)

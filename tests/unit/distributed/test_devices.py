@@ -95,6 +95,32 @@ def test_ranks_of_a_machine_share_its_memory(control_group: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("membership", "file", "name"),
+    [
+        ("4:memory:/job/part\n0::/\n", "memory/job/part", "memory.limit_in_bytes"),
+        ("4:cpu,memory:/job/part\n", "memory/job", "memory.limit_in_bytes"),
+        ("4:memory:/hidden\n", "memory", "memory.limit_in_bytes"),
+        ("0::/job/part\n", "job/part", "memory.max"),
+        ("0::/job/part\n", "", "memory.max"),
+    ],
+)
+def test_the_limit_of_a_control_group_or_of_one_around_it(
+    membership: str, file: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_memory, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_MEMBERSHIP", tmp_path / "cgroup")
+    assert host_memory.memory_limit() is None
+    (tmp_path / "cgroup").write_text(membership)
+    assert host_memory.memory_limit() is None
+    folder = tmp_path / file
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("max\n")
+    assert host_memory.memory_limit() is None
+    (folder / name).write_text("12345\n")
+    assert host_memory.memory_limit() == 12345
+
+
+@pytest.mark.parametrize(
     ("visible", "asked", "answer", "free"),
     [
         (None, "1", ["2048"], 2 << 30),
