@@ -141,7 +141,8 @@ bool Scorer::open(const ScorerModel& model) {
   }
   // One line more than whole panels: rows a power of two apart would share few sets of the cache.
   const int64_t line = kAlignment / static_cast<int64_t>(sizeof(float));
-  stride = rounded_up(widest, kernels.panel) + line;
+  // Words of the portable level hold one value, so they need no more than the floats.
+  stride = rounded_up(rounded_up(widest, kernels.panel), line) + line;
   word_stride = rounded_up(rounded_up(widest, kernels.panel) / kernels.group, line) + line;
   split_stride = rounded_up(rounded_up(widest, kernels.panel) / 2, line) + line;
 
