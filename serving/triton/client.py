@@ -154,18 +154,19 @@ def _run(arguments: Sequence[str] | None) -> int:
         f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, {len(found) / sum(seconds):,.0f} samples/s"
     )
     if flags.artifact is not None:
-        return _compare(flags.artifact, dense, ids, found)
+        return _compare(flags.artifact, dense, ids, found, flags.batch_size)
     return 0
 
 
 def _compare(
-    folder: Path, dense: NDArray[Any], ids: NDArray[Any], found: NDArray[np.float32]
+    folder: Path, dense: NDArray[Any], ids: NDArray[Any], found: NDArray[np.float32], size: int
 ) -> int:
     """Says whether the server's logits are the scorer's; the exit code is 1 where they are not."""
     from serving.scorer import Scorer
 
+    parts = [slice(start, start + size) for start in range(0, len(ids), size)]
     with Scorer.open(folder) as scorer:
-        expected = scorer.score(dense, ids)
+        expected = np.concatenate([scorer.score(dense[part], ids[part]) for part in parts])
     equal = int((found == expected).sum())
     largest = float(np.abs(found - expected).max())
     print(f"{equal} of {len(found)} are the scorer's bit for bit; largest difference {largest:.1e}")
