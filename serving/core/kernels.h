@@ -1,4 +1,6 @@
 // What the kernels of one instruction set offer to the scorer, which is compiled once.
+//
+// It knows nothing of instruction sets but the numbers that layouts depend on.
 #pragma once
 
 #include <stddef.h>

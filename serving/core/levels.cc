@@ -1,4 +1,6 @@
-// Chooses the build of the kernels at run time.
+// Finds out which instruction sets this CPU has, and names each one's build of the kernels.
+//
+// It knows nothing of what kernels do.
 
 #include "kernels.h"
 #include "scorer.h"

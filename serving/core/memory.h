@@ -1,4 +1,6 @@
 // Zeroed memory from the operating system, in huge pages where it is large enough for them.
+//
+// It knows nothing of what is kept there.
 #pragma once
 
 #include <stddef.h>

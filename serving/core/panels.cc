@@ -1,3 +1,7 @@
+// Lays the layers of an MLP out in panels: float, int8, and floats split into parts of bfloat16.
+//
+// It runs once, when a scorer is opened, and knows of an instruction set only what Kernels says.
+
 #include "panels.h"
 
 #include <string.h>

@@ -1,4 +1,4 @@
-// The layers of an MLP in the layout that the kernels read.
+// The layers of an MLP in the layout that the kernels read. It knows nothing of requests.
 #pragma once
 
 #include "kernels.h"

@@ -1,3 +1,7 @@
+// Copies the hot rows, and finds rows by key: hot ones in memory, cold ones in the mapped file.
+//
+// It knows addresses and numbers of bytes, not how a row is decoded.
+
 #include "rows.h"
 
 #include <string.h>

@@ -1,4 +1,4 @@
-// The rows of all tables: the first in memory, the others in a mapped file.
+// The rows of all tables: the first in memory, the others in a mapped file. It checks no ids.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,6 @@
 // Scores on every instruction set with arrays that fill their allocations, so that the sanitizers
-// detect any access outside them.
+// detect any access outside them. It uses the C interface alone and knows no logits: the tests of
+// serving.scorer compare them.
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,6 @@
 // The memory of one thread while it scores a block of samples, kept for the next call.
+//
+// It knows no sizes: whoever makes a scratch gives it its arrays.
 #pragma once
 
 #include <pthread.h>

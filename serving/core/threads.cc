@@ -1,3 +1,7 @@
+// Threads that take the parts of a job by one atomic word and sleep only after a while without one.
+//
+// They know nothing of the work.
+
 #include "threads.h"
 
 #include <sched.h>

@@ -1,0 +1,85 @@
+// What an opened scorer consists of. Its functions are defined by subject: opening.cc lays the
+// model out, checks.cc looks for bad inputs, scoring.cc computes.
+//
+// It knows the types of the C interface, not its functions, which scorer.cc makes of these.
+#pragma once
+
+#include "ids.h"
+#include "kernels.h"
+#include "memory.h"
+#include "panels.h"
+#include "rows.h"
+#include "scorer.h"
+#include "scratch.h"
+#include "threads.h"
+
+// What stays the same for all candidates of a user.
+struct User {
+  float* bottom;   // [width]
+  float* vectors;  // [tables, width], of which only the user's are used
+  int64_t count;
+  const int64_t* tables;  // [count]
+};
+
+struct Request {
+  const float* dense;     // [batch, num_dense]; unused with a user
+  const int32_t* ids;     // [batch, count]
+  const int64_t* tables;  // [count]: the tables that every sample looks up
+  int64_t count, batch;
+  float* logits;
+  const User* user;
+};
+
+// The C interface makes its name known; its functions are nobody else's.
+struct __attribute__((visibility("hidden"))) Scorer {
+  Scorer(const ScorerModel& model, int cpu_level, int threads)
+      : num_dense(model.num_dense),
+        tables(model.tables),
+        width(model.width),
+        row_type(model.row_type),
+        level(cpu_level),
+        kernels(kernels_of(cpu_level)),
+        pool(threads) {}
+
+  // Returns false if memory runs out.
+  bool open(const ScorerModel& model);
+
+  // Each returns SCORER_OK or the kind of `fault`.
+  int check_dense(const float* dense, int64_t batch, ScorerFault* fault) const;
+  int check_ids(const int32_t* ids, const int64_t* listed, int64_t count, int64_t batch,
+                ScorerFault* fault) const;
+
+  // Checked inputs -> logits. Returns false if memory runs out.
+  bool score(const Request& request);
+  // Dense features [num_dense] and ids [user.count] -> the arrays of `user`, likewise.
+  bool compute_user(const float* dense, const int32_t* ids, const User& user);
+
+  int64_t num_dense, tables, width;
+  int32_t row_type;
+  int level;
+  const Kernels& kernels;
+  ThreadPool pool;
+  Memory memory;  // of everything that the model's own arrays are copied to
+  const int64_t* vocab_sizes = nullptr;
+  const int64_t* first_keys = nullptr;  // [tables + 1]
+  const int64_t* all_tables = nullptr;
+  const float* table_scales = nullptr;
+  Dictionary dictionary;
+  Mlp bottom, top;
+  Rows rows;
+  ScratchList scratches;
+  int64_t interaction_width = 0;
+  int64_t stride = 0;        // of activations
+  int64_t word_stride = 0;   // of quantised activations
+  int64_t split_stride = 0;  // of split activations
+
+ private:
+  Scratch* take_scratch();
+  bool score_block(const Request& request, int64_t first, int64_t count, ThreadPool* helpers);
+  void run_mlp(const Mlp& mlp, const float* input, int64_t stride, int64_t rows, float* output,
+               int64_t output_stride, Scratch* scratch, ThreadPool* helpers, bool split) const;
+  void gather(const char* const* addresses, int64_t samples, const int64_t* listed, int64_t count,
+              float* vectors) const;
+  bool interact(const Request& request, int64_t first, int64_t count, const Scratch& block,
+                Scratch* own) const;
+};

@@ -1,0 +1,234 @@
+// Scores a batch in blocks whose activations stay in cache: bottom MLP, rows, interaction, top MLP.
+//
+// Large batches give every thread blocks of its own. A small one is a single block, whose layers
+// are shared by the threads where their weights are worth it.
+//
+// It takes checked inputs alone, and knows neither the C interface nor how weights and rows lie.
+
+#include <string.h>
+
+#include <atomic>
+#include <new>
+
+#include "../../interact_op/interact.h"
+#include "scorer_state.h"
+
+namespace {
+
+constexpr int64_t kBlock = 128;       // samples; their widest activations fill half of a cache
+constexpr int64_t kGathered = 16;     // samples whose vectors are in cache at a time
+constexpr int64_t kSharedBatch = 64;  // up to which threads share layers instead of samples
+constexpr int64_t kSharedBytes = 256 << 10;  // of weights, from which a layer is shared
+constexpr int64_t kSplitBatch = 16;          // samples of a request from which floats are split
+constexpr int64_t kPanelsOfPart = 4;         // at least; one sample takes so many at once
+
+// A job for the threads of a scorer: work(part) for each part.
+template <typename Work>
+void run_parts(ThreadPool* pool, int64_t count, const Work& work) {
+  if (!pool || count <= 1) {
+    for (int64_t part = 0; part < count; ++part) work(part);
+    return;
+  }
+  const auto call = [](const void* context, int64_t part) {
+    (*static_cast<const Work*>(context))(part);
+  };
+  pool->run(count, call, &work);
+}
+
+int64_t bytes_of(const PanelLayer& layer) {
+  return layer.inputs * layer.outputs * (layer.int8 ? 1 : static_cast<int64_t>(sizeof(float)));
+}
+
+int interact_level(int level) {
+  switch (level) {
+    case SCORER_PORTABLE:
+      return INTERACT_PORTABLE;
+    case SCORER_AVX2:
+    case SCORER_AVX2_VNNI:
+      return INTERACT_AVX2;
+    default:
+      return INTERACT_AVX512;
+  }
+}
+
+}  // namespace
+
+Scratch* Scorer::take_scratch() {
+  if (Scratch* const kept = scratches.take()) return kept;
+  Scratch* const scratch = new (std::nothrow) Scratch();
+  const int64_t bytes = Memory::needed<float>(kBlock * stride) * 2 +
+                        Memory::needed<float>(kBlock * width) +
+                        Memory::needed<float>(kGathered * tables * width) +
+                        Memory::needed<float>(kBlock * interaction_width) +
+                        Memory::needed<const char*>(kBlock * tables) +
+                        Memory::needed<uint32_t>(kernels.parts * kBlock * split_stride);
+  if (!scratch || !scratch->memory.allocate(bytes)) {
+    delete scratch;
+    return nullptr;
+  }
+  for (float*& values : scratch->values) values = scratch->memory.take<float>(kBlock * stride);
+  scratch->bottom = scratch->memory.take<float>(kBlock * width);
+  scratch->vectors = scratch->memory.take<float>(kGathered * tables * width);
+  scratch->interaction = scratch->memory.take<float>(kBlock * interaction_width);
+  scratch->rows = scratch->memory.take<const char*>(kBlock * tables);
+  scratch->split = scratch->memory.take<uint32_t>(kernels.parts * kBlock * split_stride);
+  return scratch;
+}
+
+// Samples [count, inputs] -> [count, outputs], at most a block of them. Both may lie in `scratch`,
+// but not in its values.
+void Scorer::run_mlp(const Mlp& mlp, const float* input, int64_t input_stride, int64_t count,
+                     float* output, int64_t output_stride, Scratch* scratch, ThreadPool* helpers,
+                     bool split) const {
+  LayerCall call = {};
+  call.rows = count;
+  call.input = input;
+  call.input_stride = input_stride;
+  int free = 0;
+  if (mlp.layers[0].int8) {
+    auto* const words = reinterpret_cast<uint32_t*>(scratch->values[0]);
+    kernels.quantise(mlp.layers[0], input, input_stride, count, words, word_stride);
+    call.input = words;
+    call.input_stride = word_stride;
+    free = 1;
+  }
+  for (int i = 0; i < mlp.count; ++i) {
+    call.layer = &mlp.layers[i];
+    const bool last = i + 1 == mlp.count;
+    call.next = !last && mlp.layers[i + 1].int8 ? &mlp.layers[i + 1] : nullptr;
+    call.output = last ? output : scratch->values[free];
+    call.output_stride = last ? output_stride : call.next ? word_stride : stride;
+    call.part_stride = 0;
+    if (split && call.layer->split_kernel) {
+      call.part_stride = kBlock * split_stride;
+      kernels.split(*call.layer, static_cast<const float*>(call.input), call.input_stride, count,
+                    scratch->split, split_stride, call.part_stride);
+      call.input = scratch->split;
+      call.input_stride = split_stride;
+    }
+    const int64_t panels = call.layer->panels;
+    const bool shared = helpers && bytes_of(*call.layer) >= kSharedBytes;
+    const int64_t most = shared ? helpers->threads() * 2 : 1;
+    const int64_t wanted = (panels + kPanelsOfPart - 1) / kPanelsOfPart;
+    const int64_t parts = wanted < most ? wanted : most;
+    const auto work = [&](int64_t part) {
+      LayerCall mine = call;
+      mine.first = (wanted * part / parts) * kPanelsOfPart;
+      const int64_t end = (wanted * (part + 1) / parts) * kPanelsOfPart;
+      mine.last = end < panels ? end : panels;
+      kernels.layer(mine);
+    };
+    run_parts(helpers, parts, work);
+    call.input = call.output;
+    call.input_stride = call.output_stride;
+    free ^= 1;
+  }
+}
+
+// The rows of samples [samples, count] -> vectors, each in the slot of its table.
+void Scorer::gather(const char* const* addresses, int64_t samples, const int64_t* listed,
+                    int64_t count, float* vectors) const {
+  GatherCall call = {};
+  call.row_type = row_type;
+  call.samples = samples;
+  call.tables = count;
+  call.width = width;
+  call.stride = tables * width;
+  call.rows = addresses;
+  call.tables_listed = listed;
+  call.scales = table_scales;
+  call.output = vectors;
+  kernels.gather(call);
+}
+
+// Rows and interaction of samples [first, first + count) of a block, with vectors in `own` memory.
+bool Scorer::interact(const Request& request, int64_t first, int64_t count, const Scratch& block,
+                      Scratch* own) const {
+  const User* const user = request.user;
+  if (user) {
+    for (int64_t i = 0; i < user->count; ++i) {
+      for (int64_t sample = 0; sample < count && sample < kGathered; ++sample) {
+        memcpy(own->vectors + (sample * tables + user->tables[i]) * width,
+               user->vectors + user->tables[i] * width, static_cast<size_t>(width) * sizeof(float));
+      }
+    }
+  }
+  for (const int64_t end = first + count; first < end; first += kGathered) {
+    const int64_t samples = end - first < kGathered ? end - first : kGathered;
+    gather(block.rows + first * request.count, samples, request.tables, request.count,
+           own->vectors);
+    const InteractGroup groups[] = {{block.bottom + first * width, nullptr, 1},
+                                    {own->vectors, nullptr, tables}};
+    const InteractBatch batch = {INTERACT_FLOAT32, 2, groups, width};
+    if (interact_cpu_forward(interact_level(level), &batch, 0, samples,
+                             block.interaction + first * interaction_width) != 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
+                         ThreadPool* helpers) {
+  Scratch* const scratch = take_scratch();
+  if (!scratch) return false;
+  // By the request, so that neither threads nor blocks decide on the bits of a logit.
+  const bool split = kernels.split && request.batch >= kSplitBatch;
+  rows.find(request.ids + first * request.count, count, request.tables, request.count,
+            scratch->rows);
+  if (request.user) {
+    for (int64_t i = 0; i < count; ++i) {
+      memcpy(scratch->bottom + i * width, request.user->bottom,
+             static_cast<size_t>(width) * sizeof(float));
+    }
+  } else {
+    run_mlp(bottom, request.dense + first * num_dense, num_dense, count, scratch->bottom, width,
+            scratch, helpers, split);
+  }
+  std::atomic<bool> good{true};
+  const int64_t parts = helpers ? (count + kGathered - 1) / kGathered : 1;
+  const auto work = [&](int64_t part) {
+    const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
+    Scratch* const own = parts > 1 ? take_scratch() : scratch;
+    if (!own || !interact(request, begin, end - begin, *scratch, own)) good = false;
+    if (own && own != scratch) scratches.put(own);
+  };
+  run_parts(helpers, parts, work);
+  if (good) {
+    run_mlp(top, scratch->interaction, interaction_width, count, request.logits + first, 1, scratch,
+            helpers, split);
+  }
+  scratches.put(scratch);
+  return good;
+}
+
+bool Scorer::score(const Request& request) {
+  if (request.batch == 0) return true;
+  const bool acquired = pool.threads() > 1 && pool.try_acquire();
+  ThreadPool* const helpers = acquired ? &pool : nullptr;
+  std::atomic<bool> good{true};
+  if (request.batch <= kSharedBatch) {
+    good = score_block(request, 0, request.batch, helpers);
+  } else {
+    const int64_t threads = acquired ? pool.threads() : 1;
+    const int64_t blocks = rounded_up((request.batch + kBlock - 1) / kBlock, threads);
+    const auto work = [&](int64_t block) {
+      const int64_t begin = request.batch * block / blocks;
+      const int64_t end = request.batch * (block + 1) / blocks;
+      if (!score_block(request, begin, end - begin, nullptr)) good = false;
+    };
+    run_parts(helpers, blocks, work);
+  }
+  if (acquired) pool.release();
+  return good;
+}
+
+bool Scorer::compute_user(const float* dense, const int32_t* ids, const User& user) {
+  Scratch* const scratch = take_scratch();
+  if (!scratch) return false;
+  run_mlp(bottom, dense, num_dense, 1, user.bottom, width, scratch, nullptr, false);
+  rows.find(ids, 1, user.tables, user.count, scratch->rows);
+  gather(scratch->rows, 1, user.tables, user.count, user.vectors);
+  scratches.put(scratch);
+  return true;
+}
