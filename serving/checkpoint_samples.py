@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dlrm.checkpoint.manifest import Manifest, ModelShape
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
 from dlrm.checkpoint.table_reader import TableReader
-from dlrm.data.batch import Samples
+from dlrm.data.batch import Samples, Source
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
 
@@ -25,6 +25,32 @@ _READ_BLOCKS = 4  # blocks of each rank's file that are read at a time
 
 Floats = NDArray[np.float32]
 Piece = tuple[int, int]  # first sample, and the one after the last
+
+
+def check_fit(folder: Path, source: Source, model: ModelShape) -> None:
+    """Checks that data and model belong together.
+
+    Args:
+        folder: The folder of the data, for the error message.
+        source: The data.
+        model: The shape of the model.
+
+    Raises:
+        ValueError: The data has other dense columns or tables than the model.
+    """
+    for part, expected, found in (
+        ("dense columns", model.num_dense, source.num_dense),
+        ("tables", len(model.vocab_sizes), len(source.vocab_sizes)),
+        *(
+            (f"rows of table {table}", *sizes)
+            for table, sizes in enumerate(zip(model.vocab_sizes, source.vocab_sizes))
+        ),
+    ):
+        if expected != found:
+            raise ValueError(
+                f"{folder}: expected {expected} {part}, as the model has, found {found}; name "
+                "data of the preprocessing that the model was trained on"
+            )
 
 
 class ModelSamples:
@@ -49,20 +75,7 @@ class ModelSamples:
         self.folder = folder
         self.num_samples, self.fingerprint = self._source.num_samples, self._source.fingerprint
         self._sizes = np.array(model.vocab_sizes)
-        found = self._source.vocab_sizes
-        for part, expected, there in (
-            ("dense columns", model.num_dense, self._source.num_dense),
-            ("tables", len(model.vocab_sizes), len(found)),
-            *(
-                (f"rows of table {table}", rows, others)
-                for table, (rows, others) in enumerate(zip(model.vocab_sizes, found))
-            ),
-        ):
-            if expected != there:
-                raise ValueError(
-                    f"{folder}: expected {expected} {part}, as the model has, found {there}; name "
-                    "data of the preprocessing that the model was trained on"
-                )
+        check_fit(folder, self._source, model)
         if not self.num_samples:
             raise ValueError(f"{folder}: expected samples, found none; name another split folder")
 

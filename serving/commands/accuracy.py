@@ -76,7 +76,7 @@ def _run(flags: argparse.Namespace) -> int:
         check_complete(flags.log, scored.samples, len(offsets) - 1)
     reference = flags.reference_auc
     if flags.reference:
-        reference = reference_auc(flags.reference, source, int(offsets[0]), int(offsets[-1]))
+        reference = reference_auc(flags.reference, flags.data, int(offsets[0]), int(offsets[-1]))
     lines, held = report(scored, reference)
     print("\n".join(lines))
     return 0 if held else 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from serving.commands.accuracy import add_reference, check_complete
+from serving.loadgen.settings import MODES, SCENARIOS
 
 # They may not differ in a submission.
 _RULED = (
@@ -16,10 +17,6 @@ _RULED = (
 )
 _REQUESTS = 8  # of a server at a time, which makes batches of them
 _MARGIN = 1.25  # Offline's samples must last even if the warm-up was slower than the test
-_CHOICES = {
-    "scenario": ("Offline", "Server"),
-    "mode": ("PerformanceOnly", "AccuracyOnly", "FindPeakPerformance"),
-}
 
 
 def add_parser(commands: Any) -> None:
@@ -31,7 +28,7 @@ def add_parser(commands: Any) -> None:
     )
     parser = commands.add_parser("loadgen", help="Run LoadGen.", description=text)
     parser.set_defaults(run=_run)
-    for name, choices in _CHOICES.items():
+    for name, choices in (("scenario", SCENARIOS), ("mode", MODES)):
         parser.add_argument(f"--{name}", choices=choices, default=choices[0], help="of LoadGen")
     system = parser.add_argument_group("what is tested")
     system.add_argument(
@@ -202,15 +199,14 @@ def _run(flags: argparse.Namespace) -> int:
             qps = _warm_up(flags, library, remote.score)
             return _test(flags, wanted, settings, library, offsets, output, remote.score, qps)
 
-    from serving.loadgen.settings import check_data
+    from serving.checkpoint_samples import check_fit
     from serving.scorer import Scorer
 
     # A query of Server is answered soonest if all cores work on it; without a bound on time, cores
     # that need not wait for each other score more.
     threads = flags.threads or (1 if flags.scenario == "Offline" else None)
     with Scorer.open(flags.artifact, hot_share=flags.hot_share, threads=threads) as scorer:
-        model = scorer.artifact.model
-        check_data(source, model.num_dense, model.vocab_sizes)
+        check_fit(flags.data, source, scorer.artifact.model)
         qps = _warm_up(flags, library, scorer.score)
         before = scorer.lookups()
         code = _test(flags, wanted, settings, library, offsets, output, scorer.score, qps)
@@ -297,7 +293,7 @@ def _judge(flags: argparse.Namespace, library: Any, offsets: Any, output: Path) 
     check_complete(output / ACCURACY, scored.samples, len(library.sizes))
     reference = flags.reference_auc
     if flags.reference:
-        reference = reference_auc(flags.reference, source, int(offsets[0]), int(offsets[-1]))
+        reference = reference_auc(flags.reference, flags.data, int(offsets[0]), int(offsets[-1]))
     lines, held = report(scored, reference)
     print("\n".join(lines))
     return 0 if held else 1

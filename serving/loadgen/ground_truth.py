@@ -11,9 +11,10 @@ from typing import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.data import open_split
 from dlrm.data.batch import FloatArray, Source
 from dlrm.metrics import exact_auc, probabilities
-from serving.loadgen.settings import check_data
+from serving.checkpoint_samples import check_fit
 from serving.scorer import Scorer
 
 _BATCH = 1 << 15
@@ -47,8 +48,14 @@ def labels_by_sample(source: Source, offsets: NDArray[np.int64]) -> Callable[[in
     return of_sample
 
 
-def reference_auc(artifact: Path, source: Source, first: int, stop: int) -> float:
+def reference_auc(artifact: Path, data: Path, first: int, stop: int) -> float:
     """Scores the pairs [first, stop) with an artifact and returns the AUC of its predictions.
+
+    Args:
+        artifact: The artifact.
+        data: The split folder.
+        first: Position of the first pair.
+        stop: Position behind the last pair.
 
     Raises:
         OSError: The artifact or the scorer's library is missing.
@@ -56,9 +63,9 @@ def reference_auc(artifact: Path, source: Source, first: int, stop: int) -> floa
     """
     predictions: list[FloatArray] = []
     labels: list[FloatArray] = []
+    source = open_split(data, per_category=False)
     with Scorer.open(artifact) as scorer:
-        model = scorer.artifact.model
-        check_data(source, model.num_dense, model.vocab_sizes)
+        check_fit(data, source, scorer.artifact.model)
         for start in range(first, stop, _BATCH):
             dense, ids, its_labels = source.read(start, min(start + _BATCH, stop))
             predictions.append(probabilities(scorer.score(dense, ids)))

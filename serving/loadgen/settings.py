@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlrm.data.batch import Source
-
 SCENARIOS = ("Offline", "Server")
 MODES = ("PerformanceOnly", "AccuracyOnly", "FindPeakPerformance")
 
@@ -125,21 +123,3 @@ def _check_conf_file(path: Path) -> None:
                     f"{path}: line {number}: expected a line like *.Server.target_qps = 100, with "
                     f"blanks around =, found {text!r}"
                 )
-
-
-def check_data(source: Source, num_dense: int | None, vocab_sizes: Sequence[int]) -> None:
-    """Checks that data and model belong together.
-
-    Raises:
-        ValueError: The data has other dense columns or tables than the model.
-    """
-    expected, found = (num_dense, tuple(vocab_sizes)), (source.num_dense, source.vocab_sizes)
-    if expected != found:
-        different = [t for t, (a, b) in enumerate(zip(vocab_sizes, source.vocab_sizes)) if a != b]
-        where = f"; table {different[0]} is the first to differ" if different else ""
-        raise ValueError(
-            f"--data: expected {num_dense} dense columns and {len(vocab_sizes)} tables of "
-            f"{sum(vocab_sizes):,} rows, as the model has, found {source.num_dense} and "
-            f"{len(source.vocab_sizes)} of {sum(source.vocab_sizes):,}{where}; name the data that "
-            "the model was trained for"
-        )
