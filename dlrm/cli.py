@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import resource
 import select
 import shutil
 import sys
@@ -126,6 +127,12 @@ def stderr_on_failure() -> Iterator[None]:
         finally:
             os.dup2(stderr, _STDERR)
             os.close(stderr)
+
+
+def allow_many_files() -> None:
+    """Raises the limit of open files: a checkpoint has one file for each rank that wrote it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def find_horovodrun() -> str:

@@ -6,7 +6,6 @@ It turns flags into calls; other modules read the files. It does not import Tens
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -110,12 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _allow_many_files() -> None:
-    """Raises the limit of open files: a checkpoint has one file for each rank that wrote it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     return cli.exit_code(lambda: _run(arguments), "interrupted; nothing unfinished was kept")
@@ -123,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     flags = _parser().parse_args(arguments)
-    _allow_many_files()
+    cli.allow_many_files()
     return int(flags.run(flags))
 
 

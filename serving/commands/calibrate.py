@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import resource
 from pathlib import Path
 from typing import Any
+
+from dlrm import cli
 
 _METHODS = ("minmax", "percentile", "entropy")
 _DEFAULT_SAMPLES = 1 << 17
@@ -47,9 +48,7 @@ def _run(flags: argparse.Namespace) -> int:
     from dlrm.checkpoint.describe import newest
     from serving.calibration import calibrate
 
-    # A checkpoint has one file for each rank that wrote it.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    cli.allow_many_files()
     if not flags.out.absolute().parent.is_dir():
         raise ValueError(
             f"{flags.out}: expected to write into a folder that exists, found none; make it first"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from dlrm import cli
 
 _TABLE_TYPES = ("float32", "float16", "int8", "int8_rows")
 _DENSE_TYPES = ("float32", "int8")
@@ -73,9 +74,7 @@ def _run(flags: argparse.Namespace) -> int:
     from dlrm.checkpoint.describe import newest
     from serving.export import ExportOptions, export
 
-    # A checkpoint has one file for each rank that wrote it.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    cli.allow_many_files()
     options = ExportOptions(
         dictionary=flags.dictionary,
         tables=flags.tables,
