@@ -101,7 +101,7 @@ def read_artifact(folder: Path) -> Artifact:
     path = folder / DESCRIPTION
     try:
         content = read_json_object(path, _REMEDY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: expected an artifact, found no {DESCRIPTION} in it; {_REMEDY}"
         ) from None
@@ -154,10 +154,14 @@ def verify_artifact(artifact: Artifact, names: Iterable[str] | None = None) -> N
             raise ValueError(f"{problem}; {_REMEDY}")
 
 
-def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
+def map_tensors(path: Path, remedy: str = _REMEDY) -> dict[str, NDArray[Any]]:
     """The tensors of a safetensors file as read-only views into it; nothing is read or checked.
 
     Values that do not lie at a multiple of their own size are copied.
+
+    Args:
+        path: The file.
+        remedy: What to do about a file that is none, for the error message.
 
     Raises:
         ValueError: The file is no safetensors file, or is cut.
@@ -177,5 +181,5 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
             values = content[start:stop].view(dtype).reshape(shape)
             tensors[name] = values if values.flags.aligned else values.copy()
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ValueError(f"{path}: expected a safetensors file, found {error}; {_REMEDY}") from None
+        raise ValueError(f"{path}: expected a safetensors file, found {error}; {remedy}") from None
     return tensors

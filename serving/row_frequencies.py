@@ -151,7 +151,7 @@ def read_counts(path: Path, vocab_sizes: tuple[int, ...]) -> Counts:
     """
     remedy = "make it with `python3 -m serving count` from the data of this model"
     try:
-        tensors = map_tensors(path)
+        tensors = map_tensors(path, remedy)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; {remedy}") from None
     if tensors.keys() != {COUNTS, VOCAB_SIZES}:

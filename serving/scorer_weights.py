@@ -17,6 +17,7 @@ from dlrm.formats.quantities import size_text
 from serving import artifact as files
 from serving.artifact import Artifact
 from serving.row_encoding import INT8, stored_spec
+from serving.row_order import position_type
 from serving.scorer_library import ROW_TYPES, LibraryLayer, LibraryModel, address
 
 _REMEDY = "export it again with `python3 -m serving export`"
@@ -82,7 +83,7 @@ class MappedWeights:
             scales = tensors.take(files.TABLE_SCALES, np.float32, (int(model.tables),))
             model.table_scales = self._keep(scales)
         if artifact.row_order:
-            dtype = np.dtype(np.int64 if artifact.keys >= 2**31 else np.int32)
+            dtype = position_type(artifact.keys)
             order = self._tensors(files.ROW_ORDER_FILE)
             positions = order.take(files.POSITIONS, dtype, (artifact.keys,))
             model.positions, model.position_bytes = self._keep(positions), dtype.itemsize

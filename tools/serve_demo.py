@@ -53,8 +53,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("out", type=Path, help="folder to make; an artifact there is replaced")
     parser.add_argument("--samples", type=int, default=4096, help="samples to send (default: 4096)")
     flags = parser.parse_args(arguments)
+    if flags.samples < 1:
+        raise ValueError(f"expected --samples of at least 1, found {flags.samples}")
     checkpoint = newest(flags.checkpoint)
-    dense, ids, _ = open_split(flags.data / "test", per_category=False).read(0, flags.samples)
+    source = open_split(flags.data / "test", per_category=False)
+    dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
     _export(checkpoint, flags.out)
     with _server(flags.out) as addresses:
         found = {}

@@ -53,10 +53,12 @@ def add_parser(commands: Any) -> None:
 
 def _run(flags: argparse.Namespace) -> int:
     from serving.artifact import read_artifact, verify_artifact
+    from serving.triton.installation import server_program
     from serving.triton.repository import add_scorer_version, has_newest
     from serving.triton.server import LOG, Addresses, TritonServer
 
     options = model_options(flags)
+    server_program()  # whose absence is better known before the work than after it
     addresses = Addresses(flags.host, flags.http_port, flags.grpc_port, flags.metrics_port)
     addresses = addresses.with_free_ports()
     artifact = read_artifact(flags.artifact)

@@ -43,11 +43,13 @@ class RemoteScorer:
         try:
             inputs = {DENSE: np.ascontiguousarray(dense), IDS: np.ascontiguousarray(ids)}
             return self._client().outputs(inputs)[LOGIT]
-        except (ValueError, ConnectionError) as error:
+        except ConnectionError as error:  # which names the address and the remedy
+            raise OSError(f"--url={error}") from None
+        except ValueError as error:
             reason = " ".join(str(error).split())
             raise OSError(
                 f"--url={self._url}: expected logits of {len(dense)} pairs from the model "
-                f"{self._model}, found: {reason}; `python3 -m serving serve` starts a server"
+                f"{self._model}, found: {reason}"
             ) from None
 
     def _client(self) -> ScoringClient:

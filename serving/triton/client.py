@@ -36,6 +36,7 @@ class ScoringClient:
         version: The version to ask; empty for the newest one.
 
     Raises:
+        ValueError: The address is a URL with a scheme.
         OSError: The client library is not installed.
     """
 
@@ -49,6 +50,8 @@ class ScoringClient:
                 f"expected Triton's client library, found no package {error.name}; run "
                 "`make serve-setup` and use .venv/bin/python3"
             ) from None
+        if "://" in url:
+            raise ValueError(f"{url}: expected an address like 127.0.0.1:8000, found one with ://")
         self._client = self._library.InferenceServerClient(url)
         self._url, self._model, self._version = url, model, version
 
@@ -127,10 +130,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     flags = _parser().parse_args(arguments)
     if flags.packed and flags.artifact is None:
         raise ValueError("expected --artifact with --packed, found none; name it")
-    if flags.batch_size < 1:
-        raise ValueError(f"expected --batch_size of at least 1, found {flags.batch_size}")
+    for name in ("samples", "batch_size"):
+        if getattr(flags, name) < 1:
+            raise ValueError(f"expected --{name} of at least 1, found {getattr(flags, name)}")
     source = open_split(flags.data, per_category=False)
     dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
+    if not len(ids):
+        raise ValueError(f"{flags.data}: expected samples, found none; name another split folder")
     packing = None
     if flags.packed:
         from serving.artifact import read_artifact
