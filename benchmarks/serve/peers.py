@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.serve.contender import THREADS, Score
 from benchmarks.serve.models import source
-from benchmarks.serve.worker import THREADS, Score
 from benchmarks.shapes import SHAPES
 from serving.artifact import DENSE_FILE, ROWS, TABLES_FILE, Artifact, map_tensors, read_artifact
 

@@ -21,12 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.ranks import ROOT
+from benchmarks.serve.contender import THREADS, Score
 from benchmarks.serve.models import source
 from benchmarks.shapes import SHAPES
 
-Score = Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.float32]]
-
-THREADS = 2
 SQUARE = 2048  # rows and columns of the large product's factors
 CHECKED = 64  # samples whose logits are compared
 _DISTINCT = 16  # batches of a size that are scored in turn
