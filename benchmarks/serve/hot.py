@@ -22,8 +22,8 @@ with cli.project_environment():
     from numpy.typing import NDArray
 
     from benchmarks.ranks import ROOT
-    from benchmarks.serve.models import Variant, artifact
     from benchmarks.serve.contender import THREADS
+    from benchmarks.serve.models import Variant, artifact
     from benchmarks.shapes import NUM_DENSE, SHAPES, Shape
     from preprocess.click_model import power_law_ranks
     from serving.artifact import TABLES_FILE
