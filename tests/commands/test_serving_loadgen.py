@@ -188,7 +188,8 @@ def test_data_of_another_model_is_refused(
     data = write_split(tmp_path / "data", labels, dense, np.zeros((500, 3), np.int32), (7, 3, 12))
     flags = [f"--artifact={folder / 'artifact'}", f"--data={data}", f"--output={tmp_path}"]
     assert main(["loadgen", *flags]) == 1
-    assert "table 2 is the first to differ" in capsys.readouterr().err
+    message = f"{data}: expected 11 rows of table 2, as the model has, found 12"
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_LoadGen_is_named_with_its_remedy(
