@@ -61,7 +61,8 @@ def check_auc(folder: Path, output: str) -> None:
 
 
 def test_offline_is_valid(folder: Path) -> None:
-    ended = loadgen(folder, "--scenario=Offline", "--min_duration_ms=600")
+    # More samples than any machine scores in this time, however busy it was in the warm-up.
+    ended = loadgen(folder, "--scenario=Offline", "--min_duration_ms=400", "--target_qps=60000")
     assert ended.code == 0, ended.output
     assert "Result is : VALID" in ended.output
     assert "Samples per second:" in ended.output
