@@ -68,7 +68,8 @@ def compare(width: int, dtype: str, rounds: int) -> None:
 
     import interact_op
     from dlrm.distributed import devices
-    from dlrm.layers.dot_interaction import dot_interaction, interaction_width
+    from dlrm.layers.dot_interaction import dot_interaction
+    from dlrm.layers.interaction_width import interaction_width
 
     gpu = bool(tf.config.list_logical_devices("GPU"))
     batch, count = BATCH["GPU" if gpu else "CPU"], devices.lanes()

@@ -43,7 +43,7 @@ def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[in
         bottom: Units of the bottom MLP's layers; the last is the width of the vectors.
         top: Units of the top MLP's layers.
     """
-    from dlrm.layers.dot_interaction import interaction_width
+    from dlrm.layers.interaction_width import interaction_width
 
     def multiplications(units: list[int]) -> list[int]:
         return [a * b for a, b in zip(units, units[1:])]
@@ -118,7 +118,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
 
     from dlrm import embedding
     from dlrm.distributed import devices
-    from dlrm.layers.dot_interaction import interaction_width
+    from dlrm.layers.interaction_width import interaction_width
     from dlrm.train.build import build_trainer, join
     from model import build_model
 

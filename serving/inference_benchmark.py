@@ -20,7 +20,6 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dlrm import embedding
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.state import State
 from dlrm.config import Config
@@ -31,8 +30,8 @@ from dlrm.distributed.collective import Collective, connect
 from dlrm.formats.json_files import write_json_object
 from dlrm.formats.quantities import plural
 from dlrm.reporting.machine import hardware, versions
-from dlrm.train.build import NO_LIMIT, BuildModel, fused_table, place_tables
-from dlrm.train.optimizers import dense_optimizer, row_optimizer
+from dlrm.train.build import NO_LIMIT, BuildModel, build_tables, most_lanes, place_tables
+from dlrm.train.optimizers import dense_optimizer
 from dlrm.train.run import OpenData, describe
 from dlrm.train.step import TrainingStep
 from serving import scorer_library
@@ -137,19 +136,9 @@ class Trained:
         self._config, self._collective, self._data = config, collective, data
         backend, placement = place_tables(config, collective, data)
         say(placement)
-        self._lanes = 1 if config.model.xla else devices.lanes()
+        self._lanes = most_lanes(config)
         self._model = build_model(config)
-        self._tables = embedding.create(
-            backend,
-            fused_table(config, data),
-            collective,
-            optimizer=row_optimizer(config.optimizer),
-            gpu_gib=config.embedding.sok_gpu_gb,
-            compress=config.embedding.compress,
-            bad_ids=config.embedding.bad_ids,
-            exchange_dtype=config.model.compute_dtype,
-            table_groups=self._lanes,
-        )
+        self._tables = build_tables(config, backend, collective, data, groups=self._lanes)
         self._steps: dict[int, TrainingStep] = {}
         options = config.checkpoint
         resumed = resume(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dlrm.distributed.host_memory import memory_limit
 from dlrm.formats.quantities import size_text
+from dlrm.layers.interaction_width import interaction_width
 from serving import artifact as files
 from serving.artifact import Artifact
 from serving.row_encoding import INT8, stored_spec
@@ -93,16 +94,15 @@ class MappedWeights:
         limit = memory_limit()
         if limit is not None and needed + _OTHER_MEMORY > limit:
             raise ValueError(
-                f"{self._artifact.folder}: expected at most {size_text(limit)}, to which this "
-                f"process's memory is limited, found {size_text(needed)} of rows and "
+                f"{self._artifact.folder}: expected at most {size_text(limit)}, the memory that "
+                f"this process may take, found {size_text(needed)} of rows and "
                 f"{size_text(_OTHER_MEMORY)} for all else with --hot_share={hot_share:g}; set a "
                 "smaller --hot_share, which needs an export with --row_frequencies"
             )
 
     def _map_layers(self, num_dense: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> None:
         tables, width = int(self.model.tables), int(self.model.width)
-        values = width + tables * (tables + 1) // 2
-        interaction = -(-values // 8) * 8  # padded as in training
+        interaction = interaction_width(width, tables)
         tensors = self._tensors(files.DENSE_FILE)
         for mlp, sizes in (("bottom", (num_dense, *bottom)), ("top", (interaction, *top))):
             count = len(sizes) - 1

@@ -58,7 +58,7 @@ def contenders(
 
 def forward_operations(shape: Shape) -> int:
     """The floating-point operations of one sample in all matrix products."""
-    from dlrm.layers.dot_interaction import interaction_width
+    from dlrm.layers.interaction_width import interaction_width
 
     model = shape.config(1).model
     tables = len(shape.vocab_sizes)

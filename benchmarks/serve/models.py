@@ -152,7 +152,7 @@ def _dense(
     model: ModelShape, random: np.random.Generator
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yields name and values of each dense weight, in the order of a checkpoint."""
-    from dlrm.layers.dot_interaction import interaction_width
+    from dlrm.layers.interaction_width import interaction_width
 
     assert model.num_dense
     assert model.bottom_mlp

@@ -7,6 +7,7 @@ from pathlib import Path
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_STATISTICS = Path("/proc/meminfo")
 
 
 def free_host_memory() -> int | None:
@@ -16,8 +17,7 @@ def free_host_memory() -> int | None:
         Bytes; None if the free memory cannot be determined.
     """
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
+        free = _available()
         with contextlib.suppress(OSError, ValueError):  # no control group, or no limit: "max"
             limit = int((_CONTROL_GROUP / "memory.max").read_text())
             free = min(free, limit - int((_CONTROL_GROUP / "memory.current").read_text()))
@@ -25,16 +25,24 @@ def free_host_memory() -> int | None:
     return None
 
 
-def memory_limit() -> int | None:
-    """Returns the bytes that this process's control groups let it and its like use.
+def _available() -> int:
+    """The bytes that the machine can give without swapping."""
+    lines = _STATISTICS.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
 
-    Pages of files that can be read again count towards what is used, but give way: what must fit
-    below the limit is memory that cannot be dropped.
+
+def memory_limit() -> int | None:
+    """Returns the bytes that a process may take here: free on the machine, and within its limits.
+
+    In a control group, pages of files that can be read again count towards what is used, but give
+    way: what must fit below the limit is memory that cannot be dropped.
 
     Returns:
-        Bytes; None without a limit, or without control groups.
+        Bytes; None if neither can be determined.
     """
     limits = []
+    with contextlib.suppress(OSError, StopIteration):
+        limits.append(_available())
     with contextlib.suppress(OSError, ValueError):
         for line in _MEMBERSHIP.read_text().splitlines():
             _, controllers, group = line.split(":", 2)

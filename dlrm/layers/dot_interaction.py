@@ -1,4 +1,4 @@
-"""The dot interaction in plain TensorFlow, and the padded width of its output.
+"""The dot interaction in plain TensorFlow.
 
 `interact_op` computes the same values and gradients in one fused operation. Shapes: B samples, T
 tables, F = 1 + T vectors of W values that interact, P = F T / 2 pairs.
@@ -11,13 +11,7 @@ from typing import Callable
 import numpy as np
 import tensorflow as tf
 
-ALIGNMENT = 8  # the interaction's width is padded to a multiple of this, for tensor cores
-
-
-def interaction_width(width: int, tables: int) -> int:
-    """Counts the values per sample that `dot_interaction` returns, padding included."""
-    values = width + tables * (tables + 1) // 2
-    return -(-values // ALIGNMENT) * ALIGNMENT
+from dlrm.layers.interaction_width import interaction_width
 
 
 @tf.custom_gradient

@@ -70,6 +70,39 @@ def fused_table(config: Config, data: Data) -> embedding.FusedTable:
     return embedding.FusedTable(data.vocab_sizes, config.model.embedding_dim, config.run.seed)
 
 
+def most_lanes(config: Config) -> int:
+    """Counts the lanes that may compute a batch at the same time.
+
+    With XLA it is one: the dense part is compiled to one program, which uses all cores.
+    """
+    return 1 if config.model.xla else devices.lanes()
+
+
+def build_tables(
+    config: Config, backend: str, collective: Collective, data: Data, groups: int
+) -> embedding.Embedding:
+    """Builds this rank's part of the tables. All ranks call it together.
+
+    Args:
+        config: The settings.
+        backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
+        collective: The ranks.
+        data: The data, opened.
+        groups: Number of groups of tables, looked up and updated independently.
+    """
+    return embedding.create(
+        backend,
+        fused_table(config, data),
+        collective,
+        optimizer=row_optimizer(config.optimizer),
+        gpu_gib=config.embedding.sok_gpu_gb,
+        compress=config.embedding.compress,
+        bad_ids=config.embedding.bad_ids,
+        exchange_dtype=config.model.compute_dtype,
+        table_groups=groups,
+    )
+
+
 def build_trainer(
     config: Config, backend: str, collective: Collective, data: Data, build_model: BuildModel
 ) -> Trainer:
@@ -85,19 +118,8 @@ def build_trainer(
     Raises:
         ValueError: On every rank, if the dense part cannot be built on one.
     """
-    # XLA compiles the dense part to one program, which uses all cores without lanes.
-    lanes = 1 if config.model.xla else math.gcd(devices.lanes(), data.train.local_batch)
-    tables = embedding.create(
-        backend,
-        fused_table(config, data),
-        collective,
-        optimizer=row_optimizer(config.optimizer),
-        gpu_gib=config.embedding.sok_gpu_gb,
-        compress=config.embedding.compress,
-        bad_ids=config.embedding.bad_ids,
-        exchange_dtype=config.model.compute_dtype,
-        table_groups=lanes,
-    )
+    lanes = math.gcd(most_lanes(config), data.train.local_batch)
+    tables = build_tables(config, backend, collective, data, groups=lanes)
     step = TrainingStep(
         # The fused interaction may be missing on one machine alone.
         collective.together(lambda: build_model(config)),

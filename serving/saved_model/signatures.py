@@ -19,10 +19,11 @@ import tensorflow as tf
 from dlrm.checkpoint.manifest import ModelShape
 from dlrm.formats.packed_ids import Packing
 from dlrm.train.step import as_tf_variable
+from serving.row_encoding import FLOAT16, INT8, INT8_ROWS, stored_spec
+from serving.row_order import position_type
 
 Outputs = dict[str, tf.Tensor]
 
-_QUANTISATION_BYTES = 8  # of a row of int8_rows: scale and bias, float32 each
 _PENDING = ("rows", "table_scales", "positions", "dictionary_values", "dictionary_ids")
 _VALUE_BITS = 32  # of a raw value in a key of the dictionary; the table is above them
 
@@ -60,7 +61,7 @@ class SavedScorer(tf.Module):
     Args:
         model: The dense part, built, with its weights.
         shape: The shape of tables and dense part.
-        tables: How rows are stored: `float32`, `float16`, `int8` or `int8_rows`.
+        tables: How rows are stored, one of `TABLE_TYPES`.
         packing: How ids are packed.
         rules: The rules of the dictionary; None leaves the signature `raw` out.
         ordered: Whether rows lie in an order of their own, rather than by key.
@@ -82,20 +83,15 @@ class SavedScorer(tf.Module):
         self._weights = [as_tf_variable(weight) for weight in model.variables]
         sizes = np.array(shape.vocab_sizes, np.int64)
         self._offsets = np.cumsum(sizes) - sizes  # [T]
-        width = shape.embedding_dim
-        types = {
-            "float32": (tf.float32, width),
-            # TensorFlow restores float16 in one piece only, so these are the bits.
-            "float16": (tf.int16, width),
-            "int8": (tf.int8, width),
-            "int8_rows": (tf.uint8, width + _QUANTISATION_BYTES),
-        }
-        self.rows = _empty("rows", *types[tables])  # [K, W], or W + 8
-        if tables == "int8":
+        dtype, values = stored_spec(tables, shape.embedding_dim)
+        # TensorFlow restores float16 in one piece only, so these are the bits.
+        stored = tf.int16 if tables == FLOAT16 else tf.as_dtype(dtype)
+        self.rows = _empty("rows", stored, values)  # [K, W], or more for int8_rows
+        if tables == INT8:
             self.table_scales = _empty("table_scales", tf.float32)  # [T]
         if ordered:
-            big = int(sizes.sum()) > np.iinfo(np.int32).max
-            self.positions = _empty("positions", tf.int64 if big else tf.int32)  # [K]
+            dtype = position_type(int(sizes.sum()))
+            self.positions = _empty("positions", tf.as_dtype(dtype))  # [K]
         self._ordered = ordered
         if rules is not None:
             self.dictionary_values = _empty("dictionary_values", tf.int64)  # [n]
@@ -203,13 +199,13 @@ class SavedScorer(tf.Module):
         """Looks up keys, int64 [B, T], and decodes their rows, float32 [B, T, W]."""
         places = tf.gather(self.positions, keys) if self._ordered else keys
         rows = tf.gather(self.rows, places)
-        if self._tables == "float16":
+        if self._tables == FLOAT16:
             return tf.cast(tf.bitcast(rows, tf.float16), tf.float32)
-        if self._tables == "int8":
+        if self._tables == INT8:
             return tf.cast(rows, tf.float32) * self.table_scales[:, None]
-        if self._tables == "int8_rows":
+        if self._tables == INT8_ROWS:
             width = self._shape.embedding_dim
-            tail = tf.reshape(rows[..., width:], [-1, rows.shape[1], 2, _QUANTISATION_BYTES // 2])
+            tail = tf.reshape(rows[..., width:], [-1, rows.shape[1], 2, tf.float32.size])
             numbers = tf.bitcast(tail, tf.float32)  # [B, T, 2]: scale and bias
             return tf.cast(rows[..., :width], tf.float32) * numbers[..., :1] + numbers[..., 1:]
         return rows

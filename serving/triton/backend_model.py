@@ -80,6 +80,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Closes the scorer, when the version is unloaded or the server stops."""
+        # Before the stub is gone, which metrics tell of their end.
+        del self._metrics
         self._scorer.close()
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("dlrm.train",),
     ("model", "dataset", "split_bin", "preprocess", "launch"),
     ("serving",),
+    ("dlrm_v3",),
     ("main", "tools", "benchmarks", "setup"),
 )
 LAYER_OF = {group: number for number, layer in enumerate(LAYERS) for group in layer}
@@ -29,7 +30,9 @@ TENSORFLOW_FREE = (
     *("dlrm.cli", "dlrm.formats", "dlrm.data", "dlrm.config", "dlrm.optim.schedule"),
     *("dlrm.metrics", "dlrm.reporting", "dlrm.distributed.watchdog"),
     *("dlrm.distributed.sharding", "dlrm.distributed.host_memory", "dlrm.train.callback"),
+    "dlrm.layers.interaction_width",
     *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin", "serving"),
+    *("dlrm_v3.config", "dlrm_v3.data", "dlrm_v3.generate", "dlrm_v3.accuracy"),
 )
 # These make or run TensorFlow's form of a model.
 TENSORFLOW_ANYWAY = ("serving.saved_model", "serving.inference_benchmark")

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from dlrm.layers.dot_interaction import dot_interaction, interaction_width
+from dlrm.layers.dot_interaction import dot_interaction
+from dlrm.layers.interaction_width import interaction_width
 from model import DLRM
 
 Doubles = NDArray[np.float64]

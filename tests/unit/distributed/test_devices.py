@@ -109,13 +109,16 @@ def test_the_limit_of_a_control_group_or_of_one_around_it(
 ) -> None:
     monkeypatch.setattr(host_memory, "_CONTROL_GROUP", tmp_path)
     monkeypatch.setattr(host_memory, "_MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(host_memory, "_STATISTICS", tmp_path / "meminfo")
     assert host_memory.memory_limit() is None
+    (tmp_path / "meminfo").write_text("MemFree: 10 kB\nMemAvailable: 100 kB\n")
+    assert host_memory.memory_limit() == 102400
     (tmp_path / "cgroup").write_text(membership)
-    assert host_memory.memory_limit() is None
+    assert host_memory.memory_limit() == 102400
     folder = tmp_path / file
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("max\n")
-    assert host_memory.memory_limit() is None
+    assert host_memory.memory_limit() == 102400
     (folder / name).write_text("12345\n")
     assert host_memory.memory_limit() == 12345
 

@@ -400,6 +400,16 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
             Scorer.open(tmp_path / "a", **settings)
 
 
+def test_rows_that_do_not_fit_into_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path / "a", **SHAPE)
+    (tmp_path / "meminfo").write_text("MemAvailable: 48 kB\n")
+    monkeypatch.setattr("dlrm.distributed.host_memory._STATISTICS", tmp_path / "meminfo")
+    with pytest.raises(ValueError, match="memory that this process may take.*--hot_share"):
+        opened(tmp_path / "a")
+
+
 def test_a_scorer_that_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_artifact(tmp_path / "a")
     scorer_library.load.cache_clear()
