@@ -21,7 +21,8 @@ DOCUMENTS = sorted(
 )
 README_LINES = 100
 SOURCE_FOLDERS = (
-    *("dlrm", "preprocess", "launch", "serving", "tools", "interact_op", "benchmarks", "presets"),
+    *("dlrm", "preprocess", "launch", "serving", "dlrm_v3", "tools", "interact_op"),
+    *("benchmarks", "presets"),
     *("setup", "docs", "tests"),
 )
 SUFFIXES = "py|sh|md|txt|toml|flags|yaml|png|cc|cu|cuh|h|java"
@@ -119,7 +120,7 @@ def defines(text: str, name: str) -> bool:
 
 def product() -> list[Path]:
     """The modules of the product."""
-    folders = ("dlrm", "preprocess", "launch", "serving", "tools", "interact_op")
+    folders = ("dlrm", "preprocess", "launch", "serving", "dlrm_v3", "tools", "interact_op")
     return [*ROOT.glob("*.py"), *(path for f in folders for path in (ROOT / f).rglob("*.py"))]
 
 

@@ -25,7 +25,7 @@ ROOT_FILES = ROOT_MODULES | {
 }
 ROOT_FOLDERS = {
     *("dlrm", "preprocess", "launch", "interact_op", "tools", "benchmarks", "presets", "setup"),
-    *("serving", "requirements", "docs", "tests"),
+    *("serving", "dlrm_v3", "requirements", "docs", "tests"),
 }
 NOT_COMMITTED = {"build", "__pycache__"}
 

@@ -1,0 +1,1 @@
+"""The stream of requests on disk, and batches of it."""
