@@ -33,6 +33,7 @@ TENSORFLOW_FREE = (
     "dlrm.layers.interaction_width",
     *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin", "serving"),
     *("dlrm_v3.config", "dlrm_v3.data", "dlrm_v3.generate", "dlrm_v3.accuracy"),
+    "dlrm_v3.quality",
 )
 # These make or run TensorFlow's form of a model.
 TENSORFLOW_ANYWAY = ("serving.saved_model", "serving.inference_benchmark")
