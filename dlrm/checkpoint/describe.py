@@ -66,13 +66,15 @@ def _describe(checkpoint: Path) -> Iterator[str]:
     manifest = read_manifest(checkpoint)
     model = manifest.model
     yield f"{checkpoint}: {_summary(checkpoint, manifest)}"
-    if DENSE_FILE in manifest.files:
+    if DENSE_FILE not in manifest.files:
+        yield "model: tables alone, no dense weights"
+    elif model.num_dense is None:
+        yield f"model: {model.architecture}, shaped by the settings"
+    else:
         bottom, top = (
             "-".join(map(str, units or ())) for units in (model.bottom_mlp, model.top_mlp)
         )
         yield f"model: {model.num_dense} dense features, bottom MLP {bottom}, top MLP {top}"
-    else:
-        yield "model: tables alone, no dense weights"
     row_bytes = 4 * model.embedding_dim
     rows = sum(model.vocab_sizes)
     yield (

@@ -30,7 +30,8 @@ def tables_file(rank: int, ranks: int) -> str:
 class ModelShape:
     """What the weights of a run must fit; a checkpoint of another shape cannot be loaded.
 
-    A checkpoint of tables alone, without dense weights, has None for what shapes those.
+    A checkpoint of tables alone, without dense weights, has None for what shapes those; so has one
+    of another architecture than the DLRM, whose dense weights are shaped by the run's settings.
 
     Attributes:
         num_dense: Number of dense features of a sample.
@@ -38,6 +39,7 @@ class ModelShape:
         embedding_dim: Number of values in a row.
         bottom_mlp: Units of the bottom MLP's layers.
         top_mlp: Units of the top MLP's layers.
+        architecture: Name of the model to which the weights belong.
     """
 
     num_dense: int | None
@@ -45,6 +47,7 @@ class ModelShape:
     embedding_dim: int
     bottom_mlp: tuple[int, ...] | None
     top_mlp: tuple[int, ...] | None
+    architecture: str = "DLRM"  # what older manifests leave out
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelShape:
@@ -57,6 +60,8 @@ class ModelShape:
 
     def differences(self, run: ModelShape) -> list[str]:
         """Each difference between this, the checkpoint's shape, and that of a run."""
+        if self.architecture != run.architecture:
+            return [f"architecture: checkpoint {self.architecture}, run {run.architecture}"]
         found = []
         for name in ("num_dense", "embedding_dim", "bottom_mlp", "top_mlp"):
             ours, theirs = getattr(self, name), getattr(run, name)
@@ -77,8 +82,10 @@ class Position:
 
     Attributes:
         step: Number of steps done.
-        epoch: Number of completed passes over the training data.
-        next_sample: Next sample of the current epoch.
+        epoch: Number of completed passes over the training data; of a stream, which is read once,
+            the number of completed timestamps.
+        next_sample: Next sample of the current epoch; of a stream, the next request of the current
+            timestamp.
     """
 
     step: int

@@ -14,10 +14,7 @@ from dlrm.checkpoint import directory
 from dlrm.checkpoint.manifest import Manifest, Position, read_manifest
 from dlrm.checkpoint.restore import restore
 from dlrm.checkpoint.state import MisfitError, RunRecord, State, TextCallback, ignore
-from dlrm.config import SETTINGS
 from dlrm.distributed.collective import Collective
-
-_AFFECT_TRAINING = {setting.name for setting in SETTINGS if setting.affects_training}
 
 
 class Resumed(NamedTuple):
@@ -158,7 +155,7 @@ def _changed_flags(manifest: Manifest, run: RunRecord) -> list[str]:
     return [
         f"--{name} was {manifest.settings[name]} when the checkpoint was written, now {value}"
         for name, value in run.settings.items()
-        if name in _AFFECT_TRAINING
+        if name in run.affect_training
         and name in manifest.settings
         and manifest.settings[name] != (list(value) if isinstance(value, tuple) else value)
     ]

@@ -66,11 +66,14 @@ class RunRecord:
         model: The shape of the weights.
         settings: The value of every flag, by name.
         data: The fingerprint of each part of the data, by name.
+        affect_training: Names of the settings of which another value trains another model. A run
+            that resumes with such a setting changed says so.
     """
 
     model: ModelShape
     settings: Mapping[str, Any]
     data: Mapping[str, str]
+    affect_training: frozenset[str] = frozenset()
 
 
 def pieces(rows: int, width: int) -> Iterator[tuple[int, int]]:

@@ -24,11 +24,14 @@ class FusedTable:
         width: Number of values in a row.
         seed: Together with the key it determines a row's first value, so that any number of ranks
             starts from the same weights.
+        initial_range: First values are uniform in [-initial_range, initial_range); None for
+            1 / sqrt(n), where the row's own table has n rows.
     """
 
     vocab_sizes: tuple[int, ...]
     width: int
     seed: int
+    initial_range: float | None = None
 
     @property
     def rows(self) -> int:
@@ -41,7 +44,7 @@ class FusedTable:
         return sharding.key_offsets(self.vocab_sizes)
 
     def initial(self, keys: tf.Tensor) -> tf.Tensor:
-        """First values of rows: U(-1/sqrt(n), 1/sqrt(n)), where the key's own table has n rows.
+        """First values of rows, uniform in the range that `initial_range` describes.
 
         Args:
             keys: int64 [n].
@@ -49,12 +52,15 @@ class FusedTable:
         Returns:
             float32 [n, width].
         """
+        columns = tf.range(self.width, dtype=tf.int64)
+        counters = tf.cast(keys[:, None] * self.width + columns, tf.uint64)
+        values = uniform(counters, self.seed)
+        if self.initial_range is not None:
+            return values * self.initial_range
         ends = tf.constant(np.cumsum(self.vocab_sizes, dtype=np.int64))
         bounds = tf.constant(1.0 / np.sqrt(np.maximum(self.vocab_sizes, 1)), tf.float32)
         bound = tf.gather(bounds, tf.searchsorted(ends, keys, side="right"))
-        columns = tf.range(self.width, dtype=tf.int64)
-        counters = tf.cast(keys[:, None] * self.width + columns, tf.uint64)
-        return uniform(counters, self.seed) * bound[:, None]
+        return values * bound[:, None]
 
 
 def uniform(counters: tf.Tensor, seed: int) -> tf.Tensor:

@@ -78,11 +78,12 @@ class Embedding(Protocol):
     def local_rows(self) -> int:
         """Number of rows that this rank owns."""
 
-    def route(self, ids: tf.Tensor) -> tuple[Route, ...]:
+    def route(self, ids: tf.Tensor | Sequence[tf.Tensor]) -> tuple[Route, ...]:
         """Sends the keys of a batch to their owners. Reads no weights, so it can run early.
 
         Args:
-            ids: int32 or int64 [B, all tables].
+            ids: int32 or int64 [B, all tables]; or a tuple or list with such a tensor [B, T] for
+                each group of tables, where each group has a B of its own.
 
         Returns:
             A route for each group of tables.
@@ -96,7 +97,7 @@ class Embedding(Protocol):
         lookup: Lookup,
         gradients: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
-        gradient_scale: float = 1.0,
+        gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
         """Sums the gradients of each row's vectors over all ranks and takes an optimizer step.
 
@@ -107,7 +108,8 @@ class Embedding(Protocol):
             lookup: The lookup of this batch; the tables must not have been updated since.
             gradients: The gradients of `lookup.vectors`, of their shapes.
             learning_rate: float32 [].
-            gradient_scale: The gradient of the loss is `gradient_scale` times such a sum.
+            gradient_scale: The gradient of the loss is `gradient_scale` times such a sum; a number,
+                or float32 [].
         """
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:

@@ -95,9 +95,12 @@ class ShardedEmbedding:
         """See `Embedding.local_rows`."""
         return sharding.local_rows(self.table.rows, self._collective.rank, self._collective.size)
 
-    def route(self, ids: tf.Tensor) -> tuple[Route, ...]:
+    def route(self, ids: tf.Tensor | Sequence[tf.Tensor]) -> tuple[Route, ...]:
         """See `Embedding.route`."""
-        return tuple(self._route(ids[:, tables], tables) for tables in self._groups)
+        together = not isinstance(ids, (tuple, list))
+        parts = [ids[:, tables] for tables in self._groups] if together else ids
+        assert len(parts) == len(self._groups), "ids for each group of tables"
+        return tuple(self._route(part, tables) for part, tables in zip(parts, self._groups))
 
     def lookup(self, routes: Sequence[Route]) -> Lookup:
         """See `Embedding.lookup`."""
@@ -110,7 +113,7 @@ class ShardedEmbedding:
         lookup: Lookup,
         gradients: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
-        gradient_scale: float = 1.0,
+        gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
         """See `Embedding.update`."""
         for tables, route, stored, gradient in zip(

@@ -27,7 +27,7 @@ from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import Resumed, resume
 from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
-from dlrm.config import Config
+from dlrm.config import SETTINGS, Config
 from dlrm.data import Data
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.watchdog import Watchdog
@@ -263,7 +263,8 @@ def describe(config: Config, data: Data) -> RunRecord:
     shape = ModelShape(
         data.num_dense, data.vocab_sizes, model.embedding_dim, model.bottom_mlp, model.top_mlp
     )
-    return RunRecord(shape, config.flat(), data.fingerprints)
+    affect = frozenset(setting.name for setting in SETTINGS if setting.affects_training)
+    return RunRecord(shape, config.flat(), data.fingerprints, affect)
 
 
 def open_checkpoints(

@@ -60,9 +60,9 @@ class Dense:
         return self.value
 
 
-def save(directory: Path, step: int) -> Path:
+def save(directory: Path, step: int, run: RunRecord = RUN) -> Path:
     """A checkpoint by the writer of a run of one rank."""
-    checkpoints = Checkpoints(directory, Collective(), RUN, keep=9)
+    checkpoints = Checkpoints(directory, Collective(), run, keep=9)
     state = State({n: Dense(v) for n, v in DENSE.items()}, ArrayTables(row_of(range(sum(SIZES)))))
     checkpoints.save(state, Position(step, 1, 4096))
     assert checkpoints._lock is not None
@@ -111,6 +111,15 @@ def test_info_says_what_a_checkpoint_is_of(tmp_path, capsys):
     ):
         assert words in text
     assert max(map(len, text.splitlines()[1:])) <= 100
+
+
+def test_info_of_another_architecture(tmp_path, capsys):
+    shape = ModelShape(None, SIZES, WIDTH, None, None, "HSTU")
+    path = save(tmp_path, 7, run=RunRecord(shape, {"layers": 2}, {}))
+    assert main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "model: HSTU, shaped by the settings" in text
+    assert "layers=2" in text
 
 
 def test_info_of_a_folder_has_a_line_a_checkpoint(tmp_path, capsys):

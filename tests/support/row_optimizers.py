@@ -26,20 +26,6 @@ class Adagrad:
         return rows - learning_rate * gradients * tf.math.rsqrt(accumulator), (accumulator,)
 
 
-class RowWiseAdagrad:
-    """Adagrad with a single accumulator for each row."""
-
-    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        return (StateColumns("rowwise_adagrad.accumulator", 1, initial=0.1),)
-
-    def apply(
-        self, rows: Any, state: Any, gradients: Any, learning_rate: Any, gradient_scale: float
-    ) -> Updated:
-        gradients = gradients * gradient_scale
-        accumulator = state[0] + tf.reduce_mean(tf.square(gradients), axis=1, keepdims=True)
-        return rows - learning_rate * gradients * tf.math.rsqrt(accumulator), (accumulator,)
-
-
 class Adam:
     """Lazy Adam: a row's moments and number of steps change only when the row is looked up."""
 

@@ -28,6 +28,7 @@ from dlrm.checkpoint.save import SAVE_POINTS, Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed.collective import Collective
+from dlrm.formats.json_files import sum_of_json
 
 VOCAB_SIZES, WIDTH = (40, 1, 700), 6
 SHAPE = ModelShape(3, VOCAB_SIZES, WIDTH, (8, WIDTH), (4, 1))
@@ -290,6 +291,7 @@ def test_no_whole_one_left_is_no_new_beginning(tmp_path: Path) -> None:
         ({"embedding_dim": 8, "bottom_mlp": (8, 8)}, "embedding_dim: checkpoint 6, run 8"),
         ({"top_mlp": (5, 1)}, "top_mlp: checkpoint 4-1, run 5-1"),
         ({"num_dense": 4}, "num_dense: checkpoint 3, run 4"),
+        ({"architecture": "HSTU", "num_dense": 4}, "architecture: checkpoint DLRM, run HSTU;"),
     ],
 )
 def test_another_model_is_refused(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
@@ -297,6 +299,17 @@ def test_another_model_is_refused(tmp_path: Path, change: dict[str, Any], expect
     other = dataclasses.replace(RUN, model=dataclasses.replace(SHAPE, **change))
     with pytest.raises(ValueError, match=expected):
         load("auto", tmp_path, other)
+
+
+def test_a_manifest_of_before_there_were_other_architectures_is_a_dlrms(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    path = tmp_path / "step-0000000005" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["model"]["architecture"], content["crc32"]
+    path.write_text(json.dumps({**content, "crc32": sum_of_json(content)}))
+    found, loaded, _ = load("auto", tmp_path)
+    assert found
+    assert_equal(loaded, made(5))
 
 
 def test_changed_data_is_refused_unless_told(tmp_path: Path) -> None:
@@ -310,11 +323,16 @@ def test_changed_data_is_refused_unless_told(tmp_path: Path) -> None:
 
 def test_another_global_batch_is_refused_and_other_flags_are_named(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    other = dataclasses.replace(RUN, settings={"global_batch_size": 16, "lr": 0.25})
+    other = dataclasses.replace(
+        RUN,
+        settings={"global_batch_size": 16, "lr": 0.25},
+        affect_training=frozenset({"lr"}),
+    )
     with pytest.raises(ValueError, match="global_batch_size: checkpoint 8, run 16"):
         load("auto", tmp_path, other, pinned=["global_batch_size"])
     lines = load("auto", tmp_path, other)[2]
-    assert "--lr was 0.5 when the checkpoint was written, now 0.25" in lines
+    named = [line for line in lines if line.startswith("--")]
+    assert named == ["--lr was 0.5 when the checkpoint was written, now 0.25"]
 
 
 def test_what_would_mix_two_runs_is_refused(tmp_path: Path) -> None:

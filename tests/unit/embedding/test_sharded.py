@@ -11,6 +11,7 @@ from dlrm.distributed.sharding import BAD_ID_POLICIES, local_rows
 from dlrm.embedding import FusedTable, RowLayout, create
 from dlrm.embedding.fused_table import uniform
 from dlrm.embedding.variable_storage import VariableStorage
+from tests.support.thread_ranks import on_ranks
 
 VOCAB_SIZES = (11, 1, 400)
 SEED = 20261121
@@ -72,6 +73,14 @@ def test_first_values_are_bounded_by_their_own_table():
         assert np.abs(part).max() > 0.9 * bound
 
 
+def test_first_values_in_a_given_range():
+    """The same numbers in every table, scaled to the range instead of to the table's rows."""
+    table = FusedTable(VOCAB_SIZES, 64, SEED, initial_range=0.25)
+    counters = tf.reshape(tf.range(sum(VOCAB_SIZES) * 64, dtype=tf.int64), [-1, 64])
+    expected = uniform(tf.cast(counters, tf.uint64), SEED).numpy() * np.float32(0.25)
+    np.testing.assert_array_equal(initial_rows(table, 0, 1), expected)
+
+
 def test_a_table_larger_than_a_chunk(monkeypatch):
     table = FusedTable(VOCAB_SIZES, 6, SEED)
     whole = initial_rows(table, 0, 1)
@@ -105,6 +114,37 @@ def test_lookup_and_update_against_numpy(groups):
     np.testing.assert_allclose(rows_of(tables), expected, atol=1e-6)
     untouched = np.setdiff1d(np.arange(len(before)), keys)
     np.testing.assert_array_equal(rows_of(tables)[untouched], before[untouched])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_ids_for_each_group_of_tables_in_numbers_of_their_own(size):
+    """As sequences need them: many items for each user. A rank, and a group, may have none."""
+    table = FusedTable(VOCAB_SIZES, 6, SEED)
+    rng = np.random.default_rng(SEED)
+    counts = [[4, 0, 30], [0, 0, 0], [1, 5, 7]][:size]
+    ids = [
+        [(rng.random((n, 1)) * rows).astype(np.int32) for n, rows in zip(ns, VOCAB_SIZES)]
+        for ns in counts
+    ]
+    gradients = [[rng.standard_normal((n, 1, 6)).astype(np.float32) for n in ns] for ns in counts]
+
+    def work(collective):
+        tables = create("alltoall", table, collective, table_groups=3)
+        mine = collective.rank
+        lookup = tables.lookup(tables.route([tf.constant(part) for part in ids[mine]]))
+        tables.update(lookup, list(map(tf.constant, gradients[mine])), tf.constant(0.1))
+        return [part.numpy() for part in lookup.vectors], rows_of(tables)
+
+    before = initial_rows(table, 0, 1)
+    after = before.astype(np.float64)
+    found = on_ranks(size, work)
+    for rank, (vectors, _) in enumerate(found):
+        for group, offset in enumerate(table.offsets):
+            keys = ids[rank][group] + offset
+            np.testing.assert_array_equal(vectors[group], before[keys])
+            np.subtract.at(after, keys, 0.1 * gradients[rank][group].astype(np.float64))
+    for rank, (_, rows) in enumerate(found):
+        np.testing.assert_allclose(rows, after[rank::size], atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", BAD_ID_POLICIES)

@@ -15,7 +15,7 @@ from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import FusedTable, create
-from dlrm.optim.dense_optimizers import DenseOptimizer, DenseSGD
+from dlrm.optim.dense_optimizers import DenseAdam, DenseOptimizer, DenseSGD
 
 RATE, SCALE = 0.1, 0.25
 RUN = RunRecord(ModelShape(1, (3,), 2, (2,), (1,)), {}, {})
@@ -79,6 +79,72 @@ def test_weights_follow_the_reference(adagrad: bool) -> None:
     assert list(optimizer.state) == (
         ["adagrad.accumulator.kernel", "adagrad.accumulator.bias"] if adagrad else []
     )
+
+
+def test_adam_follows_the_reference() -> None:
+    """By the formulas of the paper, with its correction of the first steps, in float64."""
+    betas, epsilon = (0.95, 0.999), 1e-3  # an epsilon that counts
+    variables = weights()
+    optimizer = DenseAdam(betas, epsilon)
+    optimizer.build(variables)
+    expected = [variable.numpy().astype(np.float64) for variable in variables.values()]
+    means = [np.zeros_like(value) for value in expected]
+    squares = [np.zeros_like(value) for value in expected]
+    compiled = tf.function(lambda *given: optimizer.apply(given, tf.constant(RATE), SCALE))
+    rng = np.random.default_rng(4)
+    for step in range(1, 8):
+        gradients = [rng.standard_normal(value.shape).astype(np.float32) for value in expected]
+        compiled(*map(tf.constant, gradients))
+        for value, mean, square, gradient in zip(expected, means, squares, gradients):
+            scaled = SCALE * gradient.astype(np.float64)
+            mean += (1 - betas[0]) * (scaled - mean)
+            square += (1 - betas[1]) * (scaled**2 - square)
+            corrected = mean / (1 - betas[0] ** step), square / (1 - betas[1] ** step)
+            value -= RATE * corrected[0] / (np.sqrt(corrected[1]) + epsilon)
+    for variable, value in zip(variables.values(), expected):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=2e-6)
+    for kind, values in (("mean", means), ("square", squares)):
+        for name, value in zip(variables, values):
+            found = optimizer.state[f"adam.{kind}.{name}"].numpy()
+            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-7)
+    assert optimizer.state["adam.steps"].numpy() == 7
+
+
+def test_adam_takes_no_step_that_is_refused() -> None:
+    """Weights, means and the number of steps wait for the checks before the learning rate."""
+    variables = weights()
+    optimizer = DenseAdam()
+    optimizer.build(variables)
+    before = {name: v.numpy() for name, v in {**variables, **optimizer.state}.items()}
+
+    @tf.function
+    def refused() -> None:
+        with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), ["refused"])]):
+            rate = tf.constant(RATE) * 1.0
+        optimizer.apply([tf.ones_like(v) for v in variables.values()], rate, 1.0)
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        refused()
+    for name, variable in {**variables, **optimizer.state}.items():
+        np.testing.assert_array_equal(variable.numpy(), before[name])
+
+
+def test_adam_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    def steps(optimizer: DenseOptimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            rng = np.random.default_rng(step)
+            gradients = [rng.standard_normal(shape).astype(np.float32) for shape in ((5, 4), 4)]
+            optimizer.apply(list(map(tf.constant, gradients)), tf.constant(RATE), SCALE)
+
+    whole, half, resumed = DenseAdam(), DenseAdam(), DenseAdam()
+    expected, saved, loaded = (made(optimizer) for optimizer in (whole, half, resumed))
+    steps(whole, 0, 6)
+    steps(half, 0, 3)
+    Checkpoints(tmp_path, Collective(), RUN, keep=1).save(saved, Position(3, 0, 0))
+    assert resume("auto", tmp_path, RUN, loaded, Collective())
+    steps(resumed, 3, 6)
+    for name, variable in expected.dense.items():
+        np.testing.assert_array_equal(variable.numpy(), loaded.dense[name].numpy(), err_msg=name)
 
 
 def made(optimizer: DenseOptimizer) -> State:

@@ -1,6 +1,6 @@
 """Row optimizers against float64 NumPy: sharded, checkpointed, and on another number of ranks.
 
-The optimizers with state are those of tests/support/row_optimizers.py.
+The optimizers with state are row-wise Adagrad and those of tests/support/row_optimizers.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, FusedTable, create
-from dlrm.optim.row_optimizers import RowOptimizer, RowSGD
-from tests.support.row_optimizers import Adagrad, Adam, Ftrl, RowWiseAdagrad
+from dlrm.optim.row_optimizers import RowOptimizer, RowSGD, RowWiseAdagrad
+from tests.support.row_optimizers import Adagrad, Adam, Ftrl
 from tests.support.thread_ranks import on_ranks
 
 TABLE = FusedTable((7, 1, 30), width=4, seed=5)
@@ -40,7 +40,7 @@ def adagrad64(row: Any, state: Any, g: Any) -> Any:
 
 def rowwise64(row: Any, state: Any, g: Any) -> Any:
     total = state[0] + np.mean(g**2)
-    return row - RATE * g / np.sqrt(total), [total]
+    return row - RATE * g / (np.sqrt(total) + 1e-8), [total]
 
 
 def adam64(row: Any, state: Any, g: Any) -> Any:
@@ -116,6 +116,15 @@ def test_rows_and_state_follow_the_reference(name: str, ranks: int, compress: bo
     expected = reference(name, STEPS)
     for rank, found in enumerate(on_ranks(ranks, work)):
         np.testing.assert_allclose(found, expected[rank::ranks], rtol=2e-5, atol=2e-6)
+
+
+def test_a_row_whose_gradients_are_zero_stays_as_it_is() -> None:
+    """Also one that row-wise Adagrad has never changed, whose state is 0."""
+    tables = tables_of(RowWiseAdagrad(), Collective())
+    before = stored(tables)
+    lookup = tables.lookup(tables.route(tf.constant([[3, 0, 7]])))
+    tables.update(lookup, [tf.zeros_like(part) for part in lookup.vectors], tf.constant(RATE))
+    np.testing.assert_array_equal(stored(tables), before)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
