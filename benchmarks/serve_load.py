@@ -10,15 +10,11 @@ the others are malformed and must be refused. It fails on any other answer, or i
 from __future__ import annotations
 
 import contextlib
-import re
-import signal
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +31,7 @@ with cli.project_environment():
     from serving.scorer import Scorer
     from serving.triton.client import PROTOCOLS, ScoringClient
     from serving.triton.model_config import LOGIT
+    from serving.triton.process import running_server
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -45,7 +42,6 @@ MEMORY_SECONDS, SAMPLE_SECONDS = 10.0, 0.5
 WARM_SHARE = 0.3  # of the time; what is allocated meanwhile is kept for later requests
 TOLERANCE = 1e-5  # on some CPUs the last bits depend on what shares a batch
 GROWTH = 0.05  # the most that the median may grow from the first half of the rest to the second
-_SERVER_LINE = re.compile(r"http=(\S+) grpc=(\S+) metrics=(\S+)")
 
 
 class Good(NamedTuple):
@@ -109,28 +105,6 @@ def malformed_requests(good: Good) -> list[tuple[str, Inputs]]:
         ("missing input", {"dense": dense}),
         ("too large", {"dense": np.tile(dense, (many, 1)), "ids": np.tile(ids, (many, 1))}),
     ]
-
-
-@contextlib.contextmanager
-def running_server(artifact: Path, flags: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Serves an artifact on free ports; yields its process id and the address of each protocol."""
-    ports = [f"--{name}_port=0" for name in (*PROTOCOLS, "metrics")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serving", "serve", artifact, *ports, *flags],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        if (found := _SERVER_LINE.search(process.stdout.readline())) is None:
-            raise OSError("expected the server to start, found that it did not; see above")
-        yield process.pid, dict(zip(PROTOCOLS, found.groups()))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.stdout.read()
-        code = process.wait()
-    if code:
-        raise OSError(f"expected the server to stop with code 0, found {code}")
 
 
 def resident_memory(pid: int) -> dict[str, int]:
@@ -197,7 +171,7 @@ def _run() -> int:
         raise ValueError(f"expected --minutes of at least 1, found {options.minutes:g}")
     good = good_requests(options.artifact, options.seed)
     tally = Tally()
-    with running_server(options.artifact, options.flags) as (pid, addresses):
+    with running_server(options.artifact, options.flags) as server:
         begin = time.monotonic()
         end = begin + 60 * options.minutes
         memory: list[tuple[float, int]] = []
@@ -205,10 +179,10 @@ def _run() -> int:
             clients = []
             for worker in range(options.concurrency):
                 protocol = PROTOCOLS[worker % len(PROTOCOLS)]
-                url = addresses[protocol]
+                url = server.addresses[protocol]
                 clients.append(pool.submit(ask, worker, url, protocol, good, end, tally))
             while time.monotonic() < end:
-                used = lowest_memory(pid, min(MEMORY_SECONDS, end - time.monotonic()))
+                used = lowest_memory(server.pid, min(MEMORY_SECONDS, end - time.monotonic()))
                 memory.append((time.monotonic() - begin, sum(used.values())))
                 parts = "  ".join(f"{name} {size_text(size)}" for name, size in used.items())
                 print(f"{memory[-1][0]:6.0f} s  {parts}", flush=True)

@@ -6,9 +6,7 @@ is on disk. This module must not know about the engines.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,24 +181,6 @@ class Journal:
         self.kept = True
         content = {"format": self._FORMAT, "command": self._command, "state": state}
         self._store.write(self._FILE, json.dumps(content))
-
-
-def lock(folder: Path) -> int:
-    """Locks a folder for this process until it ends or the returned descriptor is closed.
-
-    Raises:
-        ValueError: Another process has locked the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(
-            f"{folder}: expected no other run to write here, found one; wait for it to end"
-        ) from None
-    return descriptor
 
 
 def publish(

@@ -16,6 +16,7 @@ from dlrm.checkpoint.manifest import Manifest, ModelShape
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.data.batch import Samples, Source
+from dlrm.data.decode import check_ids
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
 
@@ -74,7 +75,7 @@ class ModelSamples:
         self._source = SplitSource(folder)
         self.folder = folder
         self.num_samples, self.fingerprint = self._source.num_samples, self._source.fingerprint
-        self._sizes = np.array(model.vocab_sizes)
+        self._sizes = model.vocab_sizes
         check_fit(folder, self._source, model)
         if not self.num_samples:
             raise ValueError(f"{folder}: expected samples, found none; name another split folder")
@@ -87,7 +88,7 @@ class ModelSamples:
             OSError: A file cannot be read.
         """
         dense, ids, labels = self._source.read(start, stop)
-        self._check_ids(start, ids)
+        check_ids(self.folder, start, ids, self._sizes)
         return dense, ids, labels
 
     def read_keys(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -98,12 +99,12 @@ class ModelSamples:
             OSError: A file cannot be read.
         """
         ids = self._source.read_ids(start, stop)
-        self._check_ids(start, ids)
+        check_ids(self.folder, start, ids, self._sizes)
         return self.keys_of(ids)
 
     def keys_of(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
         """The keys of ids [n, T], int64 [n, T]."""
-        return ids + key_offsets(self._sizes.tolist())
+        return ids + key_offsets(self._sizes)
 
     def pieces(self, wanted: int) -> list[Piece]:
         """Ranges of samples at equal distances, `wanted` samples in all, or all that there are."""
@@ -117,15 +118,6 @@ class ModelSamples:
         """Samples [start, stop) cut into pieces."""
         starts = range(start, stop, PIECE_SAMPLES)
         return [(first, min(first + PIECE_SAMPLES, stop)) for first in starts]
-
-    def _check_ids(self, start: int, ids: NDArray[np.int32]) -> None:
-        bad = (ids < 0) | (ids >= self._sizes)
-        if bad.any():
-            sample, table = (int(index) for index in np.argwhere(bad)[0])
-            raise ValueError(
-                f"{self.folder}: sample {start + sample}, table {table}: expected an id from 0 to "
-                f"{self._sizes[table] - 1}, found {ids[sample, table]}; clean the data"
-            )
 
 
 class CheckpointSamples:

@@ -20,9 +20,9 @@ from dlrm import cli
 from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import FileDigest, digest_file, write_tensors
 from dlrm.formats import atomic_files
+from dlrm.formats.folder_lock import lock_folder
 from dlrm.formats.packed_ids import plan
 from dlrm.formats.quantities import size_text
-from preprocess.outputs import lock
 from serving import scorer_library
 from serving.artifact import (
     DENSE_FILE,
@@ -188,7 +188,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     if out.exists():
         raise ValueError(f"{out}: already exists; remove it, or choose another OUT")
     unfinished = out.with_name(_UNFINISHED + out.name)
-    descriptor = lock(unfinished)
+    descriptor = lock_folder(unfinished)
     try:
         for left in unfinished.iterdir():
             if left.is_dir():

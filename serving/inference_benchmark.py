@@ -25,6 +25,7 @@ from dlrm.checkpoint.state import State
 from dlrm.config import Config
 from dlrm.data import Batches, Data
 from dlrm.data.batch import FloatArray, IntArray
+from dlrm.data.decode import check_ids
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective, connect
 from dlrm.formats.json_files import write_json_object
@@ -89,7 +90,7 @@ def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) 
     sizes, steps = config.run.inference_benchmark_batch_sizes, config.run.inference_benchmark_steps
     data = open_data(config, collective.rank, collective.size)
     samples = take(data.test, min(_MOST_SAMPLES, max(sizes) * steps))
-    check_ids(samples.ids, data.vocab_sizes)
+    check_ids("the test data", 0, samples.ids, data.vocab_sizes)
     trained = Trained(config, collective, data, build_model)
     run_dir = Path(config.report.run_dir) if config.report.run_dir else None
     if run_dir:
@@ -204,21 +205,6 @@ def take(batches: Batches, count: int) -> Samples:
             break
     dense, ids = zip(*parts)
     return Samples(np.concatenate(dense), np.concatenate(ids))
-
-
-def check_ids(ids: IntArray, vocab_sizes: Sequence[int]) -> None:
-    """Refuses ids outside their table, which only the trainer can be told to accept.
-
-    Raises:
-        ValueError: The message names the first of them.
-    """
-    bad = np.argwhere((ids < 0) | (ids >= np.array(vocab_sizes)))
-    if len(bad):
-        sample, table = bad[0]
-        raise ValueError(
-            f"test sample {sample}: expected an id in [0, {vocab_sizes[table]}) for table {table}, "
-            f"found {ids[sample, table]}; correct vocab_sizes in metadata.json or the data"
-        )
 
 
 def compare(trained: Trained, others: Mapping[str, Score], samples: Samples) -> dict[str, float]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.checkpoint.safetensors_file import write_tensors
+from dlrm.data.decode import check_ids
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
 from dlrm.formats import atomic_files
@@ -55,9 +56,8 @@ def count_samples(folder: Path) -> tuple[Counts, tuple[int, ...]]:
             ahead = reader.submit(read, min(start + BLOCK_SAMPLES, starts[-1]))
             # Tables have no keys in common, so each thread adds to counts of its own.
             count = partial(add, ids, first_keys, counts)
-            bad = max(pool.map(count, groups))
-            if bad:
-                _raise_bad_id(folder, start, ids, source.vocab_sizes)
+            if max(pool.map(count, groups)):  # an id is bad
+                check_ids(folder, start, ids, source.vocab_sizes)
     return counts, source.vocab_sizes
 
 
@@ -78,18 +78,6 @@ def _adder() -> Callable[..., bool]:
         return bad
 
     return add
-
-
-def _raise_bad_id(
-    folder: Path, start: int, ids: NDArray[np.int32], vocab_sizes: tuple[int, ...]
-) -> None:
-    """Raises the error that names the first id outside its table."""
-    sample, table = np.argwhere((ids < 0) | (ids >= np.array(vocab_sizes)))[0]
-    raise ValueError(
-        f"{folder}: sample {start + sample}, table {table}: expected an id from 0 to "
-        f"{vocab_sizes[table] - 1}, found {ids[sample, table]}; write the folder again with "
-        "split_bin.py"
-    )
 
 
 def count_dictionary(folder: Path) -> tuple[Counts, tuple[int, ...]]:

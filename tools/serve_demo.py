@@ -8,14 +8,11 @@ with the checkpoint in its tables.
 
 from __future__ import annotations
 
-import contextlib
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +29,11 @@ with cli.project_environment():
     from serving.latency import Latency, latency_table
     from serving.scorer import Scorer
     from serving.triton.client import PROTOCOLS, ScoringClient
+    from serving.triton.process import running_server
 
 TOLERANCE = 1e-5
 BATCH_SIZES = (1, 64)
 _SERVING = (sys.executable, "-m", "serving")
-_SERVER_LINE = re.compile(r"http=(\S+) grpc=(\S+) metrics=(\S+)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,12 +56,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     source = open_split(flags.data / "test", per_category=False)
     dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
     _export(checkpoint, flags.out)
-    with _server(flags.out) as addresses:
+    begin = time.perf_counter()
+    with running_server(flags.out) as server:
+        print(f"{server.line} ({time.perf_counter() - begin:.1f} s)", flush=True)
         found = {}
         latencies = []
         for protocol in PROTOCOLS:
             for size in BATCH_SIZES:
-                logits, latency = _ask(addresses[protocol], protocol, dense, ids, size)
+                logits, latency = _ask(server.addresses[protocol], protocol, dense, ids, size)
                 found[protocol, size] = logits
                 latencies.append(latency)
     print(latency_table(latencies))
@@ -100,29 +99,6 @@ def _export(checkpoint: Path, out: Path) -> None:
         raise OSError("expected the checkpoint to be exported, found the error above")
 
 
-@contextlib.contextmanager
-def _server(artifact: Path) -> Iterator[dict[str, str]]:
-    """Serves an artifact on free ports; yields the address of each protocol."""
-    ports = [f"--{name}_port=0" for name in (*PROTOCOLS, "metrics")]
-    process = subprocess.Popen(
-        [*_SERVING, "serve", artifact, *ports], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        begin = time.perf_counter()
-        line = process.stdout.readline()
-        if (addresses := _SERVER_LINE.search(line)) is None:
-            raise OSError("expected the server to start, found that it did not; see above")
-        print(f"{line.rstrip()} ({time.perf_counter() - begin:.1f} s)", flush=True)
-        yield dict(zip(PROTOCOLS, addresses.groups()))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        print(process.stdout.read(), end="", flush=True)
-        code = process.wait()
-    if code:
-        raise OSError(f"expected the server to stop with code 0, found {code}")
-
-
 def _ask(
     url: str, protocol: str, dense: NDArray[Any], ids: NDArray[Any], size: int
 ) -> tuple[NDArray[np.float32], Latency]:
@@ -155,14 +131,11 @@ def trainer_logits(
     Raises:
         ValueError: The checkpoint does not fit the data.
     """
-    import tensorflow as tf
-
     from dataset import open_data
-    from dlrm.checkpoint.resume import resume
     from dlrm.config import Config
-    from dlrm.train.build import build_trainer, join, place_tables
-    from dlrm.train.run import agree_on_data, describe, state_of
+    from dlrm.train.build import join
     from model import build_model
+    from serving.inference_benchmark import Trained
 
     settings = dict(read_manifest(checkpoint).settings)
     settings.update(mode="test", data_dir=str(data_dir), run_dir=None, checkpoint_dir=None)
@@ -175,14 +148,8 @@ def trainer_logits(
         }
     )
     collective = join(config)
-    data = agree_on_data(config, collective, open_data)
-    backend, _ = place_tables(config, collective, data)
-    trainer = build_trainer(config, backend, collective, data, build_model)
-    record = describe(config, data)
-    resume(str(checkpoint), None, record, state_of(trainer), collective, ignore_data_change=True)
-    logits, bad = trainer.step.score(tf.constant(dense), tf.constant(ids))
-    assert not int(bad)
-    return logits.numpy()
+    data = open_data(config, collective.rank, collective.size)
+    return Trained(config, collective, data, build_model).score(dense, ids)
 
 
 if __name__ == "__main__":

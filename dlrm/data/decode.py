@@ -7,6 +7,7 @@ how batches are cut is no concern of this module.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,3 +104,27 @@ def _raise_not_finite(
         f"a finite value, found {value}; clean the input, or correct dense_raw_type, dense_log or "
         "dense_log_offset in metadata.json"
     )
+
+
+def check_ids(
+    where: object, first: int, ids: NDArray[np.int32], vocab_sizes: Sequence[int]
+) -> None:
+    """Refuses ids outside their table.
+
+    Args:
+        where: Where the samples come from, for the message.
+        first: Number of the first sample there.
+        ids: int32 [samples, tables].
+        vocab_sizes: Number of rows of each table.
+
+    Raises:
+        ValueError: The message names the first of them.
+    """
+    bad = (ids < 0) | (ids >= np.asarray(vocab_sizes))
+    if bad.any():
+        sample, table = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{where}: sample {first + sample}, table {table}: expected an id from 0 to "
+            f"{vocab_sizes[table] - 1}, found {ids[sample, table]}; correct vocab_sizes in "
+            "metadata.json, or write the data again"
+        )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dlrm.formats import atomic_files
 from dlrm.formats import packed_ids as packing
 from dlrm.formats.checksums import FileSum
+from dlrm.formats.folder_lock import lock_folder
 from preprocess.dictionary_files import (
     TableIds,
     check_reuse,
@@ -30,7 +31,7 @@ from preprocess.engine_polars.write import WritePlan, WriteProgress, write
 from preprocess.files import write_all
 from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
-from preprocess.outputs import WORK, Journal, LocalStore, lock, publish
+from preprocess.outputs import WORK, Journal, LocalStore, publish
 from preprocess.progress import Progress
 from preprocess.rules import ranked
 from preprocess.splits import RowRange, check_training
@@ -59,7 +60,7 @@ def ingest(
         status = path.stat()
         command[f"input {number}"] = f"{path} ({status.st_size} bytes of {status.st_mtime_ns})"
     folder = Path(output)
-    held = lock(folder)
+    held = lock_folder(folder)
     try:
         store = LocalStore(folder)
         journal = Journal(store, output)

@@ -13,7 +13,6 @@ import pytest
 
 from dataset import open_data
 from dlrm.config import Config
-from dlrm.data.batch import IntArray
 from dlrm.distributed.collective import Collective
 from dlrm.train import run as program
 from model import build_model
@@ -109,13 +108,6 @@ def test_what_is_refused(
     scorer_library.load.cache_clear()
     monkeypatch.setattr(scorer_library, "LIBRARY", tmp_path / "libscorer.so")
     assert "`make serving_core`" in refused(checkpoint.config())
-
-
-def test_ids_outside_their_table_are_refused() -> None:
-    ids: IntArray = np.array([[4, 0], [4, 3]], np.int32)
-    benchmark.check_ids(ids, (5, 4))
-    with pytest.raises(ValueError, match=r"test sample 1: expected an id in \[0, 3\) for table 1"):
-        benchmark.check_ids(ids, (5, 3))
 
 
 def test_variants_that_disagree_are_an_error(

@@ -170,10 +170,10 @@ def test_another_command_is_refused(
 def test_two_runs_cannot_share_an_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from preprocess.outputs import lock
+    from dlrm.formats.folder_lock import lock_folder
 
     (tmp_path / "log.tsv").write_text("1\t2\ta\n" * 3)
-    held = lock(tmp_path / "out")
+    held = lock_folder(tmp_path / "out")
     command = [str(tmp_path / "log.tsv"), f"--output={tmp_path / 'out'}", "--rules=dlrm"]
     assert main([*command, "--num_dense=1", "--num_categorical=1"]) == 1
     assert "expected no other run to write here" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dlrm import embedding
 from dlrm.distributed.collective import Collective
-from dlrm.layers.dot_interaction import interaction_width
+from dlrm.layers.interaction_width import interaction_width
 
 VOCAB_SIZES, WIDTH, SAMPLES = (50, 7, 1000), 16, 64
 LEARNING_RATE = 0.5

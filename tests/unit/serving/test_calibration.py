@@ -177,7 +177,7 @@ def test_data_must_fit(tmp_path, checkpoint):
         ({"columns": 2}, "expected 3 dense columns, as the model has, found 2"),
         ({"sizes": (40, 1)}, "expected 3 tables, as the model has, found 2"),
         ({"sizes": (40, 1, 90)}, "expected 200 rows of table 2, as the model has, found 90"),
-        ({"ids": ids}, "sample 7, table 2: expected an id from 0 to 199, found 200; clean the"),
+        ({"ids": ids}, "sample 7, table 2: expected an id from 0 to 199, found 200; correct"),
     ]
     for number, (changes, message) in enumerate(cases):
         folder = split(tmp_path / str(number), **changes)
