@@ -8,14 +8,16 @@ generative-recommenders (`gin/streaming_100b.gin`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, NoReturn
 
 ACTION_WEIGHTS = (1, 2, 4, 8, 16)
 """The weight of a past event by its rating, 1 to 5; each is a bit of its own."""
 
 POSITIVE_RATING = 3.5
 """The least rating whose label is 1."""
+
+_ID_LIMIT, _SEED_LIMIT = 1 << 31, 1 << 63
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class StreamConfig:
         step_seconds: Seconds from one timestamp to the next. Taste drifts with a period of eight
             timestamps, so with three hours it follows the time of day.
         seed: The same seed gives the same bytes.
+
+    Raises:
+        ValueError: A setting is out of its range.
     """
 
     users: int
@@ -54,6 +59,38 @@ class StreamConfig:
     user_share: float = 0.7
     step_seconds: int = 10_800
     seed: int = 1001
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            low = {"seed": 0, "events_per_item": 0}.get(setting.name, 1)
+            if setting.name != "user_share" and getattr(self, setting.name) < low:
+                self._refuse(setting.name, f"at least {low}")
+        if not 0 < self.user_share <= 1:
+            self._refuse("user_share", "a number in (0, 1]")
+        for name in ("users", "items"):
+            if getattr(self, name) >= _ID_LIMIT:
+                self._refuse(name, f"fewer than {_ID_LIMIT:,}, the ids of 32 bits")
+        if self.seed >= _SEED_LIMIT:
+            self._refuse("seed", f"less than {_SEED_LIMIT:,}")
+        for name, most in (
+            ("categories_per_user", "categories"),
+            ("written_shards", "shards"),
+            ("candidates", "inference_candidates"),
+        ):
+            if getattr(self, name) > getattr(self, most):
+                self._refuse(name, f"at most {most} ({getattr(self, most)})")
+        if self.train_timestamps >= self.timestamps:
+            self._refuse("train_timestamps", f"fewer than timestamps ({self.timestamps})")
+        if self.users % self.shards:
+            self._refuse("shards", f"a divisor of users ({self.users})")
+        if self.items_per_category < self.timestamps:
+            # The catalogue grows by a share of 1 / timestamps each time.
+            self._refuse(
+                "items", f"at least categories * timestamps ({self.categories * self.timestamps})"
+            )
+
+    def _refuse(self, name: str, expected: str) -> NoReturn:
+        raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)}")
 
     @property
     def items_per_category(self) -> int:

@@ -1,0 +1,108 @@
+"""`python3 -m dlrm_v3.generate --preset=tiny OUT`: writes streaming data, or what is missing of it.
+
+The bytes depend on the settings alone, not on the number of processes nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from dlrm import cli
+from dlrm_v3.config import PRESETS, StreamConfig
+
+with cli.project_environment():
+    from dlrm.formats.quantities import plural, size_text
+    from dlrm_v3.data.layout import SHARD, StreamMetadata, shard_folder
+    from dlrm_v3.data.shard import read_description
+    from dlrm_v3.generate.run import begin, write_best, write_shards
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    interrupted = "interrupted; finished shards are kept, the same command goes on"
+    return cli.exit_code(lambda: _run(arguments), interrupted)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog="python3 -m dlrm_v3.generate",
+        description="Write DLRMv3's streaming data: users, items and their events over time.",
+    )
+    add = parser.add_argument
+    add("output", type=Path, help="folder to write; what is finished in it is kept")
+    add("--preset", choices=list(PRESETS), required=True, help="settings to begin with")
+    add("--processes", type=int, default=1, help="processes that write shards")
+    add("--shards_to_write", metavar="FIRST:LAST", help="write these shards only, both included")
+    for setting in fields(StreamConfig):
+        kind = float if setting.name == "user_share" else int
+        add(f"--{setting.name}", type=kind, help=_help(setting.name))
+    return parser
+
+
+def _help(name: str) -> str:
+    """What the docstring of `StreamConfig` says of a setting."""
+    entries = (StreamConfig.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+    text = " ".join(entries.partition(f" {name}: ")[2].split())
+    return text.partition(". ")[0].rstrip(".") + " (default: the preset's)"
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    flags = vars(_parser().parse_args(arguments))
+    names = [setting.name for setting in fields(StreamConfig)]
+    changed = {name: flags[name] for name in names if flags[name] is not None}
+    config = replace(PRESETS[flags["preset"]].stream, **changed)
+    if flags["processes"] < 1:
+        raise ValueError(f"--processes: expected at least 1, found {flags['processes']}")
+    shards = _shards(flags["shards_to_write"], config.written_shards)
+    folder, metadata = flags["output"], StreamMetadata(flags["preset"], config)
+    begin(folder, metadata)
+    start = time.perf_counter()
+    events = size = 0
+    for shard in write_shards(folder, metadata, shards, flags["processes"]):
+        description = read_description(folder, metadata, shard)
+        events += description["events"] + description["candidates"]
+        size += description["bytes"]
+        print(f"{shard_folder(folder, shard) / SHARD}: complete", flush=True)
+    seconds = time.perf_counter() - start
+    print(
+        f"{events:,} events and candidates, {size_text(size)} in {seconds:.1f} s: "
+        f"{events / seconds:,.0f} a second with {plural(flags['processes'], 'process')}"
+    )
+    best = write_best(folder, metadata)
+    if best is None:
+        print("other shards are missing still; best.json is written with the last one")
+    else:
+        _print_best(best)
+    return 0
+
+
+def _shards(text: str | None, count: int) -> range:
+    """The shards that a text such as 3:5 names; all for None."""
+    if text is None:
+        return range(count)
+    first, colon, last = text.partition(":")
+    if colon and first.isdecimal() and last.isdecimal() and int(first) <= int(last) < count:
+        return range(int(first), int(last) + 1)
+    raise ValueError(
+        f"--shards_to_write: expected FIRST:LAST with 0 <= FIRST <= LAST < {count}, found {text!r}"
+    )
+
+
+def _print_best(best: dict[str, Any]) -> None:
+    """Prints the figures of whole parts."""
+    for part, values in best.items():
+        line = f"{part}: {values['candidates']:,} candidates"
+        for name in ("rate", "normalised_entropy", "auc", "accuracy"):
+            value = values.get(name)
+            line += f", {name} {'undefined' if value is None else format(value, '.5f')}"
+        print(f"best possible, {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

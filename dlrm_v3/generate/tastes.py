@@ -1,0 +1,93 @@
+"""What an item and a category of a user are worth: the ratings of an event and their probabilities.
+
+An event's rating is the mean of its item's rating, fixed for the item, and of a rating that the
+user's category has at the time, drawn for each event from one of four distributions (the quarters
+of the user's categories, in the order drawn) that drift with a period of eight timestamps. All
+probabilities of the latter are tenths, so one draw of a tenth, 0 to 9, decides it. This module must
+not know users, lengths or files.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrm.formats import splitmix64
+from dlrm_v3.config import POSITIVE_RATING
+
+TENTHS = 10
+QUARTERS = 4
+DRIFT_PERIOD = 8
+
+ITEM_RATINGS = (5, 4, 3, 2, 1)
+_RATING_OF_TWENTIETH = np.repeat(np.arange(5, dtype=np.uint8), [4, 5, 5, 4, 2])
+"""Of every twenty items, on average: 4 are worth 5, 5 are worth 4, 5: 3, 4: 2, and 2: 1."""
+
+_OUTCOME_OF_TENTH = np.array([[0] * 8 + [1] * 2] + [[0] + [1] * 8 + [2]] * 3)
+"""int64 [quarters, tenths]: which of a quarter's outcomes a tenth stands for."""
+
+
+class TasteTable(NamedTuple):
+    """What is known of the events of one timestamp, by quarter, tenth and place in `ITEM_RATINGS`.
+
+    Attributes:
+        ratings: float32 [quarters, tenths, 5], the event's rating.
+        labels: bool of the same shape, whether the rating is positive.
+        probabilities: float32 of the same shape, the probability that it is, before the tenth is
+            drawn: the same for all tenths.
+    """
+
+    ratings: NDArray[np.float32]
+    labels: NDArray[np.bool_]
+    probabilities: NDArray[np.float32]
+
+
+def taste_table(timestamp: int) -> TasteTable:
+    """Computes the ratings of a timestamp and their probabilities."""
+    # Whole periods leave out, so that the same phase has the same bits.
+    phase = timestamp % DRIFT_PERIOD
+    a, b, d = (math.cos((phase + shift) * math.pi / 4) / 2 for shift in (0, 2, 4))
+    outcomes = np.array(
+        [
+            [4.5 + a, 4 + b, math.nan],
+            [4.5 + a, 4 + b, 3.5 + d],
+            [3.5 + a, 3 + b, 2.5 + d],
+            [2.5 + a, 2 + b, 1.5 + d],
+        ]
+    )
+    of_category = np.take_along_axis(outcomes, _OUTCOME_OF_TENTH, axis=1)  # [quarters, tenths]
+    ratings = ((of_category[:, :, None] + np.array(ITEM_RATINGS)) / 2).astype(np.float32)
+    labels = ratings >= POSITIVE_RATING
+    probabilities = (labels.sum(axis=1, keepdims=True) / TENTHS).astype(np.float32)
+    return TasteTable(ratings, labels, np.broadcast_to(probabilities, labels.shape))
+
+
+def quarter_of(place: int, categories_per_user: int) -> int:
+    """The quarter, 0 to 3, of the category that a user drew as the `place`-th."""
+    quarter, half = categories_per_user // QUARTERS, categories_per_user // 2
+    return sum(place >= bound for bound in (quarter, half, quarter * (QUARTERS - 1)))
+
+
+def item_places(items: NDArray[np.int32], seed: int) -> NDArray[np.uint8]:
+    """Computes the place in `ITEM_RATINGS` of each item's rating.
+
+    It is a hash of seed and item, so that no table of all items is needed and no shard depends on
+    another.
+
+    Args:
+        items: Ids, of any shape.
+        seed: The seed of the data.
+    """
+    origin = np.array([seed], np.uint64)
+    splitmix64.mix(origin)
+    words = items.astype(np.uint64)
+    words *= np.uint64(splitmix64.GAMMA)
+    words += origin
+    splitmix64.mix(words)
+    words >>= np.uint64(32)
+    words *= np.uint64(len(_RATING_OF_TWENTIETH))
+    words >>= np.uint64(32)
+    return _RATING_OF_TWENTIETH[words]
