@@ -27,12 +27,7 @@ BLOCK_USERS = 256
 """Users that are drawn together; it bounds the memory and is part of what decides the bytes."""
 
 
-def write_shard(
-    folder: Path,
-    metadata: StreamMetadata,
-    shard: int,
-    between_blocks: Callable[[], None] = lambda: None,
-) -> None:
+def write_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
     """Writes a shard, unless it is there.
 
     Args:
