@@ -229,8 +229,10 @@ def _test(
     """Runs the test, prints what came of it and returns the exit code."""
     from serving.loadgen import summary
     from serving.loadgen.batching import BatchLimit
+    from serving.loadgen.library import pair_answers
     from serving.loadgen.run import run_test
     from serving.loadgen.settings import needs_target
+    from serving.loadgen.system import ScoringSystem
 
     if needs_target(settings, wanted):
         if wanted.scenario == "Server":
@@ -240,14 +242,15 @@ def _test(
             )
         settings.offline_expected_qps = _MARGIN * qps
     bound = settings.server_target_latency_ns * 1e-9 if wanted.scenario == "Server" else None
+    answer = pair_answers(score, with_labels=not flags.predictions_only)
+    limit = BatchLimit(flags.max_batch_pairs, bound)
     work = run_test(
         settings,
         library,
-        score,
+        lambda complete, failed: ScoringSystem(
+            library, answer, complete, failed, limit, workers=_workers(flags)
+        ),
         output,
-        BatchLimit(flags.max_batch_pairs, bound),
-        workers=_workers(flags),
-        with_labels=not flags.predictions_only,
         audit=flags.audit_conf,
     )
     print("\n".join(summary.lines(output)))
@@ -265,9 +268,11 @@ def _test(
 
 def _warm_up(flags: argparse.Namespace, library: Any, score: Callable[..., Any]) -> float:
     """Warms the scorer up; returns the samples a second that it scores."""
+    from serving.loadgen.library import pair_answers
     from serving.loadgen.system import measure_rate
 
-    rate = measure_rate(library, score, _workers(flags), flags.max_batch_pairs)
+    answer = pair_answers(score, with_labels=False)
+    rate = measure_rate(library, answer, _workers(flags), flags.max_batch_pairs)
     qps = rate / float(library.sizes.mean())
     print(f"warm-up: {rate:,.0f} pairs/s, {qps:,.1f} samples/s", flush=True)
     return qps

@@ -29,10 +29,12 @@ class Query(NamedTuple):
     Attributes:
         id: The number under which the answer is expected.
         sample: Index of the sample.
+        issued: When it came, in seconds of `time.perf_counter`.
     """
 
     id: int
     sample: int
+    issued: float = 0.0
 
 
 class BatchLimit:
@@ -66,10 +68,15 @@ class BatchQueue:
     Args:
         sizes: Number of pairs of each sample, int64 [samples].
         limit: The largest batch.
+        groups: The group of each sample, int64 [samples]; a batch is of one group. None if all
+            samples go together.
     """
 
-    def __init__(self, sizes: NDArray[np.int64], limit: BatchLimit) -> None:
+    def __init__(
+        self, sizes: NDArray[np.int64], limit: BatchLimit, groups: NDArray[np.int64] | None = None
+    ) -> None:
         self._sizes = sizes.tolist()
+        self._groups = (np.zeros_like(sizes) if groups is None else groups).tolist()
         self._limit = limit
         self._waiting: deque[Query] = deque()
         self._changed = threading.Condition()
@@ -95,8 +102,9 @@ class BatchQueue:
             batch: list[Query] = []
             left = self._limit.pairs()
             while self._waiting:
-                left -= self._sizes[self._waiting[0].sample]
-                if batch and left < 0:
+                sample = self._waiting[0].sample
+                left -= self._sizes[sample]
+                if batch and (left < 0 or self._groups[sample] != self._groups[batch[0].sample]):
                     break
                 batch.append(self._waiting.popleft())
             return batch

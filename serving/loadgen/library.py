@@ -1,12 +1,12 @@
-"""The samples of a test, held in memory while LoadGen asks for them.
+"""The user-item pairs of a test's samples, in memory while LoadGen asks for them, and the answers.
 
-It must not know LoadGen, nor what is done with the pairs.
+It must not know LoadGen, nor what scores the pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from dlrm.data.batch import FloatArray, IntArray, Source
 from dlrm.distributed.host_memory import free_host_memory
 from dlrm.formats.quantities import memory_text
+from dlrm.metrics import probabilities
+from serving.loadgen.system import Answers
 
 _VALUE_BYTES = 4  # of dense values, ids and labels alike
 _READ_PAIRS = 1 << 16  # at a time; what a read holds beside its result is bounded by this
@@ -26,11 +28,13 @@ class Pairs(NamedTuple):
         dense: Dense values, float32 [pairs, num_dense].
         ids: Ids, int32 [pairs, tables].
         labels: Labels, float32 [pairs].
+        sizes: Number of pairs of each sample, int64 [samples].
     """
 
     dense: FloatArray
     ids: IntArray
     labels: FloatArray
+    sizes: NDArray[np.int64]
 
 
 class SampleLibrary:
@@ -74,6 +78,7 @@ class SampleLibrary:
             np.empty((total, self._source.num_dense), np.float32),
             np.empty((total, tables), np.int32),
             np.empty(total, np.float32),
+            self.sizes[chosen],
         )
         self._rows[chosen] = np.cumsum(self.sizes[chosen]) - self.sizes[chosen]
         row = 0
@@ -82,7 +87,7 @@ class SampleLibrary:
             stop = int(self._offsets[run[-1] + 1])
             for first in range(int(self._offsets[run[0]]), stop, _READ_PAIRS):
                 count = min(_READ_PAIRS, stop - first)
-                for target, part in zip(loaded, self._source.read(first, first + count)):
+                for target, part in zip(loaded[:3], self._source.read(first, first + count)):
                     target[row : row + count] = part
                 row += count
         self._loaded = loaded
@@ -98,15 +103,34 @@ class SampleLibrary:
         assert self._loaded is not None
         firsts = self._rows[samples]
         assert (firsts >= 0).all(), "not loaded"
-        rows = [
-            slice(first, first + size)
-            for first, size in zip(firsts.tolist(), self.sizes[samples].tolist())
-        ]
-        dense, ids, labels = self._loaded
+        sizes = self.sizes[samples]
+        rows = [slice(first, first + size) for first, size in zip(firsts.tolist(), sizes.tolist())]
+        dense, ids, labels, _ = self._loaded
         if len(rows) == 1:
-            return Pairs(dense[rows[0]], ids[rows[0]], labels[rows[0]])
+            return Pairs(dense[rows[0]], ids[rows[0]], labels[rows[0]], sizes)
         return Pairs(
             np.concatenate([dense[r] for r in rows]),
             np.concatenate([ids[r] for r in rows]),
             np.concatenate([labels[r] for r in rows]),
+            sizes,
         )
+
+
+def pair_answers(
+    score: Callable[[FloatArray, IntArray], FloatArray], with_labels: bool
+) -> Callable[[Pairs], Answers]:
+    """Makes a function that answers samples with the probabilities of their pairs.
+
+    Args:
+        score: Returns the logits, float32 [pairs], of dense values and ids.
+        with_labels: Whether an answer is a pair (prediction, label) for each user-item pair, or
+            the prediction alone.
+    """
+
+    def answer(pairs: Pairs) -> Answers:
+        predictions = probabilities(score(pairs.dense, pairs.ids))
+        if not with_labels:
+            return Answers(predictions, pairs.sizes)
+        return Answers(np.stack([predictions, pairs.labels], axis=1).ravel(), 2 * pairs.sizes)
+
+    return answer

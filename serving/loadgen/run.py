@@ -11,15 +11,16 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from dlrm import cli
-from serving.loadgen.batching import BatchLimit, Query
-from serving.loadgen.library import SampleLibrary
 from serving.loadgen.settings import import_loadgen
-from serving.loadgen.system import Answer, Score, ScoringSystem, Work
+from serving.loadgen.system import Answer, Inputs, Library, ScoringSystem, Work
+
+Complete = Callable[[Sequence[Answer]], None]
+Failed = Callable[[BaseException], None]
 
 
 class _Ending:
@@ -50,13 +51,11 @@ class _Ending:
 
 def run_test(
     settings: Any,
-    library: SampleLibrary,
-    score: Score,
+    library: Library[Inputs],
+    start: Callable[[Complete, Failed], ScoringSystem[Inputs]],
     output: Path,
-    limit: BatchLimit,
     *,
-    workers: int,
-    with_labels: bool,
+    order: Iterator[int] | None = None,
     audit: Path | None = None,
 ) -> Work:
     """Runs a test. After an error, or Ctrl-C, it prints why and ends the process.
@@ -64,11 +63,9 @@ def run_test(
     Args:
         settings: LoadGen's `TestSettings`.
         library: The samples.
-        score: Returns logits.
+        start: Starts the system under test, with what takes its answers and its error.
         output: The folder of LoadGen's logs; it exists.
-        limit: The largest batch.
-        workers: Number of batches at a time.
-        with_labels: Whether answers hold the labels too.
+        order: The samples of the queries to come; None for those that LoadGen names.
         audit: LoadGen's audit.config, of MLPerf's compliance tests.
 
     Returns:
@@ -80,12 +77,10 @@ def run_test(
     def complete(answers: Sequence[Answer]) -> None:
         lg.QuerySamplesComplete([lg.QuerySampleResponse(*answer) for answer in answers])
 
-    system = ScoringSystem(
-        library, score, complete, ending.fail, limit, workers=workers, with_labels=with_labels
-    )
+    system = start(complete, ending.fail)
     # The fast one hands over numbers: Offline's millions of samples come at once.
     sut = lg.ConstructFastSUT(
-        ending.guard(lambda ids, samples: system.issue(map(Query, ids, samples))), lambda: None
+        ending.guard(lambda ids, samples: system.issue(ids, order or samples)), lambda: None
     )
     samples = len(library.sizes)
     in_memory = min(samples, settings.performance_sample_count_override)

@@ -13,8 +13,9 @@ import pytest
 from dlrm.data import open_split
 from dlrm.metrics import probabilities
 from serving.loadgen.batching import BatchLimit, BatchQueue, Query
-from serving.loadgen.library import SampleLibrary
+from serving.loadgen.library import SampleLibrary, pair_answers
 from serving.loadgen.system import Answer, ScoringSystem, measure_rate
+from serving.loadgen.timeline import Timeline
 from tests.support.tiny_data import write_split
 
 PAIRS = 500
@@ -34,6 +35,12 @@ def library(tmp_path: Path) -> SampleLibrary:
 def queue(*sizes: int, most: int, bound: float | None = None) -> tuple[BatchQueue, BatchLimit]:
     limit = BatchLimit(most, bound)
     return BatchQueue(np.array(sizes), limit), limit
+
+
+def test_a_batch_is_of_one_group() -> None:
+    waiting = BatchQueue(np.ones(5, int), BatchLimit(3, None), np.array([0, 0, 1, 1, 1]))
+    waiting.put(Query(sample, sample) for sample in (0, 1, 2, 3, 4, 0))
+    assert [samples(waiting.take()) for _ in range(3)] == [[0, 1], [2, 3, 4], [0]]
 
 
 def samples(batch: Sequence[Query]) -> list[int]:
@@ -113,24 +120,29 @@ def logits_of(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return ((dense[:, 0] + ids[:, 1]) / 250 - 1).astype(np.float32)
 
 
+@pytest.mark.parametrize("readers", [0, 3])
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_each_query_is_answered_once_with_its_own_pairs(
-    library: SampleLibrary, with_labels: bool
+    library: SampleLibrary, with_labels: bool, readers: int
 ) -> None:
     library.load(range(6))
     collected = Answers()
+    timeline = Timeline()
     system = ScoringSystem(
         library,
-        logits_of,
+        pair_answers(logits_of, with_labels),
         collected.complete,
         collected.fail,
         BatchLimit(400, None),
         workers=4,
-        with_labels=with_labels,
+        readers=readers,
+        ahead=2,
+        timeline=timeline,
     )
     queries = [Query(1000 + number, number * 5 % 6) for number in range(600)]
     for first in range(0, 600, 7):
-        system.issue(queries[first : first + 7])
+        part = queries[first : first + 7]
+        system.issue([query.id for query in part], [query.sample for query in part])
     work = system.close()
     assert not collected.errors
     assert len(collected.by_id) == 600
@@ -144,6 +156,10 @@ def test_each_query_is_answered_once_with_its_own_pairs(
             np.testing.assert_array_equal(found[1::2], pairs.labels)
             found = found[0::2]
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+    total = timeline.seconds("total")
+    parts = timeline.seconds("queue", "collate", "ready", "prediction", "answer")
+    assert len(total) == work.batches
+    assert 0 <= np.median(total - parts) < 1e-3
 
 
 def test_an_error_of_the_scorer_is_handed_on(library: SampleLibrary) -> None:
@@ -152,13 +168,58 @@ def test_an_error_of_the_scorer_is_handed_on(library: SampleLibrary) -> None:
 
     library.load(range(6))
     collected = Answers()
-    system = ScoringSystem(
-        library, refuse, collected.complete, collected.fail, BatchLimit(9, None), workers=1
-    )
-    system.issue([Query(1, 0), Query(2, 1)])
+    score, limit = pair_answers(refuse, with_labels=True), BatchLimit(9, None)
+    system = ScoringSystem(library, score, collected.complete, collected.fail, limit, workers=1)
+    system.issue([1, 2], [0, 1])
     assert collected.failed.wait(10)
     assert [str(error) for error in collected.errors] == ["no"]
     assert not collected.by_id
+
+
+def test_an_error_of_a_reader_is_handed_on(library: SampleLibrary) -> None:
+    library.load([0])
+    collected = Answers()
+    score, limit = pair_answers(logits_of, with_labels=True), BatchLimit(9, None)
+    system = ScoringSystem(
+        library, score, collected.complete, collected.fail, limit, workers=1, readers=2
+    )
+    system.issue([1], [3])
+    assert collected.failed.wait(10)
+    assert [str(error) for error in collected.errors] == ["not loaded"]
+
+
+def test_no_more_batches_are_read_ahead_than_was_said(library: SampleLibrary) -> None:
+    """While the worker is busy, queries wait together instead of in many small batches."""
+    library.load(range(6))
+    collected, begun, go_on = Answers(), threading.Event(), threading.Event()
+    sizes: list[int] = []
+
+    def score(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        sizes.append(len(dense))
+        begun.set()
+        go_on.wait(10)
+        return logits_of(dense, ids)
+
+    system = ScoringSystem(
+        library,
+        pair_answers(score, with_labels=False),
+        collected.complete,
+        collected.fail,
+        BatchLimit(PAIRS, None),
+        workers=1,
+        readers=4,
+        ahead=1,
+    )
+    system.issue([0], [0])
+    assert begun.wait(10)
+    for number in range(1, 21):
+        system.issue([number], [0])
+        threading.Event().wait(0.002)
+    go_on.set()
+    assert system.close().samples == 21
+    # The first; the one that was read while it was scored; all others together.
+    assert len(sizes) == 3
+    assert not collected.errors
 
 
 def test_probabilities_keep_their_digits() -> None:
@@ -172,8 +233,10 @@ def test_the_warm_up_measures_pairs_a_second(library: SampleLibrary) -> None:
     pause = threading.Event()
 
     def score(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        assert len(dense) == 50
+        assert len(dense) == 100
         pause.wait(0.05)
         return dense[:, 0]
 
-    assert measure_rate(library, score, workers=2, max_pairs=50) == pytest.approx(2000, rel=0.3)
+    answer = pair_answers(score, with_labels=False)
+    rate = measure_rate(library, answer, workers=2, max_pairs=139)
+    assert rate == pytest.approx(4000, rel=0.3)
