@@ -7,14 +7,13 @@ from is the source's concern.
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from dlrm.data.batch import Batch, Source
+from dlrm.data.read_ahead import read_ahead
 
 
 class Batches:
@@ -103,18 +102,8 @@ class Batches:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yields the batches; errors of reading are raised here, in the consumer's thread."""
-        pending: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self._readers, thread_name_prefix="dataset")
-        try:
-            for step in range(self._first_step, self.steps):
-                if len(pending) > self._lookahead:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(self._read, step))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            # Also reached when the consumer stops early: the generator is closed or collected.
-            pool.shutdown(wait=True, cancel_futures=True)
+        steps = range(self._first_step, self.steps)
+        return read_ahead(self._read, steps, lookahead=self._lookahead, readers=self._readers)
 
     def _read(self, step: int) -> Batch:
         """Reads this rank's share of a global batch, padded with zeros to the local batch."""

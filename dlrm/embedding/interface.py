@@ -78,7 +78,7 @@ class Embedding(Protocol):
     def local_rows(self) -> int:
         """Number of rows that this rank owns."""
 
-    def route(self, ids: tf.Tensor | Sequence[tf.Tensor]) -> tuple[Route, ...]:
+    def route(self, ids: tf.Tensor | list[tf.Tensor] | tuple[tf.Tensor, ...]) -> tuple[Route, ...]:
         """Sends the keys of a batch to their owners. Reads no weights, so it can run early.
 
         Args:

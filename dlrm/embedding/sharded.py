@@ -95,10 +95,12 @@ class ShardedEmbedding:
         """See `Embedding.local_rows`."""
         return sharding.local_rows(self.table.rows, self._collective.rank, self._collective.size)
 
-    def route(self, ids: tf.Tensor | Sequence[tf.Tensor]) -> tuple[Route, ...]:
+    def route(self, ids: tf.Tensor | list[tf.Tensor] | tuple[tf.Tensor, ...]) -> tuple[Route, ...]:
         """See `Embedding.route`."""
-        together = not isinstance(ids, (tuple, list))
-        parts = [ids[:, tables] for tables in self._groups] if together else ids
+        if isinstance(ids, (list, tuple)):
+            parts = list(ids)
+        else:
+            parts = [ids[:, tables] for tables in self._groups]
         assert len(parts) == len(self._groups), "ids for each group of tables"
         return tuple(self._route(part, tables) for part, tables in zip(parts, self._groups))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable, TextIO
 
 from dlrm.formats.quantities import plural
 from dlrm.reporting.console import Console
-from dlrm.reporting.plot import History
+from dlrm.reporting.plot import History, plot_run
 from dlrm.reporting.results_table import (
     exit_criterion,
     millions,
@@ -50,6 +50,8 @@ class Reporter:
     Raises:
         ValueError: The folder cannot be written; the message is one line for the user.
     """
+
+    SAMPLES = "samples"  # what a step's batch consists of
 
     def __init__(
         self,
@@ -122,9 +124,9 @@ class Reporter:
         self._history.throughputs.append(throughput)
         self._console.line(
             f"Iteration:{step}\tloss:{loss:.6f}\ttime:{seconds:.2f}s\t"
-            f"throughput:{millions(throughput)}"
+            f"throughput:{self._speed(throughput)}"
         )
-        self._console.advance(step, f"loss {loss:.4f}, {millions(throughput)} samples/s")
+        self._console.advance(step, f"loss {loss:.4f}, {self._speed(throughput)} {self.SAMPLES}/s")
         curves = {
             "loss": loss,
             "learning_rate": learning_rate,
@@ -196,24 +198,21 @@ class Reporter:
         throughput = self._throughput(steps, training_seconds)
         ms_per_iteration = 1e3 * ratio(training_seconds, steps)
         completed = self._first_step + steps
-        last = self._last_evaluation
-        row = {
-            **settings_columns(self._settings, self._global_batch),
-            "exit_criterion": exit_criterion(self._settings, completed, last.auc if last else None),
+        figures = {
             "training_minutes": training_seconds / 60,
             "evaluation_minutes": evaluation_seconds / 60,
             "total_minutes": total_seconds / 60,
             "ms_per_iteration": ms_per_iteration,
             "samples_per_second": throughput,
         }
-        table = results_table([row])
+        table, row = self._table(figures, completed)
         self._console.stop_bar()
         self._console.line(f"finished: {reason}")
         self._console.line(f"total time: {total_seconds:.2f}s, in {steps} iterations")
         self._console.line(
             f"only training time: {training_seconds:.2f}s, "
             f"average: {ms_per_iteration:.2f}ms/iter, "
-            f"average throughput: {millions(throughput)}"
+            f"average throughput: {self._speed(throughput)}"
             f"({1e3 * ratio(self._global_batch, throughput):.2f}ms/iter)"
         )
         self._console.line(f"only evaluate time: {evaluation_seconds:.2f}s")
@@ -225,9 +224,7 @@ class Reporter:
             "reason": reason,
             "steps": steps,
             "ranks": self._size,
-            "auc": last.auc if last else None,
-            "log_loss": last.log_loss if last else None,
-            "normalised_entropy": last.normalised_entropy if last else None,
+            **self._quality(),
             "samples_per_second_with_start": ratio(steps * self._global_batch, training_seconds),
         }
         self._folder.record("result", completed, {**row, **details})
@@ -283,16 +280,47 @@ class Reporter:
             return ratio(steps * self._global_batch, training_seconds)
         return ratio(sum(n for n, _ in intervals), sum(seconds for _, seconds in intervals))
 
-    def _write_result(self, table: str, details: Mapping[str, object]) -> None:
-        """Writes the results table with further figures, and the plot."""
-        lines = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in details.items()]
+    def _table(
+        self, figures: Mapping[str, object], completed: int
+    ) -> tuple[str, Mapping[str, object]]:
+        """The results table, and its values by key.
+
+        Args:
+            figures: What was measured, by the table's keys.
+            completed: Number of steps done at the end of the run.
+        """
+        auc = self._last_evaluation.auc if self._last_evaluation else None
+        row = {
+            **settings_columns(self._settings, self._global_batch),
+            "exit_criterion": exit_criterion(self._settings, completed, auc),
+            **figures,
+        }
+        return results_table([row]), row
+
+    def _quality(self) -> Mapping[str, object]:
+        """The figures of the last evaluation by name; None each if there was none."""
+        last = self._last_evaluation
+        names = ("auc", "log_loss", "normalised_entropy")
+        return {name: getattr(last, name) if last else None for name in names}
+
+    def _speed(self, samples_per_second: float) -> str:
+        """A throughput as text."""
+        return millions(samples_per_second)
+
+    def _draw(self, path: str) -> None:
+        """Writes the plot to a path."""
         target = self._settings.get("auc_target")
-        folder = self._folder.write_result(
-            f"{table}\n\n" + "\n".join(lines) + "\n",
+        plot_run(
+            path,
             self._history,
             target if isinstance(target, (int, float)) else None,
             f"DLRM, global batch {self._global_batch:,}, {plural(self._size, 'rank')}",
         )
+
+    def _write_result(self, table: str, details: Mapping[str, object]) -> None:
+        """Writes the results table with further figures, and the plot."""
+        lines = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in details.items()]
+        folder = self._folder.write_result(f"{table}\n\n" + "\n".join(lines) + "\n", self._draw)
         if folder is not None:
             self._console.line(
                 f"\nplot of the run: {os.path.join(folder, 'run.png')}\n"

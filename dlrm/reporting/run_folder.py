@@ -14,7 +14,6 @@ from typing import Callable
 from dlrm.formats import atomic_files
 from dlrm.reporting.event_log import EventLog
 from dlrm.reporting.machine import hardware, versions
-from dlrm.reporting.plot import History, plot_run
 from dlrm.reporting.tensorboard_log import TensorBoardLog
 
 
@@ -91,16 +90,12 @@ class RunFolder:
         except OSError as error:
             self._give_up(error)
 
-    def write_result(
-        self, text: str, history: History, auc_target: float | None, title: str
-    ) -> str | None:
+    def write_result(self, text: str, draw: Callable[[str], None]) -> str | None:
         """Writes `result.md` and `run.png`.
 
         Args:
             text: Markdown of the results.
-            history: Points of the plot.
-            auc_target: Drawn as a line, if given.
-            title: Title of the plot.
+            draw: Writes the plot to the path that it is given.
 
         Returns:
             The folder; None if nothing was written.
@@ -110,7 +105,7 @@ class RunFolder:
         path = os.path.join(self._path, "result.md")
         try:
             atomic_files.write_text(path, text)
-            plot_run(os.path.join(self._path, "run.png"), history, auc_target, title)
+            draw(os.path.join(self._path, "run.png"))
         except OSError as error:
             self._give_up(error)
             return None

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +24,8 @@ from dlrm.optim.schedule import Schedule
 from dlrm.train.callback import Callback
 from dlrm.train.evaluation import Evaluator
 from dlrm.train.step import IDS_OUTSIDE, NOT_FINITE, Health, Routes, TrainingStep
+
+Item = TypeVar("Item")
 
 ELSEWHERE = "another rank names the sample"
 SIGNAL_INTERVAL = 16  # evaluation batches between two checks whether a rank was asked to stop
@@ -288,7 +290,7 @@ class Trainer:
         return f"from {' and '.join(found)} of the training data" if found else "from no rank alone"
 
 
-def with_next(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Batch]]:
+def with_next(batches: Iterable[Item]) -> Iterator[tuple[Item, Item]]:
     """Yields each batch with the one after it; the last one with itself."""
     iterator = iter(batches)
     current = next(iterator, None)

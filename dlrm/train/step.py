@@ -241,14 +241,9 @@ class TrainingStep:
         health = Health(local.loss, bad_ids, local.vector_sum, signal).pack()  # [4]
         # The figures that all ranks need are averaged with the gradients, in one exchange.
         health, *gradients = self._collective.mean([health, *local.weights], name="dense")
-        finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(g)) for g in [health, *gradients]])
         mean = Health.unpack(health)
-        checks = [
-            tf.debugging.Assert(mean.bad_ids == 0, [IDS_OUTSIDE]),
-            tf.debugging.Assert(finite, [NOT_FINITE]),
-        ]
         # Every update is computed from the learning rate, so none comes before the checks.
-        with tf.control_dependencies(checks):
+        with tf.control_dependencies(checks(mean, gradients)):
             learning_rate = tf.identity(learning_rate)
         self._update(lookup, local.vectors, gradients, learning_rate)
         return mean, next_routes
@@ -309,6 +304,21 @@ class TrainingStep:
         vectors = self.embedding.lookup(routes).vectors  # [B, t, W] for each group
         lanes = in_lanes([dense, vectors], self._lanes)
         return tf.concat([self._compiled_model(*lane) for lane in lanes], 0), bad_count(routes)
+
+
+def checks(health: Health, gradients: Sequence[tf.Tensor]) -> list[tf.Operation]:
+    """Operations that fail, with `IDS_OUTSIDE` or `NOT_FINITE`, if a step must not be taken.
+
+    Args:
+        health: The figures of all ranks.
+        gradients: The dense weights' gradients, of all ranks.
+    """
+    values = [health.pack(), *gradients]
+    finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(value)) for value in values])
+    return [
+        tf.debugging.Assert(health.bad_ids == 0, [IDS_OUTSIDE]),
+        tf.debugging.Assert(finite, [NOT_FINITE]),
+    ]
 
 
 def in_lanes(tensors: Sequence[Any], lanes: int) -> list[Any]:
