@@ -88,3 +88,30 @@ def test_a_row_has_its_own_scale_and_bias(rows):
 def test_a_row_of_equal_values_is_exact(value):
     rows = np.full((2, WIDTH), value, np.float32)
     assert np.array_equal(decode("int8_rows", encode("int8_rows", rows)), rows)
+
+
+def test_two_values_share_a_byte(rows):
+    rows = rows[:, :4]
+    stored = encode("int4_rows", rows)
+    assert stored.shape == (len(rows), row_bytes("int4_rows", 4)) == (len(rows), 6)
+    for row, values, decoded in zip(rows.astype(np.float64), stored, decode("int4_rows", stored)):
+        scale, bias = (float(x) for x in np.frombuffer(values[2:].tobytes(), "<f2"))
+        assert bias == np.float16(row.min())
+        assert scale == pytest.approx((row.max() - bias) / 15, rel=2e-3, abs=2e-7)
+        codes = [values[0] & 15, values[0] >> 4, values[1] & 15, values[1] >> 4]
+        np.testing.assert_allclose(decoded, np.array(codes) * scale + bias, rtol=1e-6, atol=1e-12)
+        # Half a step, and what the scale's and the bias's own rounding to float16 costs.
+        bound = 0.5 * scale + 15 * 2.0**-11 * scale + abs(bias) * 2.0**-11 + 1e-6
+        assert abs(decoded - row).max() <= bound
+
+
+def test_the_layout_of_a_row_of_half_bytes():
+    """FBGEMM's: low bits first, then scale and bias in float16."""
+    stored = encode("int4_rows", np.array([[-1, 0, 2, 14]], np.float32))
+    assert stored.tobytes() == bytes([0x10, 0xF3]) + np.array([1, -1], "<f2").tobytes()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.25])
+def test_a_row_of_equal_values_is_kept_in_half_bytes(value):
+    rows = np.full((2, 4), value, np.float32)
+    np.testing.assert_allclose(decode("int4_rows", encode("int4_rows", rows)), rows, rtol=1e-5)
