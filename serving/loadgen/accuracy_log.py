@@ -51,7 +51,7 @@ def read_accuracy_log(path: Path, labels_of: Callable[[int], FloatArray] | None 
     predictions: list[FloatArray] = []
     labels: list[FloatArray] = []
     duplicates = 0
-    for sample, data in _entries(path):
+    for sample, data in entries(path, _REMEDY):
         if sample in seen:
             duplicates += 1
             continue
@@ -94,28 +94,40 @@ def _split(
     return values, labels
 
 
-def _entries(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Reads entry by entry where a line is one, as LoadGen writes them: the whole may be large."""
+def entries(path: Path, remedy: str) -> Iterator[tuple[int, bytes]]:
+    """Reads entry by entry where a line is one, as LoadGen writes them: the whole may be large.
+
+    Args:
+        path: The log.
+        remedy: What to do if it is not one, for the error message.
+
+    Yields:
+        The sample that LoadGen named, and the bytes of its answer.
+
+    Raises:
+        OSError: The log cannot be read.
+        ValueError: It is not an accuracy log.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
         if file.readline().strip() == "[":
             for number, line in enumerate(file, 2):
                 text = line.strip().rstrip(",")
                 if text not in ("", "]"):
-                    yield _entry(path, f"line {number}", text)
+                    yield _entry(path, f"line {number}", text, remedy)
             return
         file.seek(0)
         text = file.read()
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); {_REMEDY}") from None
+        raise ValueError(f"{path}: not valid JSON ({error}); {remedy}") from None
     if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a JSON list, found another value; {_REMEDY}")
+        raise ValueError(f"{path}: expected a JSON list, found another value; {remedy}")
     for number, entry in enumerate(content):
-        yield _entry(path, f"entry {number}", json.dumps(entry))
+        yield _entry(path, f"entry {number}", json.dumps(entry), remedy)
 
 
-def _entry(path: Path, where: str, text: str) -> tuple[int, bytes]:
+def _entry(path: Path, where: str, text: str, remedy: str) -> tuple[int, bytes]:
     """The sample and the answer of one entry."""
     try:
         entry: Any = json.loads(text)
@@ -123,7 +135,7 @@ def _entry(path: Path, where: str, text: str) -> tuple[int, bytes]:
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path}: {where}: expected an object with qsl_idx and data, found {text[:40]!r}; "
-            f"{_REMEDY}"
+            f"{remedy}"
         ) from None
 
 
