@@ -16,7 +16,6 @@ _RULED = (
     *("samples_to_aggregate_fix", "samples_to_aggregate_min", "samples_to_aggregate_max"),
 )
 _REQUESTS = 8  # of a server at a time, which makes batches of them
-_MARGIN = 1.25  # Offline's samples must last even if the warm-up was slower than the test
 
 
 def add_parser(commands: Any) -> None:
@@ -231,16 +230,10 @@ def _test(
     from serving.loadgen.batching import BatchLimit
     from serving.loadgen.library import pair_answers
     from serving.loadgen.run import run_test
-    from serving.loadgen.settings import needs_target
+    from serving.loadgen.settings import fill_target
     from serving.loadgen.system import ScoringSystem
 
-    if needs_target(settings, wanted):
-        if wanted.scenario == "Server":
-            raise ValueError(
-                "expected --target_qps, or Server.target_qps in --user_conf, found neither; the "
-                f"warm-up reached {qps:.0f} samples/s without a latency bound: try {0.6 * qps:.0f}"
-            )
-        settings.offline_expected_qps = _MARGIN * qps
+    fill_target(settings, wanted, qps, "--target_qps", "--user_conf")
     bound = settings.server_target_latency_ns * 1e-9 if wanted.scenario == "Server" else None
     answer = pair_answers(score, with_labels=not flags.predictions_only)
     limit = BatchLimit(flags.max_batch_pairs, bound)
@@ -253,9 +246,7 @@ def _test(
         output,
         audit=flags.audit_conf,
     )
-    print("\n".join(summary.lines(output)))
-    for error in dict.fromkeys(summary.errors(output)):
-        print(f"LoadGen's error: {error}")
+    print("\n".join(summary.report(output)))
     print(
         f"scored {work.samples:,} samples, {work.pairs:,} pairs in {work.batches:,} batches of "
         f"{work.pairs / max(work.batches, 1):,.0f}: "

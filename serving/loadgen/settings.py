@@ -18,6 +18,8 @@ MODES = ("PerformanceOnly", "AccuracyOnly", "FindPeakPerformance")
 
 _LINE = re.compile(r"\s*[^\s.=#]+\.[^\s.=#]+\.\w+\s+=\s+[-+.\w]+\s*(#.*)?")
 _UNSET_QPS = 1.0  # what LoadGen's mlperf.conf says until the user does
+_MARGIN = 1.25  # Offline's samples must last even if the measurement was slower than the test
+_BEARABLE = 0.6  # of the measured rate, what Server may bear within its bound
 
 
 def import_loadgen() -> Any:
@@ -107,6 +109,34 @@ def needs_target(settings: Any, wanted: Wanted) -> bool:
     """Says whether neither a conf file nor a flag gave the target of the scenario."""
     name = "server_target_qps" if wanted.scenario == "Server" else "offline_expected_qps"
     return wanted.target_qps is None and getattr(settings, name) == _UNSET_QPS
+
+
+def fill_target(settings: Any, wanted: Wanted, measured: float, flag: str, conf: str) -> None:
+    """Sets the target that is missing, if it is, by what the system reached in a warm-up.
+
+    Without performance as the aim, that of Server too.
+
+    Args:
+        settings: LoadGen's `TestSettings`, which is changed.
+        wanted: What the user asked for.
+        measured: Samples a second.
+        flag: The flag that gives the target, for the error message.
+        conf: The flag that names a conf file, for the error message.
+
+    Raises:
+        ValueError: The performance of Server is to be tested, and nobody said at which rate.
+    """
+    if not needs_target(settings, wanted):
+        return
+    if wanted.scenario == "Offline":
+        settings.offline_expected_qps = _MARGIN * measured
+    elif wanted.mode == "AccuracyOnly":
+        settings.server_target_qps = _BEARABLE * measured
+    else:
+        raise ValueError(
+            f"expected {flag}, or Server.target_qps in {conf}, found neither; the warm-up reached "
+            f"{measured:,.3g} samples/s without a latency bound: try {_BEARABLE * measured:.3g}"
+        )
 
 
 def _check_conf_file(path: Path) -> None:

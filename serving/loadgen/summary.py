@@ -58,6 +58,18 @@ def lines(output: Path) -> list[str]:
     return [*found, f"settings: {shown}"] if shown else found
 
 
+def report(output: Path) -> list[str]:
+    """What people should see of a test: its summary, and LoadGen's errors, each once.
+
+    Raises:
+        OSError: There is no summary.
+    """
+    return [
+        *lines(output),
+        *(f"LoadGen's error: {error}" for error in dict.fromkeys(errors(output))),
+    ]
+
+
 def errors(output: Path) -> list[str]:
     """The errors in LoadGen's detailed log, in order."""
     found = []

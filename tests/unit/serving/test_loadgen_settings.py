@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serving.loadgen.settings import Wanted, make_settings, needs_target
+from serving.loadgen.settings import Wanted, fill_target, make_settings, needs_target
 
 pytestmark = pytest.mark.one_profile
 
@@ -88,3 +89,20 @@ def test_a_value_that_is_no_number_is_refused(tmp_path: Path) -> None:
 def test_the_peak_of_offline_is_its_result() -> None:
     with pytest.raises(ValueError, match="expected --scenario=Server"):
         make_settings(wanted(scenario="Offline", mode="FindPeakPerformance"), samples=10)
+
+
+def test_a_missing_target_is_what_was_measured() -> None:
+    """With a margin, as Offline's samples must last; a Server must be told."""
+
+    def filled(**flags: object) -> Any:
+        asked = wanted(**flags)
+        settings = make_settings(asked, samples=10)
+        fill_target(settings, asked, 200, "--target_qps", "--user_conf")
+        return settings
+
+    assert filled(scenario="Offline").offline_expected_qps == 250
+    assert filled(scenario="Offline", target_qps=7.0).offline_expected_qps == 7
+    assert filled(mode="AccuracyOnly").server_target_qps == 120
+    assert filled(target_qps=7.0).server_target_qps == 7
+    with pytest.raises(ValueError, match="expected --target_qps, or .*reached 200 .*: try 120"):
+        filled()
