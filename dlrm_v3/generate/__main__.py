@@ -17,7 +17,7 @@ from dlrm import cli
 from dlrm_v3.config import PRESETS, StreamConfig
 
 with cli.project_environment():
-    from dlrm.formats.quantities import plural, size_text
+    from dlrm.formats.quantities import size_text
     from dlrm_v3.data.layout import SHARD, StreamMetadata, shard_folder
     from dlrm_v3.data.shard import read_description
     from dlrm_v3.generate.run import begin, write_best, write_shards
@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     seconds = time.perf_counter() - start
     print(
         f"{events:,} events and candidates, {size_text(size)} in {seconds:.1f} s: "
-        f"{events / seconds:,.0f} a second with {plural(flags['processes'], 'process')}"
+        f"{events / seconds:,.0f} a second; processes: {flags['processes']}"
     )
     best = write_best(folder, metadata)
     if best is None:

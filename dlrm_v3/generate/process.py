@@ -7,14 +7,15 @@ its first user alone. This module must not know files or other blocks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlrm_v3.config import StreamConfig
 from dlrm_v3.data.layout import eval_slot, slots_of
-from dlrm_v3.generate.tastes import item_places, quarter_of, taste_table
+from dlrm_v3.generate.tastes import ITEM_RATINGS, TENTHS, item_places, quarter_of, taste_table
 
 STRONGEST_PRIOR = 500
 """The weight of a user's even interest in all categories is uniform from 1 to this, each step."""
@@ -44,18 +45,6 @@ class UserEvents(NamedTuple):
     tallies: NDArray[np.int64]
 
 
-class _Draws(NamedTuple):
-    """The events drawn in one step: n of them, those of each of its users in a row.
-
-    Attributes:
-        items: int32 [n], ids.
-        tastes: int64 [n], place in a flattened `TasteTable`.
-    """
-
-    items: NDArray[np.int32]
-    tastes: NDArray[np.intp]
-
-
 class EventProcess:
     """Draws the events of blocks of users.
 
@@ -67,11 +56,10 @@ class EventProcess:
         self._config = config
         self._slots = slots_of(config)
         self._tables = {t: taste_table(t) for t in range(-1, config.timestamps)}
-        self._quarters = np.array(
-            [
-                quarter_of(place, config.categories_per_user)
-                for place in range(config.categories_per_user)
-            ]
+        kinds = config.categories_per_user
+        # Of each of a user's categories: the first place of its quarter's tenths.
+        self._tenths = np.array(
+            [quarter_of(place, kinds) * TENTHS for place in range(kinds)], np.uint8
         )
         train = config.train_timestamps
         # In order of time; the evaluation comes between training and inference.
@@ -80,6 +68,7 @@ class EventProcess:
             (eval_slot(config), train),
             *((t + 1, t) for t in range(train, config.timestamps)),
         ]
+        self._inference_slots = range(train + 1, config.timestamps + 1)
 
     def block(self, first_user: int, users: int) -> UserEvents:
         """Draws all events of users [first_user, first_user + users)."""
@@ -89,40 +78,49 @@ class EventProcess:
         )
         keys = rng.random((users, config.categories))
         categories = np.argsort(keys, axis=1, kind="stable")[:, : config.categories_per_user]
-        first_items = categories * config.items_per_category  # [users, categories_per_user]
+        first_items = (categories * config.items_per_category).astype(np.int32)
         history_lengths, candidate_lengths = self._lengths(rng, users)
-        history = _Column(history_lengths)
-        candidates = _Column(candidate_lengths)
-        probabilities = np.empty(len(candidates.items), np.float32)
-        tallies = np.zeros((self._slots, *self._tables[0].ratings.shape), np.int64)
+        history = _Places(history_lengths, 1)
+        # Candidates come in lots of one size, which are copied whole.
+        candidates = _Places(
+            candidate_lengths, math.gcd(config.candidates, config.inference_candidates)
+        )
+        events = UserEvents(
+            history_lengths=history_lengths,
+            history_items=np.empty(history.end, np.int32),
+            history_ratings=np.empty(history.end, np.float32),
+            candidate_lengths=candidate_lengths,
+            candidate_items=np.empty(candidates.end, np.int32),
+            candidate_ratings=np.empty(candidates.end, np.float32),
+            candidate_probabilities=np.empty(candidates.end, np.float32),
+            tallies=np.zeros((self._slots, *self._tables[0].ratings.shape), np.int64),
+        )
         interests = np.zeros(categories.shape, np.int64)  # events so far
         for slot, timestamp in self._steps:
-            inference = timestamp >= config.train_timestamps and slot != eval_slot(config)
             who = np.flatnonzero(candidate_lengths[:, slot])
-            few, many = history_lengths[who, slot], candidate_lengths[who, slot]
-            if not inference:
-                few, many = many, few
-            draws, counts = self._draw(rng, interests[who], first_items[who], many, timestamp)
+            drawn, kept = history_lengths[who, slot], candidate_lengths[who, slot]
+            inference = slot in self._inference_slots
+            if inference:  # the history is a part of the candidates, else the other way round
+                drawn, kept = kept, drawn
+            items, tastes, counts = self._draw(
+                rng, interests[who], first_items[who], drawn, timestamp
+            )
             interests[who] += counts
-            chosen = _sample(rng, many, few)
+            chosen = _sample(rng, drawn, kept)
+            every, part = (items, tastes), (items[chosen], tastes[chosen])
+            (past, past_tastes), (now, now_tastes) = (part, every) if inference else (every, part)
             table = self._tables[timestamp]
-            ratings = table.ratings.ravel()
-            all_of_it, part = (candidates, history) if inference else (history, candidates)
-            all_of_it.fill(who, slot, draws.items, ratings[draws.tastes])
-            part.fill(who, slot, draws.items[chosen], ratings[draws.tastes[chosen]])
-            tastes = draws.tastes if inference else draws.tastes[chosen]
-            probabilities[candidates.places(who, slot)] = table.probabilities.ravel()[tastes]
-            tallies[slot] = np.bincount(tastes, minlength=ratings.size).reshape(tallies[slot].shape)
-        return UserEvents(
-            history_lengths,
-            history.items,
-            history.ratings,
-            candidate_lengths,
-            candidates.items,
-            candidates.ratings,
-            probabilities,
-            tallies,
-        )
+            places = history.of(who, slot)
+            history.put(events.history_items, places, past)
+            history.put(events.history_ratings, places, table.ratings.take(past_tastes))
+            places = candidates.of(who, slot)
+            candidates.put(events.candidate_items, places, now)
+            candidates.put(events.candidate_ratings, places, table.ratings.take(now_tastes))
+            candidates.put(
+                events.candidate_probabilities, places, table.probabilities.take(now_tastes)
+            )
+            events.tallies[slot].flat = np.bincount(now_tastes, minlength=table.ratings.size)
+        return events
 
     def _lengths(
         self, rng: np.random.Generator, users: int
@@ -136,8 +134,7 @@ class EventProcess:
         history = np.rint(rng.normal(mean, mean // 4, shape)).astype(np.int64)
         np.maximum(history, config.candidates + 1, out=history)
         candidates = np.full(shape, config.candidates)
-        # Slot t + 1 is timestamp t.
-        inference = slice(config.train_timestamps + 1, config.timestamps + 1)
+        inference = slice(self._inference_slots.start, self._inference_slots.stop)
         candidates[:, inference] = config.inference_candidates
         history[:, inference] = np.minimum(history[:, inference], config.inference_candidates)
         history[:, eval_slot(config)] = config.candidates
@@ -149,11 +146,11 @@ class EventProcess:
         self,
         rng: np.random.Generator,
         interests: NDArray[np.int64],
-        first_items: NDArray[np.int64],
+        first_items: NDArray[np.int32],
         lengths: NDArray[np.int64],
         timestamp: int,
-    ) -> tuple[_Draws, NDArray[np.int64]]:
-        """Draws the events of one step.
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int64]]:
+        """Draws the events of one step, one user's behind the other's.
 
         Args:
             rng: The source of all random numbers.
@@ -163,67 +160,59 @@ class EventProcess:
             timestamp: The timestamp.
 
         Returns:
-            The events, and their number in each category, of the shape of `interests`.
+            The items; their places in a flattened `TasteTable`; and the number of events in each
+            category, of the shape of `interests`.
         """
         config = self._config
         users, kinds = interests.shape
         events = int(lengths.sum())
         prior = rng.integers(1, STRONGEST_PRIOR + 1, (users, 1))
         shares = (prior / kinds + interests) / (prior + interests.sum(axis=1, keepdims=True))
-        bounds = np.cumsum(shares, axis=1)[:, :-1].astype(np.float32)
+        bounds = np.cumsum(shares, axis=1).astype(np.float32)
         uniform = rng.random(events, np.float32)
-        cells = np.repeat(np.arange(users) * kinds, lengths)  # user and category of each event
+        cells = np.repeat(np.arange(users, dtype=np.int32) * kinds, lengths)
         for place in range(kinds - 1):
-            cells += uniform >= np.repeat(bounds[:, place], lengths)
+            cells += uniform >= np.repeat(bounds[:, place], lengths)  # user and category
         # The catalogue grows: items behind this one do not exist yet.
         known = config.items_per_category * max(timestamp + 1, 1) // config.timestamps
         items = rng.integers(0, known, events, np.int32)
-        items += first_items.astype(np.int32).ravel()[cells]
-        tastes = (np.tile(self._quarters * 10, users))[cells]
-        tastes += rng.integers(0, 10, events, np.uint8)
-        tastes *= 5
+        items += first_items.ravel().take(cells)
+        tastes = rng.integers(0, TENTHS, events, np.uint8)
+        tastes += np.tile(self._tenths, users).take(cells)
+        tastes *= len(ITEM_RATINGS)
         tastes += item_places(items, config.seed)
         counts = np.bincount(cells, minlength=interests.size).reshape(interests.shape)
-        return _Draws(items, tastes), counts
+        return items, tastes, counts
 
 
-class _Column:
-    """Items and ratings of a block, filled slot by slot.
+class _Places:
+    """Where the events of each user and slot lie in the columns of a block.
 
     Args:
         lengths: [users, slots], number of events.
+        lot: A divisor of all lengths; so many events at a time are copied.
     """
 
-    def __init__(self, lengths: NDArray[np.int64]) -> None:
-        self._lengths = lengths
-        ends = np.cumsum(lengths.ravel())
-        self._starts = ends.reshape(lengths.shape) - lengths
-        self.items = np.empty(ends[-1], np.int32)
-        self.ratings = np.empty(ends[-1], np.float32)
+    def __init__(self, lengths: NDArray[np.int64], lot: int) -> None:
+        self._lengths = lengths // lot
+        self._lot = lot
+        ends = np.cumsum(self._lengths.ravel())
+        self._starts = ends.reshape(lengths.shape) - self._lengths
+        self.end = int(ends[-1]) * lot
 
-    def places(self, users: NDArray[np.intp], slot: int) -> NDArray[np.int64]:
-        """The places of all events of these users in a slot."""
-        return _ranges(self._starts[users, slot], self._lengths[users, slot])
+    def of(self, users: NDArray[np.intp], slot: int) -> NDArray[np.int64]:
+        """The places of all lots of these users in a slot."""
+        starts, lengths = self._starts[users, slot], self._lengths[users, slot]
+        places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        places += np.arange(len(places))
+        return places
 
-    def fill(
-        self,
-        users: NDArray[np.intp],
-        slot: int,
-        items: NDArray[np.int32],
-        ratings: NDArray[np.float32],
-    ) -> None:
-        """Sets all events of these users in a slot."""
-        places = self.places(users, slot)
-        self.items[places] = items
-        self.ratings[places] = ratings
-
-
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers starts[0], starts[0] + 1, ..., then those from starts[1] on, and so on."""
-    firsts = np.cumsum(lengths) - lengths
-    numbers = np.repeat(starts - firsts, lengths)
-    numbers += np.arange(len(numbers))
-    return numbers
+    def put(self, column: NDArray[Any], places: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Sets the lots at these places."""
+        if self._lot == 1:
+            column[places] = values
+        else:
+            column.reshape(-1, self._lot)[places] = values.reshape(-1, self._lot)
 
 
 def _sample(
@@ -231,23 +220,29 @@ def _sample(
 ) -> NDArray[np.int64]:
     """Draws events without replacement, in random order.
 
+    It is Fisher and Yates' shuffle, as far as needed, of all users at once.
+
     Args:
         rng: The source of all random numbers.
         lengths: [users], number of events that each user has, one user's behind the other's.
-        sizes: [users], number of events to draw of each user.
+        sizes: [users], number of events to draw of each user, at most its `lengths`.
 
     Returns:
         The places of the events drawn, int64 [sum of sizes].
     """
-    longest = int(lengths.max(initial=0))
-    columns = np.arange(longest, dtype=np.uint64)
-    # Random words that end with their own column, sorted: the columns in random order.
-    mask = np.uint64((1 << longest.bit_length()) - 1)
-    words = rng.bit_generator.random_raw(len(lengths) * longest).reshape(len(lengths), longest)
-    words &= ~mask
-    words |= columns
-    words[columns >= lengths[:, None].astype(np.uint64)] = np.iinfo(np.uint64).max
-    words.sort(axis=1)
-    order = (words & mask).astype(np.int64)
-    order += (np.cumsum(lengths) - lengths)[:, None]
-    return order[np.arange(longest) < sizes[:, None]]
+    users, most, longest = len(lengths), int(sizes.max(initial=0)), int(lengths.max(initial=0))
+    # One row a place and one column a user, so that a row of random numbers serves a round.
+    order = np.repeat(np.arange(longest, dtype=np.int32)[:, None], users, axis=1).ravel()
+    uniform = rng.random((most, users))
+    uniform *= np.maximum(lengths - np.arange(most)[:, None], 1)
+    others = uniform.astype(np.int64)
+    others *= users
+    for place in range(most):
+        here = order[place * users : (place + 1) * users]
+        there = others[place]
+        there += np.arange(place * users, (place + 1) * users)
+        chosen = order[there]
+        order[there] = here
+        here[:] = chosen
+    drawn = order[: most * users].reshape(most, users).T + (np.cumsum(lengths) - lengths)[:, None]
+    return drawn[np.arange(most) < sizes[:, None]]

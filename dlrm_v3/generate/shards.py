@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 
 from dlrm.formats import atomic_files
 from dlrm.formats.checksums import RunningSum, write_checksums
+from dlrm.formats.folder_lock import lock_folder
 from dlrm.formats.json_files import write_json_object
 from dlrm_v3.data.layout import COLUMNS, SHARD, StreamMetadata, file_name, shard_folder, slots_of
 from dlrm_v3.data.shard import read_description
 from dlrm_v3.generate.best import LEVELS, label_counts
 from dlrm_v3.generate.process import EventProcess, UserEvents
 
-BLOCK_USERS = 256
+BLOCK_USERS = 512
 """Users that are drawn together; it bounds the memory and is part of what decides the bytes."""
 
 
 def write_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
     """Writes a shard, unless it is there.
+
+    If two processes write the same shard, which costs time alone, the first one's is kept: both
+    have the same bytes.
 
     Args:
         folder: The folder of the data.
@@ -39,15 +43,22 @@ def write_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
     if final.exists():
         return
     for left in final.parent.glob(f"{final.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)  # Of a run that was killed.
+        with contextlib.suppress(ValueError, FileNotFoundError):  # Locked: not left, but written.
+            os.close(lock_folder(left))
+            shutil.rmtree(left)
     pending = final.with_name(f"{final.name}.{os.getpid()}{atomic_files.TEMPORARY_SUFFIX}")
-    pending.mkdir(parents=True)
+    lock = lock_folder(pending)
     try:
         _write_columns(pending, metadata, shard)
         atomic_files.sync_directory(pending)
-        atomic_files.rename(pending, final)
+        try:
+            atomic_files.rename(pending, final)
+        except OSError:
+            if not final.exists():
+                raise
     finally:
         shutil.rmtree(pending, ignore_errors=True)
+        os.close(lock)
 
 
 def shard_label_counts(folder: Path, metadata: StreamMetadata, shard: int) -> NDArray[np.int64]:

@@ -26,6 +26,9 @@ ITEM_RATINGS = (5, 4, 3, 2, 1)
 _RATING_OF_TWENTIETH = np.repeat(np.arange(5, dtype=np.uint8), [4, 5, 5, 4, 2])
 """Of every twenty items, on average: 4 are worth 5, 5 are worth 4, 5: 3, 4: 2, and 2: 1."""
 
+_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
+"""A shift and a factor of each round of a 32-bit hash (Wellons: Prospecting for Hash Functions)."""
+
 _OUTCOME_OF_TENTH = np.array([[0] * 8 + [1] * 2] + [[0] + [1] * 8 + [2]] * 3)
 """int64 [quarters, tenths]: which of a quarter's outcomes a tenth stands for."""
 
@@ -62,7 +65,7 @@ def taste_table(timestamp: int) -> TasteTable:
     ratings = ((of_category[:, :, None] + np.array(ITEM_RATINGS)) / 2).astype(np.float32)
     labels = ratings >= POSITIVE_RATING
     probabilities = (labels.sum(axis=1, keepdims=True) / TENTHS).astype(np.float32)
-    return TasteTable(ratings, labels, np.broadcast_to(probabilities, labels.shape))
+    return TasteTable(ratings, labels, np.repeat(probabilities, TENTHS, axis=1))
 
 
 def quarter_of(place: int, categories_per_user: int) -> int:
@@ -81,13 +84,18 @@ def item_places(items: NDArray[np.int32], seed: int) -> NDArray[np.uint8]:
         items: Ids, of any shape.
         seed: The seed of the data.
     """
-    origin = np.array([seed], np.uint64)
-    splitmix64.mix(origin)
-    words = items.astype(np.uint64)
-    words *= np.uint64(splitmix64.GAMMA)
-    words += origin
-    splitmix64.mix(words)
-    words >>= np.uint64(32)
-    words *= np.uint64(len(_RATING_OF_TWENTIETH))
-    words >>= np.uint64(32)
-    return _RATING_OF_TWENTIETH[words]
+    key = np.array([seed], np.uint64)
+    splitmix64.mix(key)
+    low, high = key.view(np.uint32)
+    words = items.astype(np.uint32)
+    words += low
+    scratch = np.empty_like(words)
+    for shift, factor in _ROUNDS:
+        np.right_shift(words, np.uint32(shift), out=scratch)
+        words ^= scratch
+        words *= np.uint32(factor)
+        words ^= high
+    words >>= np.uint32(8)  # leaves room for the product
+    words *= np.uint32(len(_RATING_OF_TWENTIETH))
+    words >>= np.uint32(24)
+    return _RATING_OF_TWENTIETH.take(words)
