@@ -7,6 +7,7 @@
 # make bench              repeats the measurements of benchmarks/README.md
 # make coverage           measures which lines the tests reach
 # make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
+# make hstu_op            builds the fused operations of DLRMv3's model
 # make serving_core       builds the scorer of python3 -m serving
 # make serve-setup        installs Triton's server and client, and LoadGen, into the environment
 # make setup              creates the environment .venv; every target that needs it does so too
@@ -66,7 +67,7 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: serve serve-setup serving_core setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
-    interact_op bundle clean
+    interact_op hstu_op bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -126,8 +127,8 @@ PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(T
 
 # What they build is built before, as several processes would build it at the same time. Triton's
 # server is there for x86-64 alone; elsewhere its tests are skipped.
-NEEDED_default := interact_op $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
-NEEDED_sok := interact_op serving_core
+NEEDED_default := interact_op hstu_op $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
+NEEDED_sok := interact_op hstu_op serving_core
 
 test: $(NEEDED_$(PROFILE))
 	$(RUN) $(PYTEST) -m "$(SELECTED_$(PROFILE))"
@@ -162,6 +163,9 @@ interact_op: setup
 test-interact: interact_op
 	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/unit/interact_op/test_interact_op.py
 	$(MAKE) --directory=interact_op sanitize
+
+hstu_op: setup
+	$(RUN) $(MAKE) --directory=dlrm_v3/hstu_op
 
 # The scorer's kernels; they need a C++ compiler alone.
 serving_core:

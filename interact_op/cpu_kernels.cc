@@ -4,44 +4,16 @@
 // Forward and backward process one sample at a time: its vectors fit into the first-level cache, so
 // memory is read once. Products are computed in register tiles of up to kRows rows by two vectors.
 
+#include "cpu_tiles.h"
 #include "cpu_vector.h"
 #include "interact.h"
 
 #include <stdlib.h>
 
-#define JOINED_(a, b) a##b
-#define JOINED(a, b) JOINED_(a, b)
-
-// Sums stay in registers only if the compiler unrolls the loops over them before it places arrays.
-#define UNROLL _Pragma("GCC unroll 16")
-#define ALWAYS_INLINE __attribute__((always_inline)) inline
-
 namespace {
-
-inline int64_t rounded_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 // Number of pairs before those of `row`: the index of (row, 0).
 inline int64_t pairs_before(int64_t row) { return row * (row - 1) / 2; }
-
-// Calls `tile` with `count` as a compile-time constant; 1 <= count <= kRows.
-template <typename Tile, size_t... I>
-inline void with_constant(int64_t count, const Tile& tile, std::index_sequence<I...>) {
-  (void)((count == I + 1 && (tile(std::integral_constant<int, I + 1>()), true)) || ...);
-}
-
-// Cuts rows [begin, end) into tiles of nearly equal height, at most kRows each.
-template <typename Tile>
-inline void for_row_tiles(int64_t begin, int64_t end, const Tile& tile) {
-  const int64_t tiles = (end - begin + kRows - 1) / kRows;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t first = begin + (end - begin) * i / tiles;
-    const int64_t last = begin + (end - begin) * (i + 1) / tiles;
-    const auto call = [&](auto rows) { tile(rows, first); };
-    with_constant(last - first, call, std::make_index_sequence<kRows>());
-  }
-}
 
 // The memory of one call, divided into arrays.
 class Scratch {
