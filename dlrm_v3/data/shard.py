@@ -29,7 +29,7 @@ from dlrm_v3.data.layout import (
     slots_of,
 )
 
-_BROKEN = "remove the folder of this shard and write it again with python3 -m dlrm_v3.generate"
+BROKEN = "remove the folder of this shard and write it again with python3 -m dlrm_v3.generate"
 
 
 def read_description(folder: Path, metadata: StreamMetadata, shard: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def read_description(folder: Path, metadata: StreamMetadata, shard: int) -> dict
     if content.get("settings") != metadata.digest:
         raise ValueError(
             f"{path}: settings: expected {metadata.digest}, those of metadata.json, found "
-            f"{content.get('settings')!r}; {_BROKEN}"
+            f"{content.get('settings')!r}; {BROKEN}"
         )
     return content
 
@@ -58,6 +58,7 @@ class StreamShard:
     """The columns of a shard, by name as in `COLUMNS`.
 
     Attributes:
+        first_user: The id of its first user.
         sums: The size and checksum of each file, as they were when it was written.
 
     Args:
@@ -76,7 +77,7 @@ class StreamShard:
         self._folder = shard_folder(folder, shard)
         self._slots = slots_of(config)
         self._users = config.users // config.shards
-        self._first_user = shard * self._users
+        self.first_user = shard * self._users
         self._config = config
         self.sums = _read_sums(self._folder)
         self._columns = {name: _map_column(self._folder, name, self.sums) for name in COLUMNS}
@@ -88,8 +89,7 @@ class StreamShard:
         for name, count in rows.items():
             if len(self[name]) != count:
                 raise ValueError(
-                    f"{self.path(name)}: expected {count} values, found {len(self[name])}; "
-                    f"{_BROKEN}"
+                    f"{self.path(name)}: expected {count} values, found {len(self[name])}; {BROKEN}"
                 )
 
     def __getitem__(self, column: str) -> NDArray[Any]:
@@ -110,17 +110,17 @@ class StreamShard:
         if not 0 <= start <= stop <= len(column):
             raise ValueError(
                 f"{self.path('request_offsets')}: timestamp {timestamp}: expected places in order "
-                f"and up to {len(column)}, found {start} and {stop}; {_BROKEN}"
+                f"and up to {len(column)}, found {start} and {stop}; {BROKEN}"
             )
         users = np.array(column[start:stop], np.int32)
-        bad = (users < self._first_user) | (users >= self._first_user + self._users)
+        bad = (users < self.first_user) | (users >= self.first_user + self._users)
         bad[1:] |= users[1:] <= users[:-1]
         if bad.any():
             place = int(bad.argmax())
             raise ValueError(
                 f"{self.path('request_users')}: place {start + place} (timestamp {timestamp}): "
-                f"expected ascending ids from {self._first_user} to "
-                f"{self._first_user + self._users - 1}, found {users[place]}; {_BROKEN}"
+                f"expected ascending ids from {self.first_user} to "
+                f"{self.first_user + self._users - 1}, found {users[place]}; {BROKEN}"
             )
         return users
 
@@ -142,7 +142,7 @@ class StreamShard:
             ValueError: The places are out of order.
         """
         name = f"{kind}_offsets"
-        rows = (users.astype(np.int64) - self._first_user) * self._slots + first
+        rows = (users.astype(np.int64) - self.first_user) * self._slots + first
         places = self[name][rows[:, None] + np.arange(slots + 1)]
         end = len(self[f"{kind}_items"])
         bad = (places < 0) | (places > end)
@@ -152,7 +152,7 @@ class StreamShard:
             raise ValueError(
                 f"{self.path(name)}: place {rows[row] + column} (user {users[row]}): expected an "
                 f"offset from {max(int(places[row, column - 1]), 0) if column else 0} to {end}, "
-                f"found {places[row, column]}: events out of order; {_BROKEN}"
+                f"found {places[row, column]}: events out of order; {BROKEN}"
             )
         return places
 
@@ -168,7 +168,7 @@ class StreamShard:
                 place = int(bad.argmax())
                 raise ValueError(
                     f"{self.path(f'{kind}_{name}')}: place {start + place}: expected {name} from "
-                    f"{least} to {most}, found {values[place]}; {_BROKEN}"
+                    f"{least} to {most}, found {values[place]}; {BROKEN}"
                 )
 
 
@@ -178,7 +178,7 @@ def _read_sums(folder: Path) -> dict[str, FileSum]:
     if sums is None or sums.keys() != {file_name(column) for column in COLUMNS}:
         raise ValueError(
             f"{folder / CHECKSUMS}: expected the sums of {len(COLUMNS)} files, found "
-            f"{'no file' if sums is None else sorted(sums)}; {_BROKEN}"
+            f"{'no file' if sums is None else sorted(sums)}; {BROKEN}"
         )
     return sums
 
@@ -190,12 +190,12 @@ def _map_column(folder: Path, column: str, sums: Mapping[str, FileSum]) -> NDArr
     try:
         file = open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; {_BROKEN}") from None
+        raise FileNotFoundError(f"{path}: no such file; {BROKEN}") from None
     with file:
         size = os.fstat(file.fileno()).st_size
         if size != expected or size % dtype.itemsize:
             raise ValueError(
-                f"{path}: expected {expected} bytes, as it was written, found {size}; {_BROKEN}"
+                f"{path}: expected {expected} bytes, as it was written, found {size}; {BROKEN}"
             )
         if not size:  # which cannot be mapped
             return np.empty(0, dtype)

@@ -29,8 +29,8 @@ from dlrm_v3.data.shard import StreamShard
 _ACTIONS = np.array(ACTION_WEIGHTS, np.int32)
 
 
-def open_stream(folder: Path) -> RequestStream:
-    """Opens a folder of streaming data.
+def open_shards(folder: Path) -> tuple[StreamMetadata, list[StreamShard]]:
+    """Opens the shards of a folder of streaming data, the first users' first.
 
     Raises:
         OSError: A file is missing.
@@ -44,7 +44,12 @@ def open_stream(folder: Path) -> RequestStream:
             f"{shard_folder(folder, missing[0])}: expected {count} shards, found {len(missing)} "
             f"missing, this one first; {REMEDY}, which keeps the others"
         )
-    return RequestStream(metadata, [StreamShard(folder, metadata, shard) for shard in range(count)])
+    return metadata, [StreamShard(folder, metadata, shard) for shard in range(count)]
+
+
+def open_stream(folder: Path) -> RequestStream:
+    """Opens a folder of streaming data; raises what `open_shards` does."""
+    return RequestStream(*open_shards(folder))
 
 
 class RequestStream:

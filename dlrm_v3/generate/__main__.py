@@ -9,18 +9,17 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from dlrm import cli
-from dlrm_v3.config import PRESETS, StreamConfig
 
 with cli.project_environment():
     from dlrm.formats.quantities import size_text
     from dlrm_v3.data.layout import SHARD, StreamMetadata, shard_folder
     from dlrm_v3.data.shard import read_description
     from dlrm_v3.generate.run import begin, write_best, write_shards
+    from dlrm_v3.generate.settings import add_settings, stream_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,27 +35,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("output", type=Path, help="folder to write; what is finished in it is kept")
-    add("--preset", choices=list(PRESETS), required=True, help="settings to begin with")
     add("--processes", type=int, default=1, help="processes that write shards")
     add("--shards_to_write", metavar="FIRST:LAST", help="write these shards only, both included")
-    for setting in fields(StreamConfig):
-        kind = float if setting.name == "user_share" else int
-        add(f"--{setting.name}", type=kind, help=_help(setting.name))
+    add_settings(parser)
     return parser
-
-
-def _help(name: str) -> str:
-    """What the docstring of `StreamConfig` says of a setting."""
-    entries = (StreamConfig.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
-    text = " ".join(entries.partition(f" {name}: ")[2].split())
-    return text.partition(". ")[0].rstrip(".") + " (default: the preset's)"
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     flags = vars(_parser().parse_args(arguments))
-    names = [setting.name for setting in fields(StreamConfig)]
-    changed = {name: flags[name] for name in names if flags[name] is not None}
-    config = replace(PRESETS[flags["preset"]].stream, **changed)
+    config = stream_config(flags)
     if flags["processes"] < 1:
         raise ValueError(f"--processes: expected at least 1, found {flags['processes']}")
     shards = _shards(flags["shards_to_write"], config.written_shards)

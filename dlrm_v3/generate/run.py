@@ -26,7 +26,7 @@ from dlrm_v3.data.layout import (
     write_metadata,
 )
 from dlrm_v3.generate.best import summary
-from dlrm_v3.generate.shards import shard_label_counts, write_shard
+from dlrm_v3.generate.shards import generate_shard, shard_label_counts
 
 _PARENT_CHECK_SECONDS = 0.2
 
@@ -77,7 +77,7 @@ def write_shards(
     missing = [shard for shard in shards if not shard_folder(folder, shard).exists()]
     if processes == 1 or len(missing) <= 1:
         for shard in missing:
-            write_shard(folder, metadata, shard)
+            generate_shard(folder, metadata, shard)
             yield shard
         return
     executor = ProcessPoolExecutor(
@@ -88,7 +88,7 @@ def write_shards(
     )
     try:
         pending = {
-            executor.submit(write_shard, folder, metadata, shard): shard for shard in missing
+            executor.submit(generate_shard, folder, metadata, shard): shard for shard in missing
         }
         for future in as_completed(pending):
             future.result()

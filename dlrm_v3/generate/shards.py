@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,21 @@ BLOCK_USERS = 512
 """Users that are drawn together; it bounds the memory and is part of what decides the bytes."""
 
 
-def write_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
+def generate_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
+    """Draws the events of a shard and writes it, unless it is there; as `write_shard`."""
+    config = metadata.config
+    users = config.users // config.shards
+    process = EventProcess(config)
+    blocks = (
+        process.block(shard * users + start, min(BLOCK_USERS, users - start))
+        for start in range(0, users, BLOCK_USERS)
+    )
+    write_shard(folder, metadata, shard, blocks)
+
+
+def write_shard(
+    folder: Path, metadata: StreamMetadata, shard: int, blocks: Iterable[UserEvents]
+) -> None:
     """Writes a shard, unless it is there.
 
     If two processes write the same shard, which costs time alone, the first one's is kept: both
@@ -38,6 +53,7 @@ def write_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
         folder: The folder of the data.
         metadata: What the data is.
         shard: The number of the shard.
+        blocks: The events of its users, some users at a time.
     """
     final = shard_folder(folder, shard)
     if final.exists():
@@ -49,7 +65,7 @@ def write_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
     pending = final.with_name(f"{final.name}.{os.getpid()}{atomic_files.TEMPORARY_SUFFIX}")
     lock = lock_folder(pending)
     try:
-        _write_columns(pending, metadata, shard)
+        _write_columns(pending, metadata, shard, blocks)
         atomic_files.sync_directory(pending)
         try:
             atomic_files.rename(pending, final)
@@ -66,12 +82,13 @@ def shard_label_counts(folder: Path, metadata: StreamMetadata, shard: int) -> ND
     return np.array(read_description(folder, metadata, shard)["label_counts"], np.int64)
 
 
-def _write_columns(folder: Path, metadata: StreamMetadata, shard: int) -> None:
-    """Draws the events of a shard and writes its columns and its description."""
+def _write_columns(
+    folder: Path, metadata: StreamMetadata, shard: int, blocks: Iterable[UserEvents]
+) -> None:
+    """Writes the columns of a shard and its description."""
     config = metadata.config
     users = config.users // config.shards
     first_user = shard * users
-    process = EventProcess(config)
     with contextlib.ExitStack() as stack:
         columns = {
             name: stack.enter_context(contextlib.closing(_ColumnWriter(folder, name)))
@@ -82,8 +99,7 @@ def _write_columns(folder: Path, metadata: StreamMetadata, shard: int) -> None:
             columns[f"{kind}_offsets"].write(np.zeros(1))
         active: list[NDArray[np.bool_]] = []
         counts = np.zeros((slots_of(config), LEVELS, 2), np.int64)
-        for start in range(0, users, BLOCK_USERS):
-            events = process.block(first_user + start, min(BLOCK_USERS, users - start))
+        for events in blocks:
             for kind in ends:
                 lengths = getattr(events, f"{kind}_lengths")
                 offsets = ends[kind] + np.cumsum(lengths.ravel())
