@@ -67,7 +67,16 @@ def ranking_quality(
 
 
 def mean_auc(predictions: Float, labels: Float, candidates: NDArray[np.integer[Any]]) -> float:
-    """Computes the mean of the AUC within each request, over requests with both labels.
+    """Computes the mean of `request_aucs`; NaN if no request has both labels."""
+    aucs = request_aucs(predictions, labels, candidates)
+    both = np.isfinite(aucs)
+    return float(np.mean(aucs[both])) if both.any() else math.nan
+
+
+def request_aucs(
+    predictions: Float, labels: Float, candidates: NDArray[np.integer[Any]]
+) -> NDArray[np.float64]:
+    """Computes the AUC within each request.
 
     Args:
         predictions: Probabilities or logits, float [C], request after request.
@@ -75,8 +84,10 @@ def mean_auc(predictions: Float, labels: Float, candidates: NDArray[np.integer[A
         candidates: Number of candidates of each request, [requests].
 
     Returns:
-        The mean; NaN if no request has both labels.
+        float64 [requests]; NaN for a request without both labels.
     """
+    if not len(predictions):
+        return np.full(len(candidates), np.nan)
     requests = np.repeat(np.arange(len(candidates)), candidates)
     order = np.lexsort((predictions, requests))
     requests, predictions = requests[order], predictions[order]
@@ -96,5 +107,4 @@ def mean_auc(predictions: Float, labels: Float, candidates: NDArray[np.integer[A
         np.bincount(requests, weights, len(candidates)) for weights in (positive, wins)
     )
     pairs = positives * (candidates - positives)
-    both = pairs > 0
-    return float(np.mean(won[both] / pairs[both])) if both.any() else math.nan
+    return np.divide(won, pairs, out=np.full(len(candidates), np.nan), where=pairs > 0)

@@ -31,6 +31,7 @@ BLOCK_BYTES = 1 << 20
 ALIGNMENT = 64
 
 _CODES: dict[np.dtype[Any], str] = {
+    np.dtype("<f8"): "F64",
     np.dtype("<f4"): "F32",
     np.dtype("<f2"): "F16",
     np.dtype("<i8"): "I64",

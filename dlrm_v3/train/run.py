@@ -1,0 +1,385 @@
+"""One run, in the order in which it happens; the same as the DLRM's, on a stream.
+
+1. join the other ranks, and take this rank's GPU or cores, before any tensor exists;
+2. open the data and complete the settings; all ranks must have the same;
+3. choose where the tables lie, and count the memory before any of it is allocated;
+4. open the reports, so that failures from here on are recorded;
+5. build tables, model and trainer; their initial values depend on the settings alone;
+6. start the watchdog: from here on, no rank waits forever for another one;
+7. resume from a checkpoint, or begin anew;
+8. train, saving checkpoints, or evaluate the timestamps of inference; then report.
+
+Each part is implemented in a separate module; this one puts them together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dlrm import embedding
+from dlrm.checkpoint.manifest import ModelShape
+from dlrm.checkpoint.resume import Resumed, resume
+from dlrm.checkpoint.save import Checkpoints
+from dlrm.checkpoint.state import RunRecord, State
+from dlrm.distributed import devices
+from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.watchdog import Watchdog
+from dlrm.optim.dense_optimizers import DenseAdam
+from dlrm.optim.row_optimizers import RowWiseAdagrad
+from dlrm.train.build import NO_LIMIT
+from dlrm.train.run import RunCallback, explained_exchange, recorded_failure
+from dlrm_v3 import hstu_op
+from dlrm_v3.data.stream import RequestStream, open_stream
+from dlrm_v3.model.hstu import build_model
+from dlrm_v3.train.loop import Lifetime, StreamTrainer
+from dlrm_v3.train.memory import check_memory
+from dlrm_v3.train.plan import StreamPlan
+from dlrm_v3.train.prepare import reader
+from dlrm_v3.train.reporter import StreamReporter
+from dlrm_v3.train.settings import NOT_OF_THE_MODEL, StreamTraining, settings_of
+from dlrm_v3.train.step import TABLES, HstuStep
+
+ARCHITECTURE = "HSTU"
+XLA_TOKENS = 2048  # tokens are padded to a multiple of it, as XLA compiles for every number
+
+
+class Parts(NamedTuple):
+    """The parts of a run that do not change.
+
+    Attributes:
+        settings: All settings.
+        stream: The data.
+        plan: Which requests each step takes.
+        collective: The ranks.
+    """
+
+    settings: StreamTraining
+    stream: RequestStream
+    plan: StreamPlan
+    collective: Collective
+
+
+def run(flags: argparse.Namespace) -> bool:
+    """Trains, or evaluates a checkpoint, as the flags say.
+
+    Returns:
+        Whether the run came to its end; False if a signal stopped it, after a checkpoint.
+
+    Raises:
+        ValueError, OSError: Bad settings, data or memory. The message is one line for the user
+            and, where the ranks can still talk, is raised on all of them.
+    """
+    begin = time.perf_counter()
+    collective = connect(2 * flags.stall_timeout or NO_LIMIT)  # 1
+    # The products of matrices and the fused ops share the cores among their threads.
+    devices.claim(collective.local_rank, core_per_operation=False)
+    parts = open_parts(flags, collective)  # 2
+    options = parts.settings.options
+    backend, placement = place_tables(parts)  # 3
+    reporter = collective.together(lambda: open_reporter(parts))  # 4
+    with recorded_failure(reporter):
+        reporter.say(placement)
+        trainer = build_trainer(parts, backend)  # 5
+        reporter.say(described_parts(parts))
+        watchdog = Watchdog(  # 6
+            collective,
+            options.stall_timeout,
+            exit_hook=reporter.fail,
+            catch_signals=parts.settings.trains and options.checkpoint_dir is not None,
+        )
+        with watchdog, explained_exchange(collective, watchdog):
+            if not parts.settings.trains:
+                return evaluate(parts, trainer, reporter, watchdog)
+            return train(parts, trainer, reporter, watchdog, begin=begin)
+
+
+def open_parts(flags: argparse.Namespace, collective: Collective) -> Parts:
+    """Opens the data, and checks that all ranks have the same data and settings.
+
+    Raises:
+        ValueError: On every rank, if the data of one is unusable or the ranks differ.
+    """
+
+    def opened() -> tuple[RequestStream, StreamTraining, StreamPlan]:
+        stream = open_stream(Path(flags.data_dir))
+        settings = settings_of(flags, stream.config, stream.preset)
+        options = settings.options
+        if options.fused is None:
+            options.fused = not options.xla and is_built()
+        plan = StreamPlan(
+            stream,
+            settings.learning.global_batch_size,
+            options.seed,
+            collective.rank,
+            collective.size,
+            first=options.first_timestamp,
+            last=options.last_timestamp,
+        )
+        return stream, settings, plan
+
+    stream, settings, plan = collective.together(opened)
+    collective.agree("the data", stream.fingerprint)
+    agreed = {name: value for name, value in settings.flat().items() if name != "run_dir"}
+    collective.agree("the settings", agreed)
+    return Parts(settings, stream, plan, collective)
+
+
+def is_built() -> bool:
+    """Whether the fused ops can be loaded here."""
+    try:
+        hstu_op.load()
+    except OSError:
+        return False
+    return True
+
+
+def fused_table(parts: Parts) -> embedding.FusedTable:
+    """Describes the tables of items, categories and users as one."""
+    model, stream = parts.settings.model, parts.stream.config
+    sizes = (stream.items, stream.categories, model.user_rows)
+    return embedding.FusedTable(
+        sizes, model.width, parts.settings.options.seed, initial_range=model.table_range
+    )
+
+
+def place_tables(parts: Parts) -> tuple[str, str]:
+    """Chooses the backend of the tables and checks that everything fits into memory.
+
+    Returns:
+        The backend, and a line for the user that says why, and what a rank needs.
+
+    Raises:
+        ValueError: On every rank, if the backend cannot run on one or the memory does not suffice.
+    """
+    settings, collective = parts.settings, parts.collective
+    backend, why = collective.together(lambda: embedding.choose(settings.options.embedding))
+    collective.agree("the embedding's backend", backend)
+    table = fused_table(parts)
+    layout = embedding.RowLayout(table, RowWiseAdagrad().state_columns(table.width))
+    need = collective.together(
+        lambda: check_memory(
+            layout,
+            settings.model,
+            collective,
+            local_batch=-(-settings.learning.global_batch_size // collective.size),
+            max_length=settings.options.max_length,
+            value_bytes=tf.as_dtype(settings.compute_dtype).size,
+        )
+    )
+    reason = f" ({why})" if why else ""
+    return backend, f"embedding: {backend}{reason}; a rank needs up to {need}"
+
+
+def described_parts(parts: Parts) -> str:
+    """A line for the user: the model, the data and how much there is to do."""
+    settings, plan = parts.settings, parts.plan
+    model, options = settings.model, settings.options
+    ops = "fused ops" if options.fused else "XLA" if options.xla else "plain TensorFlow"
+    return (
+        f"HSTU: {model.layers} layers of width {model.width}, {settings.compute_dtype}, {ops}; "
+        f"timestamps {plan.first} to {plan.last} in {plan.steps:,} steps of "
+        f"{settings.learning.global_batch_size:,} requests"
+    )
+
+
+def open_reporter(parts: Parts) -> StreamReporter:
+    """Opens the reports of this run.
+
+    Raises:
+        ValueError: `--run_dir` cannot be written.
+    """
+    settings, stop = parts.settings, parts.settings.options.early_stop
+    return StreamReporter(
+        settings.options.run_dir,
+        settings.flat(),
+        rank=parts.collective.rank,
+        size=parts.collective.size,
+        global_batch=settings.learning.global_batch_size,
+        total_steps=min(parts.plan.steps, stop) if stop > 0 else parts.plan.steps,
+    )
+
+
+def build_trainer(parts: Parts, backend: str) -> StreamTrainer:
+    """Builds tables, model and trainer. All ranks call it together.
+
+    Args:
+        parts: What the run consists of.
+        backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
+
+    Raises:
+        ValueError: On every rank, if the model cannot be built on one.
+    """
+    settings, stream, plan, collective = parts
+    config, learning, options = settings.model, settings.learning, settings.options
+    dtype = settings.compute_dtype
+    tables = embedding.create(
+        backend,
+        fused_table(parts),
+        collective,
+        optimizer=RowWiseAdagrad(learning.table_epsilon),
+        compress=options.compress,
+        exchange_dtype=dtype,
+        table_groups=TABLES,
+        gpu_gib=options.sok_gpu_gb,
+    )
+    model = collective.together(
+        lambda: build_model(
+            config,
+            max_length=options.max_length,
+            seed=options.seed,
+            dtype=f"mixed_{dtype}" if options.amp else dtype,
+            fused=options.fused,
+            xla=options.xla,
+        )
+    )
+    lifetime = Lifetime.empty()
+    step = HstuStep(
+        model,
+        tables,
+        DenseAdam(learning.dense_betas, learning.dense_epsilon),
+        collective,
+        config,
+        nominal_candidates=learning.global_batch_size * stream.config.candidates,
+        loss_scale=settings.loss_scale,
+        state=lifetime.named(),
+    )
+    return StreamTrainer(
+        step,
+        lifetime,
+        plan,
+        reader(stream, config.max_history, XLA_TOKENS if options.xla else 1),
+        collective,
+        learning,
+        task=config.tasks.index("rating"),
+        seed=options.seed,
+        early_stop=options.early_stop,
+        log_interval=options.log_interval,
+        checkpoint_timestamps=options.checkpoint_timestamps,
+    )
+
+
+def train(
+    parts: Parts,
+    trainer: StreamTrainer,
+    reporter: StreamReporter,
+    watchdog: Watchdog,
+    *,
+    begin: float,
+) -> bool:
+    """Resumes or begins anew, and trains: parts 7 and 8 of a run.
+
+    Args:
+        parts: What the run consists of.
+        trainer: Holds model and tables, with their initial values.
+        reporter: The reports, open.
+        watchdog: The watchdog, running.
+        begin: When the run began, by `time.perf_counter`.
+
+    Returns:
+        Whether the training came to its end; False if a signal stopped it.
+    """
+    options, plan = parts.settings.options, parts.plan
+    state = State(trainer.step.dense, trainer.step.embedding)
+    checkpoints = open_checkpoints(parts, watchdog)
+    resumed = load(parts, state, reporter, watchdog)
+    if checkpoints and resumed:
+        checkpoints.loaded(resumed.path)
+    first_step = resumed.position.step if resumed else 0
+
+    def save(step: int) -> None:
+        if checkpoints:
+            start = time.perf_counter()
+            if checkpoints.save(state, plan.position(step)):
+                reporter.checkpoint(step, time.perf_counter() - start)
+
+    parts.collective.together(partial(reporter.start, first_step))
+    start = time.perf_counter()
+    outcome = trainer.train(RunCallback(reporter, watchdog, save), first_step=first_step)
+    end = time.perf_counter()
+    if outcome.interrupted:
+        reporter.interrupted(
+            f"stopped by a signal after {outcome.step} steps; the same command goes on from the "
+            f"checkpoint in {options.checkpoint_dir}"
+        )
+        return False
+    reporter.finish(
+        outcome.reason,
+        training_seconds=end - start - outcome.evaluation_seconds,
+        evaluation_seconds=outcome.evaluation_seconds,
+        total_seconds=end - begin,
+        steps=outcome.step - first_step,
+    )
+    return True
+
+
+def evaluate(
+    parts: Parts, trainer: StreamTrainer, reporter: StreamReporter, watchdog: Watchdog
+) -> bool:
+    """Evaluates a checkpoint on the timestamps of inference. Always comes to its end: True.
+
+    Raises:
+        ValueError: There is no checkpoint.
+    """
+    state = State(trainer.step.dense, trainer.step.embedding)
+    resumed = load(parts, state, reporter, watchdog)
+    if resumed is None:
+        raise ValueError(
+            f"--mode=test: no checkpoint in {parts.settings.options.checkpoint_dir}; set "
+            "--resume=PATH"
+        )
+    trainer.forget_evaluations()
+    step, stream = resumed.position.step, parts.stream.config
+    parts.collective.together(partial(reporter.start, step))
+    for timestamp in range(stream.train_timestamps, stream.timestamps):
+        shares = parts.plan.shares(timestamp, "inference")
+        trainer.evaluate(shares, timestamp, step, RunCallback(reporter, watchdog))
+    reporter.say(reporter.table())
+    reporter.close()
+    return True
+
+
+def describe_run(parts: Parts) -> RunRecord:
+    """Describes the run as a checkpoint records it, and must fit it."""
+    table, settings = fused_table(parts), parts.settings.flat()
+    shape = ModelShape(None, table.vocab_sizes, table.width, None, None, ARCHITECTURE)
+    affect = frozenset(settings) - NOT_OF_THE_MODEL
+    return RunRecord(shape, settings, {"stream": parts.stream.fingerprint}, affect)
+
+
+def open_checkpoints(parts: Parts, watchdog: Watchdog) -> Checkpoints | None:
+    """Opens and locks `--checkpoint_dir`; None if the run writes no checkpoints."""
+    options = parts.settings.options
+    if options.checkpoint_dir is None:
+        return None
+    return Checkpoints(
+        Path(options.checkpoint_dir),
+        parts.collective,
+        describe_run(parts),
+        keep=options.keep_checkpoints,
+        on_progress=watchdog.report_progress,
+    )
+
+
+def load(
+    parts: Parts, state: State, reporter: StreamReporter, watchdog: Watchdog
+) -> Resumed | None:
+    """Loads the checkpoint that `--resume` asks for, if there is one."""
+    settings, options = parts.settings, parts.settings.options
+    return resume(
+        options.resume,
+        Path(options.checkpoint_dir) if options.checkpoint_dir else None,
+        describe_run(parts),
+        state,
+        parts.collective,
+        ignore_data_change=options.ignore_data_change or not settings.trains,
+        # Positions count in steps; the others shape the weights or what they are multiplied with.
+        pinned=settings.pinned(),
+        on_message=reporter.say,
+        on_progress=watchdog.report_progress,
+    )
