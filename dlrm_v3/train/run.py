@@ -18,51 +18,28 @@ import argparse
 import time
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import tensorflow as tf
-
-from dlrm import embedding
 from dlrm.checkpoint.manifest import ModelShape
 from dlrm.checkpoint.resume import Resumed, resume
 from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
 from dlrm.distributed import devices
-from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.collective import connect
 from dlrm.distributed.watchdog import Watchdog
-from dlrm.optim.dense_optimizers import DenseAdam
-from dlrm.optim.row_optimizers import RowWiseAdagrad
 from dlrm.train.build import NO_LIMIT
 from dlrm.train.run import RunCallback, explained_exchange, recorded_failure
-from dlrm_v3 import hstu_op
-from dlrm_v3.data.stream import RequestStream, open_stream
-from dlrm_v3.model.hstu import build_model
-from dlrm_v3.train.loop import Lifetime, StreamTrainer
-from dlrm_v3.train.memory import check_memory
-from dlrm_v3.train.plan import StreamPlan
-from dlrm_v3.train.prepare import reader
+from dlrm_v3.train.build import (
+    StreamParts,
+    build_trainer,
+    fused_table,
+    open_parts,
+    place_tables,
+)
+from dlrm_v3.train.loop import StreamTrainer
 from dlrm_v3.train.reporter import StreamReporter
-from dlrm_v3.train.settings import NOT_OF_THE_MODEL, StreamTraining, settings_of
-from dlrm_v3.train.step import TABLES, HstuStep
+from dlrm_v3.train.settings import NOT_OF_THE_MODEL
 
 ARCHITECTURE = "HSTU"
-XLA_TOKENS = 2048  # tokens are padded to a multiple of it, as XLA compiles for every number
-
-
-class Parts(NamedTuple):
-    """The parts of a run that do not change.
-
-    Attributes:
-        settings: All settings.
-        stream: The data.
-        plan: Which requests each step takes.
-        collective: The ranks.
-    """
-
-    settings: StreamTraining
-    stream: RequestStream
-    plan: StreamPlan
-    collective: Collective
 
 
 def run(flags: argparse.Namespace) -> bool:
@@ -99,84 +76,7 @@ def run(flags: argparse.Namespace) -> bool:
             return train(parts, trainer, reporter, watchdog, begin=begin)
 
 
-def open_parts(flags: argparse.Namespace, collective: Collective) -> Parts:
-    """Opens the data, and checks that all ranks have the same data and settings.
-
-    Raises:
-        ValueError: On every rank, if the data of one is unusable or the ranks differ.
-    """
-
-    def opened() -> tuple[RequestStream, StreamTraining, StreamPlan]:
-        stream = open_stream(Path(flags.data_dir))
-        settings = settings_of(flags, stream.config, stream.preset)
-        options = settings.options
-        if options.fused is None:
-            options.fused = not options.xla and is_built()
-        plan = StreamPlan(
-            stream,
-            settings.learning.global_batch_size,
-            options.seed,
-            collective.rank,
-            collective.size,
-            first=options.first_timestamp,
-            last=options.last_timestamp,
-        )
-        return stream, settings, plan
-
-    stream, settings, plan = collective.together(opened)
-    collective.agree("the data", stream.fingerprint)
-    agreed = {name: value for name, value in settings.flat().items() if name != "run_dir"}
-    collective.agree("the settings", agreed)
-    return Parts(settings, stream, plan, collective)
-
-
-def is_built() -> bool:
-    """Whether the fused ops can be loaded here."""
-    try:
-        hstu_op.load()
-    except OSError:
-        return False
-    return True
-
-
-def fused_table(parts: Parts) -> embedding.FusedTable:
-    """Describes the tables of items, categories and users as one."""
-    model, stream = parts.settings.model, parts.stream.config
-    sizes = (stream.items, stream.categories, model.user_rows)
-    return embedding.FusedTable(
-        sizes, model.width, parts.settings.options.seed, initial_range=model.table_range
-    )
-
-
-def place_tables(parts: Parts) -> tuple[str, str]:
-    """Chooses the backend of the tables and checks that everything fits into memory.
-
-    Returns:
-        The backend, and a line for the user that says why, and what a rank needs.
-
-    Raises:
-        ValueError: On every rank, if the backend cannot run on one or the memory does not suffice.
-    """
-    settings, collective = parts.settings, parts.collective
-    backend, why = collective.together(lambda: embedding.choose(settings.options.embedding))
-    collective.agree("the embedding's backend", backend)
-    table = fused_table(parts)
-    layout = embedding.RowLayout(table, RowWiseAdagrad().state_columns(table.width))
-    need = collective.together(
-        lambda: check_memory(
-            layout,
-            settings.model,
-            collective,
-            local_batch=-(-settings.learning.global_batch_size // collective.size),
-            max_length=settings.options.max_length,
-            value_bytes=tf.as_dtype(settings.compute_dtype).size,
-        )
-    )
-    reason = f" ({why})" if why else ""
-    return backend, f"embedding: {backend}{reason}; a rank needs up to {need}"
-
-
-def described_parts(parts: Parts) -> str:
+def described_parts(parts: StreamParts) -> str:
     """A line for the user: the model, the data and how much there is to do."""
     settings, plan = parts.settings, parts.plan
     model, options = settings.model, settings.options
@@ -188,7 +88,7 @@ def described_parts(parts: Parts) -> str:
     )
 
 
-def open_reporter(parts: Parts) -> StreamReporter:
+def open_reporter(parts: StreamParts) -> StreamReporter:
     """Opens the reports of this run.
 
     Raises:
@@ -205,67 +105,8 @@ def open_reporter(parts: Parts) -> StreamReporter:
     )
 
 
-def build_trainer(parts: Parts, backend: str) -> StreamTrainer:
-    """Builds tables, model and trainer. All ranks call it together.
-
-    Args:
-        parts: What the run consists of.
-        backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
-
-    Raises:
-        ValueError: On every rank, if the model cannot be built on one.
-    """
-    settings, stream, plan, collective = parts
-    config, learning, options = settings.model, settings.learning, settings.options
-    dtype = settings.compute_dtype
-    tables = embedding.create(
-        backend,
-        fused_table(parts),
-        collective,
-        optimizer=RowWiseAdagrad(learning.table_epsilon),
-        compress=options.compress,
-        exchange_dtype=dtype,
-        table_groups=TABLES,
-        gpu_gib=options.sok_gpu_gb,
-    )
-    model = collective.together(
-        lambda: build_model(
-            config,
-            max_length=options.max_length,
-            seed=options.seed,
-            dtype=f"mixed_{dtype}" if options.amp else dtype,
-            fused=options.fused,
-            xla=options.xla,
-        )
-    )
-    lifetime = Lifetime.empty()
-    step = HstuStep(
-        model,
-        tables,
-        DenseAdam(learning.dense_betas, learning.dense_epsilon),
-        collective,
-        config,
-        nominal_candidates=learning.global_batch_size * stream.config.candidates,
-        loss_scale=settings.loss_scale,
-        state=lifetime.named(),
-    )
-    return StreamTrainer(
-        step,
-        lifetime,
-        plan,
-        reader(stream, config.max_history, XLA_TOKENS if options.xla else 1),
-        collective,
-        learning,
-        task=config.tasks.index("rating"),
-        seed=options.seed,
-        early_stop=options.early_stop,
-        log_interval=options.log_interval,
-        checkpoint_timestamps=options.checkpoint_timestamps,
-    )
-
-
 def train(
-    parts: Parts,
+    parts: StreamParts,
     trainer: StreamTrainer,
     reporter: StreamReporter,
     watchdog: Watchdog,
@@ -319,7 +160,7 @@ def train(
 
 
 def evaluate(
-    parts: Parts, trainer: StreamTrainer, reporter: StreamReporter, watchdog: Watchdog
+    parts: StreamParts, trainer: StreamTrainer, reporter: StreamReporter, watchdog: Watchdog
 ) -> bool:
     """Evaluates a checkpoint on the timestamps of inference. Always comes to its end: True.
 
@@ -344,7 +185,7 @@ def evaluate(
     return True
 
 
-def describe_run(parts: Parts) -> RunRecord:
+def describe_run(parts: StreamParts) -> RunRecord:
     """Describes the run as a checkpoint records it, and must fit it."""
     table, settings = fused_table(parts), parts.settings.flat()
     shape = ModelShape(None, table.vocab_sizes, table.width, None, None, ARCHITECTURE)
@@ -352,7 +193,7 @@ def describe_run(parts: Parts) -> RunRecord:
     return RunRecord(shape, settings, {"stream": parts.stream.fingerprint}, affect)
 
 
-def open_checkpoints(parts: Parts, watchdog: Watchdog) -> Checkpoints | None:
+def open_checkpoints(parts: StreamParts, watchdog: Watchdog) -> Checkpoints | None:
     """Opens and locks `--checkpoint_dir`; None if the run writes no checkpoints."""
     options = parts.settings.options
     if options.checkpoint_dir is None:
@@ -367,7 +208,7 @@ def open_checkpoints(parts: Parts, watchdog: Watchdog) -> Checkpoints | None:
 
 
 def load(
-    parts: Parts, state: State, reporter: StreamReporter, watchdog: Watchdog
+    parts: StreamParts, state: State, reporter: StreamReporter, watchdog: Watchdog
 ) -> Resumed | None:
     """Loads the checkpoint that `--resume` asks for, if there is one."""
     settings, options = parts.settings, parts.settings.options

@@ -43,6 +43,7 @@ TENSORFLOW = {"tensorflow", "keras", "horovod", "sparse_operation_kit"}
 QUICK = (
     *("main", "split_bin", "launch.__main__", "preprocess.__main__", "dlrm.checkpoint.__main__"),
     *("dlrm.config", "dlrm.optim.schedule", "dlrm.formats.metadata", "serving.__main__"),
+    *("dlrm_v3.train.__main__", "dlrm_v3.train.settings"),
 )
 HEAVY = TENSORFLOW | {"polars", "pyspark", "matplotlib", "numba"}
 
