@@ -43,7 +43,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dlrm_v3 import hstu_op
 from dlrm_v3.config import ACTION_WEIGHTS, HstuConfig
+from dlrm_v3.hstu_op import HstuOps
 from dlrm_v3.model import plain_ops
 from dlrm_v3.model.inputs import ModelInputs, TargetInputs, Vectors
 from dlrm_v3.model.layers import MLP_EPSILON, HstuLayer, SwishMlp, linear
@@ -98,7 +100,7 @@ class Hstu(keras.Model):
         *,
         seed: int,
         dtype: str,
-        ops: Any,
+        ops: HstuOps,
         compiled: bool,
     ) -> None:
         super().__init__(name="hstu", dtype=dtype)
@@ -126,7 +128,7 @@ class Hstu(keras.Model):
         self.head = SwishMlp((width, width, len(config.tasks)), name="head", is_head=True, **common)
 
         def weight(name: str, shape: tuple[int, ...], initial: Any) -> Any:
-            return self.add_weight(shape=shape, initializer=initial, name=name)
+            return self.add_weight(shape=shape, initializer=initial, autocast=False, name=name)
 
         def wide(stddev: float) -> Any:
             return keras.initializers.RandomNormal(stddev=stddev, seed=next(seeds))
@@ -308,5 +310,5 @@ def build_model(
         OSError: The fused operations are not built.
         ValueError: A task is unknown.
     """
-    ops = plain_ops.load(max_length if xla else None)
+    ops = hstu_op.load() if fused else plain_ops.load(max_length if xla else None)
     return Hstu(config, max_length, seed=seed, dtype=dtype, ops=ops, compiled=xla and not fused)

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from dlrm_v3.config import HstuConfig
+from dlrm_v3.hstu_op import HstuOps
 
 MLP_EPSILON = 1e-5
 LAYER_EPSILON = 1e-6
@@ -41,7 +42,7 @@ class SwishMlp(keras.layers.Layer):
         self,
         sizes: tuple[int, int, int],
         *,
-        ops: Any,
+        ops: HstuOps,
         seeds: Iterator[int],
         name: str,
         dtype: str,
@@ -52,7 +53,9 @@ class SwishMlp(keras.layers.Layer):
         self._ops = ops
 
         def weight(kind: str, shape: tuple[int, ...], initial: Any) -> Any:
-            return self.add_weight(shape=shape, initializer=initial, name=f"{name}_{kind}")
+            return self.add_weight(
+                shape=shape, initializer=initial, autocast=False, name=f"{name}_{kind}"
+            )
 
         inputs, hidden, outputs = sizes
         self._hidden_kernel = weight("kernel_0", (inputs, hidden), initializer(next(seeds)))
@@ -104,7 +107,7 @@ class HstuLayer(keras.layers.Layer):
         config: HstuConfig,
         max_length: int,
         *,
-        ops: Any,
+        ops: HstuOps,
         seeds: Iterator[int],
         name: str,
         dtype: str,
@@ -122,7 +125,9 @@ class HstuLayer(keras.layers.Layer):
         }
 
         def weight(kind: str, shape: tuple[int, ...], initial: Any) -> Any:
-            return self.add_weight(shape=shape, initializer=initial, name=f"{name}_{kind}")
+            return self.add_weight(
+                shape=shape, initializer=initial, autocast=False, name=f"{name}_{kind}"
+            )
 
         values, keys = config.heads * config.value_dim, config.heads * config.attention_dim
         self._sizes = [values, values, keys, keys]

@@ -37,7 +37,9 @@ class Padding(NamedTuple):
 
 def pad(offsets: tf.Tensor, rows: Any, longest: int | None) -> Padding:
     """Lays L rows out; XLA needs to know the longest sequence, or a bound of it, ahead."""
-    found = tf.reduce_max(offsets[1:] - offsets[:-1]) if longest is None else longest
+    # At least one block, also for a batch without requests.
+    lengths = tf.pad(offsets[1:] - offsets[:-1], [[0, 1]], constant_values=1)
+    found = tf.reduce_max(lengths) if longest is None else longest
     length = -(-found // QUERY_BLOCK) * QUERY_BLOCK
     row = tf.range(rows)
     valid = row < offsets[-1]

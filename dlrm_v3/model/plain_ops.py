@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import math
-from types import SimpleNamespace
 
 import tensorflow as tf
 
+from dlrm_v3.hstu_op import HstuOps
 from dlrm_v3.model.plain_attention import Gradient, attention, pad
 
 COLUMN_STEP = 0x9E3779B9  # 2^32 divided by the golden ratio: columns lie far apart
@@ -244,13 +244,13 @@ def _mix(words: tf.Tensor) -> tf.Tensor:
     return words
 
 
-def load(longest: int | None = None) -> SimpleNamespace:
+def load(longest: int | None = None) -> HstuOps:
     """Gathers the operations, in the form that the fused ones have.
 
     Args:
         longest: A bound of a request's rows, which XLA needs; None to find it in each batch.
     """
-    return SimpleNamespace(
+    return HstuOps(
         gated_attention=functools.partial(gated_attention, longest=longest),
         target_attention=functools.partial(target_attention, longest=longest),
         layer_norm=layer_norm,
