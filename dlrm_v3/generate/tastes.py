@@ -71,7 +71,8 @@ def taste_table(timestamp: int) -> TasteTable:
 def quarter_of(place: int, categories_per_user: int) -> int:
     """The quarter, 0 to 3, of the category that a user drew as the `place`-th."""
     quarter, half = categories_per_user // QUARTERS, categories_per_user // 2
-    return sum(place >= bound for bound in (quarter, half, quarter * (QUARTERS - 1)))
+    bounds = (quarter, half, quarter * (QUARTERS - 1))
+    return next((number for number, bound in enumerate(bounds) if place < bound), QUARTERS - 1)
 
 
 def item_places(items: NDArray[np.int32], seed: int) -> NDArray[np.uint8]:
