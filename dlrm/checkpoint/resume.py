@@ -135,7 +135,7 @@ def _check_fit(
     differences += [
         f"{name}: checkpoint {manifest.settings[name]}, run {run.settings[name]}"
         for name in pinned
-        if name in manifest.settings and manifest.settings[name] != run.settings[name]
+        if name in manifest.settings and manifest.settings[name] != _as_read(run.settings[name])
     ]
     if differences:
         raise MisfitError(
@@ -157,5 +157,10 @@ def _changed_flags(manifest: Manifest, run: RunRecord) -> list[str]:
         for name, value in run.settings.items()
         if name in run.affect_training
         and name in manifest.settings
-        and manifest.settings[name] != (list(value) if isinstance(value, tuple) else value)
+        and manifest.settings[name] != _as_read(value)
     ]
+
+
+def _as_read(value: object) -> object:
+    """A setting as a manifest gives it back."""
+    return list(value) if isinstance(value, tuple) else value

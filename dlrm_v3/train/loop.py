@@ -42,12 +42,12 @@ class Lifetime(NamedTuple):
 
     Attributes:
         sums: float64 [2, LENGTH], the sums of a `StreamTally`.
-        step: int64 [1], the steps before the last evaluation that is in them. A run that resumes
-            there makes this evaluation again, but does not count it twice.
+        timestamp: int64 [1], the last timestamp that is in them; -1 for none. A run that resumes
+            before its evaluation makes it again, but does not count it twice.
     """
 
     sums: tf.Variable
-    step: tf.Variable
+    timestamp: tf.Variable
 
     @classmethod
     def empty(cls) -> Lifetime:
@@ -59,13 +59,18 @@ class Lifetime(NamedTuple):
 
     def named(self) -> dict[str, tf.Variable]:
         """The variables by their names in a checkpoint."""
-        return {"lifetime.sums": self.sums, "lifetime.step": self.step}
+        return {"lifetime.sums": self.sums, "lifetime.timestamp": self.timestamp}
 
-    def add(self, sums: NDArray[np.float64], step: int) -> NDArray[np.float64]:
-        """Adds an evaluation after `step` steps, once; returns all sums."""
-        if int(self.step[0]) != step:
+    def forget(self) -> None:
+        """Begins anew."""
+        self.sums.assign(tf.zeros_like(self.sums))
+        self.timestamp.assign([-1])
+
+    def add(self, sums: NDArray[np.float64], timestamp: int) -> NDArray[np.float64]:
+        """Adds the evaluation of a timestamp, once; returns all sums."""
+        if int(self.timestamp[0]) != timestamp:
             self.sums.assign_add(sums)
-            self.step.assign([step])
+            self.timestamp.assign([timestamp])
         total: NDArray[np.float64] = self.sums.numpy()
         return total
 
@@ -88,6 +93,7 @@ class StreamTrainer:
 
     Attributes:
         step: As given.
+        lifetime: As given.
     """
 
     def __init__(
@@ -106,7 +112,7 @@ class StreamTrainer:
         checkpoint_timestamps: int = 3,
     ) -> None:
         self.step = step
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self._plan = plan
         self._read = read
         self._collective = collective
@@ -184,14 +190,10 @@ class StreamTrainer:
             seconds=time.perf_counter() - start,
             timestamp=timestamp,
             window=window,
-            lifetime=figures(self._lifetime.add(sums, step)),
+            lifetime=figures(self.lifetime.add(sums, timestamp)),
         )
         callback.evaluation(result)
         return result
-
-    def forget_evaluations(self) -> None:
-        """Begins the sums of all evaluations anew."""
-        self._lifetime.sums.assign(tf.zeros_like(self._lifetime.sums))
 
     def _train(self, progress: Progress, callback: Callback) -> str:
         """The loop itself. Returns why it ended; keeps `progress` up to date for its caller."""

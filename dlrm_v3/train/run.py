@@ -174,7 +174,7 @@ def evaluate(
             f"--mode=test: no checkpoint in {parts.settings.options.checkpoint_dir}; set "
             "--resume=PATH"
         )
-    trainer.forget_evaluations()
+    trainer.lifetime.forget()  # of the training's evaluations
     step, stream = resumed.position.step, parts.stream.config
     parts.collective.together(partial(reporter.start, step))
     for timestamp in range(stream.train_timestamps, stream.timestamps):
