@@ -22,13 +22,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def stream_config(flags: dict[str, Any]) -> StreamConfig:
     """The settings that parsed flags ask for.
 
+    A preset that writes all of its shards also does so when their number is changed.
+
     Raises:
         ValueError: A setting is out of its range.
     """
+    preset = PRESETS[flags["preset"]].stream
     names = [setting.name for setting in fields(StreamConfig)]
     changed = {name: flags[name] for name in names if flags[name] is not None}
+    if "shards" in changed and preset.written_shards == preset.shards:
+        changed = {"written_shards": changed["shards"], **changed}
     try:
-        return replace(PRESETS[flags["preset"]].stream, **changed)
+        return replace(preset, **changed)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
 
