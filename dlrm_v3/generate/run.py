@@ -26,13 +26,15 @@ from dlrm_v3.data.layout import (
     write_metadata,
 )
 from dlrm_v3.generate.best import summary
-from dlrm_v3.generate.shards import generate_shard, shard_label_counts
+from dlrm_v3.generate.shards import generate_shard, remove_unfinished, shard_label_counts
 
 _PARENT_CHECK_SECONDS = 0.2
 
 
 def begin(folder: Path, metadata: StreamMetadata) -> None:
     """Makes the folder, or checks that what is there has the same settings.
+
+    What a run that was killed has left of a shard is removed.
 
     Raises:
         ValueError: It holds data of other settings, or something else.
@@ -46,6 +48,7 @@ def begin(folder: Path, metadata: StreamMetadata) -> None:
                     f"{folder / METADATA}: {name}: expected {value}, found {others[name]}; "
                     "use the same settings to go on, or another folder"
                 )
+        remove_unfinished(folder)
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(
@@ -111,6 +114,7 @@ def write_best(folder: Path, metadata: StreamMetadata) -> dict[str, Any] | None:
     shards = range(metadata.config.written_shards)
     if not all(shard_folder(folder, shard).exists() for shard in shards):
         return None
+    remove_unfinished(folder)
     counts = [shard_label_counts(folder, metadata, shard) for shard in shards]
     content = summary(counts, metadata.config)
     write_json_object(folder / BEST, content, indent=2)

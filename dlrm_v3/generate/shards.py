@@ -20,13 +20,29 @@ from dlrm.formats import atomic_files
 from dlrm.formats.checksums import RunningSum, write_checksums
 from dlrm.formats.folder_lock import lock_folder
 from dlrm.formats.json_files import write_json_object
-from dlrm_v3.data.layout import COLUMNS, SHARD, StreamMetadata, file_name, shard_folder, slots_of
+from dlrm_v3.data.layout import (
+    COLUMNS,
+    SHARD,
+    SHARDS,
+    StreamMetadata,
+    file_name,
+    shard_folder,
+    slots_of,
+)
 from dlrm_v3.data.shard import read_description
 from dlrm_v3.generate.best import LEVELS, label_counts
 from dlrm_v3.generate.process import EventProcess, UserEvents
 
 BLOCK_USERS = 512
 """Users that are drawn together; it bounds the memory and is part of what decides the bytes."""
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what runs that were killed have left of shards."""
+    for left in (folder / SHARDS).glob(f"*{atomic_files.TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(ValueError, FileNotFoundError):  # locked: another run writes it
+            os.close(lock_folder(left))
+            shutil.rmtree(left)
 
 
 def generate_shard(folder: Path, metadata: StreamMetadata, shard: int) -> None:
@@ -58,10 +74,6 @@ def write_shard(
     final = shard_folder(folder, shard)
     if final.exists():
         return
-    for left in final.parent.glob(f"{final.name}.*"):
-        with contextlib.suppress(ValueError, FileNotFoundError):  # Locked: not left, but written.
-            os.close(lock_folder(left))
-            shutil.rmtree(left)
     pending = final.with_name(f"{final.name}.{os.getpid()}{atomic_files.TEMPORARY_SUFFIX}")
     lock = lock_folder(pending)
     try:
