@@ -21,6 +21,7 @@
 # make faults             injects every fault on 1, 2 and 3 ranks at random moments
 # make test-ingest        kills each ingest engine ten times, then compares both on every rule set
 # make test-interact      tests the fused interaction at every shape, and under the sanitizers
+# make test-hstu          tests the fused operations of DLRMv3, also under the sanitizers
 #
 # variable  default  used by      meaning
 # PROFILE   default  all          PROFILE=sok uses .venv-sok instead of .venv (not for lint)
@@ -67,7 +68,7 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: serve serve-setup serving_core setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
-    interact_op hstu_op bundle clean
+    interact_op hstu_op test-hstu bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -166,6 +167,10 @@ test-interact: interact_op
 
 hstu_op: setup
 	$(RUN) $(MAKE) --directory=dlrm_v3/hstu_op
+
+test-hstu: hstu_op
+	$(RUN) python3 -m pytest tests/unit/dlrm_v3/test_hstu_op*.py
+	$(MAKE) --directory=dlrm_v3/hstu_op sanitize
 
 # The scorer's kernels; they need a C++ compiler alone.
 serving_core:

@@ -46,14 +46,14 @@ def silu_slope(x: Doubles) -> Doubles:
 
 def normalised(x: Doubles, groups: int, epsilon: float) -> tuple[Doubles, Doubles]:
     """Values with mean 0 and variance 1 in each of the parts of a row, and what they are times."""
-    parts = x.reshape(len(x), groups, -1)
+    parts = x.reshape(len(x), groups, x.shape[1] // groups)
     inverse = 1 / np.sqrt(parts.var(axis=2, keepdims=True) + epsilon)
     return ((parts - parts.mean(axis=2, keepdims=True)) * inverse).reshape(x.shape), inverse
 
 
 def through_norm(upstream: Doubles, own: Doubles, inverse: Doubles) -> Doubles:
     """The gradient of x from that of its normalised values."""
-    shape = len(own), inverse.shape[1], -1
+    shape = len(own), inverse.shape[1], own.shape[1] // inverse.shape[1]
     above, parts = upstream.reshape(shape), own.reshape(shape)
     mean = above.mean(axis=2, keepdims=True)
     product = (above * parts).mean(axis=2, keepdims=True)
@@ -72,7 +72,7 @@ def cut(projected: Doubles, s: Settings) -> tuple[Doubles, list[Doubles]]:
     """u, and v, q and k as [rows, heads, values]."""
     places = np.cumsum([s.width, s.width, s.heads * s.attention_dim])
     u, *others = np.split(projected, places, axis=1)
-    return u, [part.reshape(len(part), s.heads, -1) for part in others]
+    return u, [part.reshape(len(part), s.heads, part.shape[1] // s.heads) for part in others]
 
 
 def requests(offsets: Any, targets: Any) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
@@ -133,14 +133,16 @@ def gated_attention_gradients(
     return [np.concatenate(parts, axis=1), of_gamma, of_beta]
 
 
-def layer_norm(x: Doubles, gamma: Doubles, beta: Doubles, epsilon: float, swish: bool) -> Doubles:
+def layer_norm(
+    x: Doubles, gamma: Doubles, beta: Doubles, *, epsilon: float, swish: bool
+) -> Doubles:
     """[L, W], of the operation's name."""
     norm = normalised(x, 1, epsilon)[0] * gamma + beta
     return x * sigmoid(norm) if swish else norm
 
 
 def layer_norm_gradients(
-    x: Doubles, gamma: Doubles, beta: Doubles, epsilon: float, swish: bool, upstream: Doubles
+    x: Doubles, gamma: Doubles, beta: Doubles, *, epsilon: float, swish: bool, upstream: Doubles
 ) -> list[Doubles]:
     """The gradients of x, gamma and beta."""
     own, inverse = normalised(x, 1, epsilon)

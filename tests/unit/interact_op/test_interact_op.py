@@ -21,6 +21,7 @@ from dlrm.layers.interaction_width import interaction_width
 from dlrm.train.step import as_tf_variable
 from model import DLRM
 from tests.multi_rank.workers.interact import SETTINGS
+from tests.support.guarded import Guarded, dtype_of
 from tests.support.processes import ROOT, run
 
 Doubles = NDArray[np.float64]
@@ -29,11 +30,6 @@ BOUNDS = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
 CODES = {"float32": 0, "float16": 1, "bfloat16": 2}
 LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
 FEATURES, WIDTHS = (2, 3, 27, 64), (1, 8, 16, 100, 128, 256)
-POISON = 0x7FC1  # the upper half of a NaN in float32, and a NaN in both 16-bit types
-
-
-def dtype_of(name: str) -> np.dtype:
-    return np.dtype(tf.as_dtype(name).as_numpy_dtype)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,25 +119,6 @@ def kernels() -> ctypes.CDLL:
             *(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
         ]
     return library
-
-
-class Guarded:
-    """An array of NaN between canaries, so that what is written beside it is seen."""
-
-    MARGIN = 64
-
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        size, kind = int(np.prod(shape)), dtype_of(dtype)
-        words = kind.itemsize // 2
-        self._all = np.full((size + 2 * self.MARGIN) * words, POISON, np.uint16)
-        self._before = self._all.copy()
-        self._inside = slice(self.MARGIN * words, (self.MARGIN + size) * words)
-        self.values = self._all[self._inside].view(kind).reshape(shape)
-
-    def assert_margins_untouched(self) -> None:
-        after = self._all.copy()
-        after[self._inside] = POISON
-        np.testing.assert_array_equal(after, self._before)
 
 
 def run_on(given: Case, dtype: str, pieces: int, forward: Any, backward: Any) -> list[Guarded]:
