@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dlrm_v3.model.hstu import build_model
 from dlrm_v3.model.inputs import Vectors, cut_targets, split_inputs
 from dlrm_v3.model.tasks import task_labels, task_loss
 from tests.support import hstu_batches, reference_hstu
@@ -283,8 +284,8 @@ def test_mixed_precision_is_near(dtype, share, fused) -> None:
 
 
 def test_models_of_one_seed_are_equal_and_of_others_differ() -> None:
-    build = {"max_length": MAX_LENGTH, "dtype": "float32", "fused": False, "xla": False}
-    one, same, other = (hstu_batches.build_model(CONFIG, seed=seed, **build) for seed in (1, 1, 2))
+    build: dict = {"max_length": MAX_LENGTH, "dtype": "float32", "fused": False, "xla": False}
+    one, same, other = (build_model(CONFIG, seed=seed, **build) for seed in (1, 1, 2))
     names = [weight.name for weight in one.trainable_variables]
     assert len(set(names)) == len(names)
     for first, second, third in zip(*(m.trainable_variables for m in (one, same, other))):
