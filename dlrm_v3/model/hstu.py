@@ -55,6 +55,7 @@ from dlrm_v3.model.rows import (
     place_rows,
     row_keys,
     rows_of,
+    split_rows,
     take_rows,
     time_bucket,
     time_of_day_and_week,
@@ -179,13 +180,26 @@ class Hstu(keras.Model):
         x, categories = self._first_rows(inputs, vectors, rows)  # [L, W]
         keys = None if dropout_key is None else row_keys(dropout_key, inputs, rows)
         x = self._drop(x, keys, 0, self.config.input_dropout)
-        for index, layer in enumerate(self.hstu_layers, 1):
+        *layers, last = self.hstu_layers
+        for index, layer in enumerate(layers, 1):
             attended = layer.attend(layer.project(x), rows.offsets, inputs.targets)
             attended = self._drop(attended, keys, index, self.config.output_dropout)
             x = layer.output(attended, x)
+        # Nobody sees what the last layer makes of a history: its keys and values are enough.
+        history, x = split_rows(x, inputs.history_rows, inputs.target_rows)
+        target_offsets = tf.concat([[0], tf.cumsum(inputs.targets)], axis=0)
+        attended = last.attend_kept(
+            last.project(x),
+            last.project_keys_and_values(history),
+            rows.offsets - target_offsets,
+            target_offsets,
+            has_gradient=True,
+        )
+        keys = None if keys is None else tf.gather(keys, inputs.target_rows)
+        attended = self._drop(attended, keys, len(self.hstu_layers), self.config.output_dropout)
         token = inputs.target_tokens
         return self._score(
-            take_rows(x, tf.gather(rows.of_tokens, token)),
+            last.output(attended, x),
             take_rows(tf.cast(vectors.items, x.dtype), token),
             take_rows(categories, tf.gather(inputs.categories, token)),
             tf.gather(inputs.request_times, tf.gather(inputs.requests, token)),
@@ -231,7 +245,9 @@ class Hstu(keras.Model):
         x += take_rows(self.category_mlp(categories, factor=factor), targets.categories)
         for layer, kept in zip(self.hstu_layers, state.kept):
             projected = layer.project(x)
-            attended = layer.attend_kept(projected, kept, state.offsets, targets.offsets)
+            attended = layer.attend_kept(
+                projected, kept, state.offsets, targets.offsets, has_gradient=False
+            )
             x = layer.output(attended, x)
         return self._score(
             x,
@@ -310,5 +326,9 @@ def build_model(
         OSError: The fused operations are not built.
         ValueError: A task is unknown.
     """
-    ops = hstu_op.load() if fused else plain_ops.load(max_length if xla else None)
+    ops = (
+        hstu_op.load()
+        if fused
+        else plain_ops.load(*((max_length, max_length - 1 - config.max_history) if xla else ()))
+    )
     return Hstu(config, max_length, seed=seed, dtype=dtype, ops=ops, compiled=xla and not fused)

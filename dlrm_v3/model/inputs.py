@@ -29,6 +29,9 @@ class ModelInputs(NamedTuple):
         targets: int32 [B], how many of a request's last tokens are candidates.
         target_tokens: int32 [C], which tokens are candidates.
         request_times: int64 [B], when the request is made.
+        history_rows: int32 [n + B - C], which of the model's rows are no candidates. A request has
+            one row for its user, then those of its tokens.
+        target_rows: int32 [C], which of the model's rows are candidates.
     """
 
     users: Any
@@ -41,6 +44,8 @@ class ModelInputs(NamedTuple):
     targets: Any
     target_tokens: Any
     request_times: Any
+    history_rows: Any
+    target_rows: Any
 
 
 class TargetInputs(NamedTuple):
@@ -86,6 +91,9 @@ def make_inputs(batch: RequestBatch, items_per_category: int, multiple: int = 1)
     padding = (0, -tokens % multiple)
     request = np.repeat(np.arange(requests, dtype=np.int32), np.diff(batch.offsets))
     items = np.pad(batch.items, padding)
+    target_tokens = np.flatnonzero(_is_target(batch)).astype(np.int32)
+    target_rows = target_tokens + request[target_tokens] + np.int32(1)
+    rows = np.arange(len(items) + requests, dtype=np.int32)
     return ModelInputs(
         users=batch.users,
         items=items,
@@ -95,8 +103,10 @@ def make_inputs(batch: RequestBatch, items_per_category: int, multiple: int = 1)
         requests=np.pad(request, padding, constant_values=max(requests - 1, 0)),
         offsets=batch.offsets,
         targets=batch.targets,
-        target_tokens=np.flatnonzero(_is_target(batch)).astype(np.int32),
+        target_tokens=target_tokens,
         request_times=batch.times[batch.offsets[1:] - 1],
+        history_rows=np.delete(rows, target_rows),
+        target_rows=target_rows,
     )
 
 
@@ -117,6 +127,8 @@ def split_inputs(batch: RequestBatch, items_per_category: int) -> tuple[ModelInp
         offsets=batch.offsets - offsets,
         targets=np.zeros_like(batch.targets),
         target_tokens=np.empty(0, np.int32),
+        history_rows=np.arange(len(inputs.history_rows), dtype=np.int32),
+        target_rows=np.empty(0, np.int32),
     )
     return histories, targets
 

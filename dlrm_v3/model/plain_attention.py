@@ -14,7 +14,8 @@ from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
-QUERY_BLOCK = 64
+QUERY_BLOCK = 64  # rows of a block of queries, or fewer where no sequence has as many
+ALIGNMENT = 8  # blocks are multiples of this
 
 Gradient = Callable[..., Any]
 
@@ -23,24 +24,27 @@ class Padding(NamedTuple):
     """Where the rows of jagged sequences lie when each is padded to N rows.
 
     Attributes:
-        length: N, a multiple of `QUERY_BLOCK`; a number if it is known ahead, else a scalar.
+        block: S, the rows of a block; a number if it is known ahead, else a scalar.
+        length: N, a multiple of S; a number or a scalar.
         rows: int32 [B, N], the row at each padded place; some other row where there is none.
         places: int32 [L], the padded place of each row, of B * N.
         valid: bool [L], false for the rows behind the last sequence.
     """
 
+    block: Any
     length: Any
     rows: tf.Tensor
     places: tf.Tensor
     valid: tf.Tensor
 
 
-def pad(offsets: tf.Tensor, rows: Any, longest: int | None) -> Padding:
+def pad(offsets: tf.Tensor, rows: Any, longest: Any = None) -> Padding:
     """Lays L rows out; XLA needs to know the longest sequence, or a bound of it, ahead."""
-    # At least one block, also for a batch without requests.
-    lengths = tf.pad(offsets[1:] - offsets[:-1], [[0, 1]], constant_values=1)
-    found = tf.reduce_max(lengths) if longest is None else longest
-    length = -(-found // QUERY_BLOCK) * QUERY_BLOCK
+    if longest is None:  # one row at least, also for a batch without requests
+        longest = tf.reduce_max(tf.pad(offsets[1:] - offsets[:-1], [[0, 1]], constant_values=1))
+    smallest = tf.minimum if tf.is_tensor(longest) else min
+    block = smallest(QUERY_BLOCK, -(-longest // ALIGNMENT) * ALIGNMENT)
+    length = -(-longest // block) * block
     row = tf.range(rows)
     valid = row < offsets[-1]
     # Requests without rows share their offset with the next; the last of them has the row.
@@ -48,7 +52,7 @@ def pad(offsets: tf.Tensor, rows: Any, longest: int | None) -> Padding:
     request = tf.where(valid, request, tf.zeros_like(request))
     places = tf.where(valid, request * length + row - tf.gather(offsets, request), 0)
     index = tf.minimum(offsets[:-1, None] + tf.range(length), tf.maximum(rows - 1, 0))
-    return Padding(length, index, places, valid)
+    return Padding(block, length, index, places, valid)
 
 
 def _padded(values: tf.Tensor, padding: Padding, heads: int) -> tf.Tensor:
@@ -94,15 +98,16 @@ def attention(
         dtype = rows[0].dtype
         alpha = tf.constant(1 / math.sqrt(rows[0].shape[-1] // heads), dtype)
         q, k, v = (_padded(x, pad, heads) for x, pad in zip(rows, (queries, keys, keys)))
-        count = queries.length // QUERY_BLOCK
+        size = queries.block
+        count = queries.length // size
 
         def block(index: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor]:
             """How many keys a block of queries may see, its products with them, and the mask."""
             skips = causal and tf.is_tensor(keys.length)  # XLA needs a number
-            end = (index + 1) * QUERY_BLOCK if skips else keys.length
-            first = index * QUERY_BLOCK
-            mask = seen((first + tf.range(QUERY_BLOCK))[:, None], tf.range(end)[None])
-            products = tf.matmul(_block_of(q, index), k[:, :, :end], transpose_b=True) * alpha
+            end = (index + 1) * size if skips else keys.length
+            first = index * size
+            mask = seen((first + tf.range(size))[:, None], tf.range(end)[None])
+            products = tf.matmul(_block_of(q, index, size), k[:, :, :end], transpose_b=True) * alpha
             return end, products, tf.cast(mask, dtype)[:, None]  # [B, H, S, end], [B, 1, S, end]
 
         def forward(index: tf.Tensor, outputs: tf.TensorArray) -> tuple[Any, ...]:
@@ -116,11 +121,11 @@ def attention(
             sigmoid = tf.sigmoid(products)
             weights = products * sigmoid * mask
             slope = sigmoid * (1 + products * (1 - sigmoid)) * mask * alpha
-            above = _block_of(upstream, index)  # [B, H, S, V]
+            above = _block_of(upstream, index, size)  # [B, H, S, V]
             slope *= tf.matmul(above, v[:, :, :end], transpose_b=True)
             dq = dq.write(index, tf.matmul(slope, k[:, :, :end]))
             rest = [[0, 0], [0, 0], [0, keys.length - end], [0, 0]]
-            dk += tf.pad(tf.matmul(slope, _block_of(q, index), transpose_a=True), rest)
+            dk += tf.pad(tf.matmul(slope, _block_of(q, index, size), transpose_a=True), rest)
             dv += tf.pad(tf.matmul(weights, above, transpose_a=True), rest)
             return index + 1, dq, dk, dv, upstream
 
@@ -145,10 +150,9 @@ def attention(
     return attend(*rows)
 
 
-def _block_of(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+def _block_of(values: tf.Tensor, index: tf.Tensor, size: Any) -> tf.Tensor:
     """Cuts block `index` of positions out of [B, H, N, D]: [B, H, S, D]."""
-    size = [-1, -1, QUERY_BLOCK, -1]
-    return tf.slice(values, tf.stack([0, 0, index * QUERY_BLOCK, 0]), size)
+    return tf.slice(values, tf.stack([0, 0, index * size, 0]), tf.stack([-1, -1, size, -1]))
 
 
 def _joined(blocks: tf.TensorArray, width: int) -> tf.Tensor:

@@ -83,6 +83,7 @@ def target_attention(
     groups: int,
     epsilon: float,
     longest: int | None = None,
+    most_targets: int | None = None,
 ) -> tf.Tensor:
     """Computes what `HstuOps.target_attention` does: `gated_attention` of the targets alone.
 
@@ -99,19 +100,22 @@ def target_attention(
         scale: Factor on the attention's output.
         groups: Number of equal parts of a row that are normalised apart.
         epsilon: Least variance of the norm.
-        longest: A bound of a request's history and of its targets, which XLA needs.
+        longest: A bound of a request's history, which XLA needs.
+        most_targets: A bound of a request's targets.
 
     Returns:
         [C, 3 * H * V], as `gated_attention` gives.
     """
     u, v, q, k = tf.split(projected, _sizes(heads, attention_dim, value_dim), axis=1)
     kept_v, kept_k = tf.split(history, [heads * value_dim, heads * attention_dim], axis=1)
-    lengths = (history_offsets[1:] - history_offsets[:-1])[:, None, None]
+    histories, targets = (
+        (offsets[1:] - offsets[:-1])[:, None, None] for offsets in (history_offsets, target_offsets)
+    )
     output = attention(
         (q, kept_k, kept_v),
-        pad(target_offsets, tf.shape(projected)[0], longest),
+        pad(target_offsets, tf.shape(projected)[0], most_targets),
         pad(history_offsets, tf.shape(history)[0], longest),
-        lambda query, key: (key < lengths) & (query >= 0),
+        lambda query, key: (key < histories) & (query < targets),
         heads=heads,
         scale=scale,
         causal=False,
@@ -244,15 +248,18 @@ def _mix(words: tf.Tensor) -> tf.Tensor:
     return words
 
 
-def load(longest: int | None = None) -> HstuOps:
+def load(longest: int | None = None, most_targets: int | None = None) -> HstuOps:
     """Gathers the operations, in the form that the fused ones have.
 
     Args:
         longest: A bound of a request's rows, which XLA needs; None to find it in each batch.
+        most_targets: A bound of a request's targets.
     """
     return HstuOps(
         gated_attention=functools.partial(gated_attention, longest=longest),
-        target_attention=functools.partial(target_attention, longest=longest),
+        target_attention=functools.partial(
+            target_attention, longest=longest, most_targets=most_targets
+        ),
         layer_norm=layer_norm,
         dropout=dropout,
     )
