@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dlrm.metrics import Evaluation, auc_from_counts, binary_entropy
 from dlrm_v3.quality import RankingQuality, request_aucs
 
-BINS = 1 << 15
+BINS = 1 << 16  # the AUC is exact to 0.0001 or better
 LOGIT_RANGE = 32.0  # odds of 1e14 to 1; scores beyond count as tied
 SUMS = 4  # behind the bins: losses, right sides, AUCs of requests, requests with both labels
 LENGTH = 2 * BINS + SUMS + 1  # and the number of requests

@@ -150,9 +150,13 @@ def settings_of(flags: argparse.Namespace, stream: StreamConfig, preset: str) ->
         raise ValueError(
             f"expected --tasks with rating, which is evaluated, found {','.join(model.tasks)}"
         )
-    for name in ("global_batch_size", "max_history", "layers", "heads", "width", "hidden"):
-        value = {**dataclasses.asdict(model), **dataclasses.asdict(learning)}[name]
-        _require(name, value >= 1, "1 or more", value)
+    for name, value in {**dataclasses.asdict(model), **dataclasses.asdict(learning)}.items():
+        if name.endswith("_dropout"):
+            _require(name, 0 <= value < 1, "0 or more, below 1", value)
+        elif name in ("eval_batches", "min_history_for_user"):
+            _require(name, value >= 0, "0 or more", value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            _require(name, 0 < value < float("inf"), "above 0", value)
     return StreamTraining(model, learning, argparse.Namespace(**options))
 
 
