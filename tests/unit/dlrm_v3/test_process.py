@@ -184,6 +184,23 @@ def test_interests_are_reinforced(block: UserEvents, slot: int) -> None:
     assert_shares(np.histogram(places, 20, (0, 1 + 1e-9))[0], np.full(20, 1 / 20))
 
 
+@pytest.mark.parametrize("slot", [1, 9, 20])
+def test_a_preference_is_kept_as_strongly_as_stated(block: UserEvents, slot: int) -> None:
+    """What a user prefers by chance, the user goes on to prefer: by C / (alpha + C) after C events.
+
+    Events beyond an even share, times those before, against their mean by the formula.
+    """
+    counts = {step: category_counts(drawn(block, step)) for step in IN_TIME}
+    before = np.sum([counts[step] for step in IN_TIME[: IN_TIME.index(slot)]], axis=0)
+    mine = np.sum(list(counts.values()), axis=0) > 0
+    total, events = before.sum(axis=1), counts[slot].sum(axis=1)
+    weight = np.mean([1 / (alpha + total) for alpha in range(1, 501)], axis=0)
+    surplus = (before - total[:, None] / 4)[mine]
+    now = (counts[slot] - events[:, None] / 4)[mine]
+    stated = ((events * weight)[:, None] * (before - total[:, None] / 4))[mine]
+    assert (surplus @ now) / (surplus @ stated) == pytest.approx(1, abs=0.15)
+
+
 IN_TIME = [*range(19), EVAL, 19, 20]
 
 
