@@ -34,7 +34,7 @@ class HstuOps(NamedTuple):
             each of `groups` equal parts of av by itself.
         target_attention: `(projected [C, 2 H (V + A)], history [rows, H (V + A)], gamma, beta,
             history_offsets int32 [B + 1], target_offsets int32 [B + 1], *, ...)` as above: the same
-            for targets alone, whose requests' histories are given as [v | k]. Without gradients.
+            for targets alone, whose requests' histories are given as [v | k].
         layer_norm: `(x [L, W], gamma [W], beta [W], *, epsilon, swish)`. It returns
             layer_norm(x), or with swish `x * sigmoid(layer_norm(x))`.
         dropout: `(x [L, W], keys int64 [L], *, rate)`. It returns `x / (1 - rate)` where
@@ -138,20 +138,18 @@ def _as_floats(values: tf.Tensor) -> tf.Tensor:
 def _register_gradients(operations: Any) -> None:
     names = "heads", "attention_dim", "value_dim", "scale", "groups", "epsilon"
 
+    def of_attention(gradient: Any, operation: Any, upstream: tf.Tensor) -> list[tf.Tensor | None]:
+        settings = {name: operation.get_attr(name) for name in names}
+        found = gradient(*operation.inputs, operation.outputs[0], upstream, **settings)
+        return [*found, None, None]  # none of offsets and numbers
+
     @tf.RegisterGradient("HstuGatedAttention")
     def gated_attention_gradient(operation: Any, upstream: tf.Tensor) -> list[tf.Tensor | None]:
-        projected, gamma, beta, offsets, targets = operation.inputs
-        found = operations.hstu_gated_attention_grad(
-            projected=projected,
-            gamma=gamma,
-            beta=beta,
-            offsets=offsets,
-            targets=targets,
-            output=operation.outputs[0],
-            upstream=upstream,
-            **{name: operation.get_attr(name) for name in names},
-        )
-        return [*found, None, None]
+        return of_attention(operations.hstu_gated_attention_grad, operation, upstream)
+
+    @tf.RegisterGradient("HstuTargetAttention")
+    def target_attention_gradient(operation: Any, upstream: tf.Tensor) -> list[tf.Tensor | None]:
+        return of_attention(operations.hstu_target_attention_grad, operation, upstream)
 
     @tf.RegisterGradient("HstuLayerNorm")
     def layer_norm_gradient(operation: Any, upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -175,5 +173,3 @@ def _register_gradients(operations: Any) -> None:
             factor=operation.get_attr("factor"),
         )
         return [x, None]
-
-    tf.no_gradient("HstuTargetAttention")

@@ -80,8 +80,9 @@ inline void weigh_keys(const float* keys, int64_t count, int64_t width, const fl
 }
 
 template <typename T>
-void attend(const HstuHead& head, int64_t begin, int64_t end, bool causal, float* scratch,
-            T* output, int64_t stride) {
+void attend(const HstuHead& head, int64_t begin, int64_t end, float* scratch, T* output,
+            int64_t stride) {
+  const bool causal = begin < head.causal;
   const int64_t width = head.attention_dim, padded = rounded_up(head.value_dim, kLanes);
   const int64_t queries = end - begin, seen = causal ? end : head.history;
   float* const transposed = scratch;                // [width, kBlock]
@@ -196,6 +197,7 @@ void attend_gradient(const HstuHead& head, int64_t rows, int64_t first, int64_t 
   const GradientBlock block = {queries,     sums,   keys,         values,  width,
                                value_width, padded, value_padded, weights, gradients};
 
+  const int64_t first_query = hstu_first_query(&head, first);
   for (int64_t key = first; key < last; key += kBlock) {
     const int64_t count = smaller(kBlock, last - key);
     const T* const key_rows = row_of<T>(head.history_keys, key, head.history_stride);
@@ -203,10 +205,11 @@ void attend_gradient(const HstuHead& head, int64_t rows, int64_t first, int64_t 
     copy_rows(key_rows, head.history_stride, count, width, 1.0f, by_key, padded);
     copy_columns(row_of<T>(head.history_values, key, head.history_stride), head.history_stride,
                  count, value_width, 1.0f, values);
-    for (int64_t query = key, next; query < rows; query = next) {
-      next = smaller(query + kBlock, query < head.history ? head.history : rows);
+    const int64_t start = hstu_first_query(&head, key);
+    for (int64_t query = start, next; query < rows; query = next) {
+      next = smaller(query + kBlock, query < head.causal ? head.causal : rows);
       const int64_t query_count = next - query;
-      const bool causal = query == key;
+      const bool causal = query < head.causal && query == key;
       copy_rows(row_of<T>(head.queries, query, head.stride), head.stride, query_count, width,
                 product_factor(head), queries, padded);
       copy_rows(upstream + query * stride, stride, query_count, value_width, 1.0f, sums,
@@ -217,21 +220,22 @@ void attend_gradient(const HstuHead& head, int64_t rows, int64_t first, int64_t 
         const int64_t begin = causal ? row : 0;  // no query before attends these keys
         const int64_t place = begin * kBlock + row;
         add_product<kAlongRows, R>(weights + place, kBlock, sums + begin * value_padded,
-                                   value_padded, query_count - begin, query == key,
+                                   value_padded, query_count - begin, query == start,
                                    value_sums + row * value_padded);
         add_product<kAlongRows, R>(gradients + place, kBlock, queries + begin * padded, padded,
-                                   query_count - begin, query == key, key_sums + row * padded);
+                                   query_count - begin, query == start, key_sums + row * padded);
       });
       for_row_tiles(0, query_count, [&](auto r, int64_t row) {
         constexpr int R = decltype(r)::value;
         add_product<kAlongSteps, R>(gradients + row * kBlock, kBlock, by_key, padded,
                                     causal ? smaller(count, row + R) : count, key == first,
-                                    query_gradients + (query - first + row) * padded);
+                                    query_gradients + (query - first_query + row) * padded);
       });
     }
-    store_rows(key_sums, padded, count, width, key_gradient + key * head.stride, head.stride);
-    store_rows(value_sums, value_padded, count, value_width, value_gradient + key * head.stride,
-               head.stride);
+    store_rows(key_sums, padded, count, width, key_gradient + key * head.history_stride,
+               head.history_stride);
+    store_rows(value_sums, value_padded, count, value_width,
+               value_gradient + key * head.history_stride, head.history_stride);
   }
 }
 
@@ -245,7 +249,7 @@ void finish_gradient(const HstuHead& head, int64_t row, const float* const* part
   const T* const value = row_of<T>(head.values, row, head.stride);
   const float factor = product_factor(head);
   float gradient = 0;  // of the product with its own key
-  if (row >= head.history) {
+  if (row >= head.causal) {
     copy_rows(value, 0, 1, head.value_dim, 1.0f, scratch, rounded_up(head.value_dim, kLanes));
     const float product = factor * dot(query, key, width);
     const float gate = sigmoid(Vector{} + product)[0], weight = product * gate;
@@ -261,7 +265,7 @@ void finish_gradient(const HstuHead& head, int64_t row, const float* const* part
   for (int64_t d = 0; d < width; d += kLanes) {
     Vector sum = {};
     for (int64_t i = 0; i < count; ++i) sum += load(parts[i] + d);
-    if (row >= head.history) {
+    if (row >= head.causal) {
       sum = sum * factor + load(key + d, width - d) * gradient;
     } else {
       sum *= factor;

@@ -21,11 +21,11 @@ void with_type(int32_t type, const F& f) {
   }
 }
 
-void attend_any(const HstuHead* head, int64_t begin, int64_t end, int causal, float* scratch,
-                void* output, int64_t stride) {
+void attend_any(const HstuHead* head, int64_t begin, int64_t end, float* scratch, void* output,
+                int64_t stride) {
   with_type(head->type, [&](auto zero) {
     using T = decltype(zero);
-    attend(*head, begin, end, causal != 0, scratch, static_cast<T*>(output), stride);
+    attend(*head, begin, end, scratch, static_cast<T*>(output), stride);
   });
 }
 

@@ -23,19 +23,21 @@ typedef struct {
   int64_t stride;
   const void *history_keys, *history_values;
   int64_t history_stride, history;  // its number of rows
+  int64_t causal;                   // all of `history` if its rows are the first rows, or 0
 } HstuHead;
 
 typedef struct {
-  // Rows [begin, end) of a head, at most HSTU_BLOCK: either all of the history (`causal`; they are
-  // the history's rows of the same numbers) or all targets. Writes `scale` times the sums to
-  // output, whose rows are `stride` values apart; output points to row 0.
-  void (*attend)(const HstuHead* head, int64_t begin, int64_t end, int causal, float* scratch,
-                 void* output, int64_t stride);
+  // Rows [begin, end) of a head, at most HSTU_BLOCK: either all of the history or all targets.
+  // Writes `scale` times the sums to output, whose rows are `stride` values apart; output points to
+  // row 0.
+  void (*attend)(const HstuHead* head, int64_t begin, int64_t end, float* scratch, void* output,
+                 int64_t stride);
 
-  // The keys [first, last) of a head's history and the rows from `first` to `rows` that attend
-  // them: writes the gradients of keys and values, and what they add to the gradients of the
-  // queries, still without the factor of the products: [rows - first, hstu_padded(attention_dim)].
-  // upstream: the gradient of av times the scale; its rows are `stride` values apart.
+  // The keys [first, last) of a head's history and the rows that attend them, up to `rows`, of
+  // which there are some: writes the gradients of keys and values, as far apart as the history's
+  // rows, and what they add to the gradients of the queries, still without the factor of the
+  // products: [rows - hstu_first_query(head, first), hstu_padded(attention_dim)]. upstream: the
+  // gradient of av times the scale; its rows are `stride` values apart.
   void (*attend_gradient)(const HstuHead* head, int64_t rows, int64_t first, int64_t last,
                           const float* upstream, int64_t stride, float* scratch,
                           float* query_gradients, void* key_gradient, void* value_gradient);
@@ -61,6 +63,11 @@ typedef struct {
 
 static inline int64_t hstu_padded(int64_t values) {
   return (values + HSTU_LANES - 1) / HSTU_LANES * HSTU_LANES;
+}
+
+// The first row that attends a key of the history.
+static inline int64_t hstu_first_query(const HstuHead* head, int64_t key) {
+  return head->causal ? key : 0;
 }
 
 // Number of floats of scratch memory that each kernel needs.

@@ -155,15 +155,21 @@ struct Layout {
     return attention.offsets[request + 1] - attention.offsets[request];
   }
   int64_t history(int64_t request) const {
-    if (attention.targets) return rows(request) - attention.targets[request];
+    if (!attention.history) return rows(request) - attention.targets[request];
     return attention.history_offsets[request + 1] - attention.history_offsets[request];
   }
   // Rows that are targets follow `causal` ones.
-  int64_t causal(int64_t request) const { return attention.targets ? history(request) : 0; }
+  int64_t causal(int64_t request) const { return attention.history ? 0 : history(request); }
 
   int64_t value_place(int64_t head) const { return value_width + head * value_dim; }
   int64_t query_place(int64_t head) const { return 2 * value_width + head * attention_dim; }
   int64_t key_place(int64_t head) const { return query_place(heads) + head * attention_dim; }
+  int64_t history_value_place(int64_t head) const {
+    return attention.history ? head * value_dim : value_place(head);
+  }
+  int64_t history_key_place(int64_t head) const {
+    return attention.history ? value_width + head * attention_dim : key_place(head);
+  }
 
   HstuHead head(int64_t request, int64_t head) const {
     const int32_t type = attention.type;
@@ -174,17 +180,18 @@ struct Layout {
     found.value_dim = value_dim;
     found.scale = attention.scale;
     found.queries = moved(own, query_place(head), type);
-    found.keys = found.history_keys = moved(own, key_place(head), type);
-    found.values = found.history_values = moved(own, value_place(head), type);
-    found.stride = found.history_stride = columns;
+    found.keys = moved(own, key_place(head), type);
+    found.values = moved(own, value_place(head), type);
+    found.stride = columns;
     found.history = history(request);
-    if (!attention.targets) {
-      const void* const rows =
-          moved(attention.history, attention.history_offsets[request] * history_columns, type);
-      found.history_values = moved(rows, head * value_dim, type);
-      found.history_keys = moved(rows, value_width + head * attention_dim, type);
-      found.history_stride = history_columns;
-    }
+    found.causal = causal(request);
+    const void* const first =
+        attention.history
+            ? moved(attention.history, attention.history_offsets[request] * history_columns, type)
+            : own;
+    found.history_keys = moved(first, history_key_place(head), type);
+    found.history_values = moved(first, history_value_place(head), type);
+    found.history_stride = attention.history ? history_columns : columns;
     return found;
   }
 };
@@ -223,8 +230,7 @@ void forward(const HstuKernels& kernels, const HstuThreads& threads, const HstuA
         void* const av =
             moved(output, attention.offsets[item.request] * columns + layout.value_place(item.head),
                   attention.type);
-        kernels.attend(&head, item.begin, item.end, item.begin < layout.causal(item.request),
-                       scratch, av, columns);
+        kernels.attend(&head, item.begin, item.end, scratch, av, columns);
       });
   RowItems(attention.rows)
       .run(threads, layout.value_width, [&](int64_t begin, int64_t end, int64_t, float* scratch) {
@@ -232,9 +238,10 @@ void forward(const HstuKernels& kernels, const HstuThreads& threads, const HstuA
       });
 }
 
-// Items of keys of each head, and their parts of the query gradients.
+// Keys [first, last) of a head. Its rows from first_query on attend them; `part` is where the
+// query gradients begin that come from these keys.
 struct KeyItem {
-  int64_t request, head, first, last, part;
+  int64_t request, head, first, last, first_query, part;
 };
 
 int64_t keys_of_an_item(int64_t history) {
@@ -266,9 +273,11 @@ void backward(const HstuKernels& kernels, const HstuThreads& threads,
     pairs += static_cast<double>(rows) * static_cast<double>(history);
     first_item[static_cast<size_t>(request)] = items.size();
     for (int64_t head = 0; head < layout.heads; ++head) {
-      for (int64_t first = 0; first < history; first += keys) {
-        items.push_back({request, head, first, std::min(first + keys, history), part});
-        part += (rows - first) * padded;
+      const HstuHead described = layout.head(request, head);
+      for (int64_t first = 0; first < history && rows > 0; first += keys) {
+        const int64_t query = hstu_first_query(&described, first);
+        items.push_back({request, head, first, std::min(first + keys, history), query, part});
+        part += (rows - query) * padded;
       }
     }
   }
@@ -276,6 +285,16 @@ void backward(const HstuKernels& kernels, const HstuThreads& threads,
   const auto place = [&](int64_t request, int64_t row, int64_t column) {
     return moved(gradient.projected, (attention.offsets[request] + row) * layout.columns + column,
                  type);
+  };
+  if (attention.history) {  // of rows that no target attends
+    memset(gradient.history, 0,
+           static_cast<size_t>(attention.history_rows * layout.history_columns * size_of(type)));
+  }
+  // The gradients of the history's keys and values.
+  const auto history_place = [&](const KeyItem& item, int64_t column) {
+    if (!attention.history) return place(item.request, 0, column);
+    const int64_t first = attention.history_offsets[item.request];
+    return moved(gradient.history, first * layout.history_columns + column, type);
   };
   const auto upstream = [&](int64_t request, int64_t row, int64_t head) {
     return av.begin() + (attention.offsets[request] + row) * width + head * layout.value_dim;
@@ -291,33 +310,32 @@ void backward(const HstuKernels& kernels, const HstuThreads& threads,
               kernels.attend_gradient(&head, layout.rows(item.request), item.first, item.last,
                                       upstream(item.request, 0, item.head), width, scratch,
                                       parts.begin() + item.part,
-                                      place(item.request, 0, layout.key_place(item.head)),
-                                      place(item.request, 0, layout.value_place(item.head)));
+                                      history_place(item, layout.history_key_place(item.head)),
+                                      history_place(item, layout.history_value_place(item.head)));
             });
 
-  for_items(
-      threads, attention.requests,
-      static_cast<double>(attention.rows) * static_cast<double>(layout.columns), scratch_floats,
-      [&](int64_t request, float* scratch) {
-        const int64_t history = layout.history(request);
-        const int64_t keys = keys_of_an_item(history), key_items = divided_up(history, keys);
-        for (int64_t head = 0; head < layout.heads; ++head) {
-          const HstuHead described = layout.head(request, head);
-          const KeyItem* const own =
-              items.data() + first_item[static_cast<size_t>(request)] + head * key_items;
-          for (int64_t row = 0; row < layout.rows(request); ++row) {
-            const float* rows[kMostKeyItems];
-            int64_t count = 0;
-            for (; count < key_items && own[count].first <= row; ++count) {
-              rows[count] = parts.begin() + own[count].part + (row - own[count].first) * padded;
-            }
-            kernels.finish_gradient(&described, row, rows, count, upstream(request, row, head),
-                                    scratch, place(request, row, layout.query_place(head)),
-                                    place(request, row, layout.key_place(head)),
-                                    place(request, row, layout.value_place(head)));
-          }
-        }
-      });
+  for_items(threads, attention.requests * layout.heads,
+            static_cast<double>(attention.rows) * static_cast<double>(layout.columns),
+            scratch_floats, [&](int64_t item, float* scratch) {
+              const int64_t request = item / layout.heads, head = item % layout.heads;
+              const int64_t history = layout.history(request);
+              const int64_t keys = keys_of_an_item(history), key_items = divided_up(history, keys);
+              const HstuHead described = layout.head(request, head);
+              const KeyItem* const own =
+                  items.data() + first_item[static_cast<size_t>(request)] + head * key_items;
+              for (int64_t row = 0; row < layout.rows(request); ++row) {
+                const float* rows[kMostKeyItems];
+                int64_t count = 0;
+                for (; count < key_items && own[count].first_query <= row; ++count) {
+                  rows[count] =
+                      parts.begin() + own[count].part + (row - own[count].first_query) * padded;
+                }
+                kernels.finish_gradient(&described, row, rows, count, upstream(request, row, head),
+                                        scratch, place(request, row, layout.query_place(head)),
+                                        place(request, row, layout.key_place(head)),
+                                        place(request, row, layout.value_place(head)));
+              }
+            });
 }
 
 template <typename Work>

@@ -80,9 +80,9 @@ bool run_attention(int level, int32_t type, const Requests& requests, int64_t he
 
   Values upstream(rows * 3 * width, type), projected_gradient(rows * columns, type);
   Values gamma_gradient(width, HSTU_FLOAT32), beta_gradient(width, HSTU_FLOAT32);
-  const HstuAttentionGradient gradient = {output.begin(), upstream.begin(),
-                                          projected_gradient.begin(), gamma_gradient.floats(),
-                                          beta_gradient.floats()};
+  const HstuAttentionGradient gradient = {
+      output.begin(), upstream.begin(),        projected_gradient.begin(),
+      nullptr,        gamma_gradient.floats(), beta_gradient.floats()};
   if (hstu_cpu_attention_gradient(level, &kThreads, &attention, &gradient) != 0) return false;
 
   const int64_t targets = requests.target_offsets.back() + 1;
@@ -93,7 +93,14 @@ bool run_attention(int level, int32_t type, const Requests& requests, int64_t he
   attention.targets = nullptr;
   attention.history = history.begin();
   attention.history_offsets = requests.history_offsets.data();
-  return hstu_cpu_attention(level, &kThreads, &attention, target_output.begin()) == 0;
+  attention.history_rows = requests.history_offsets.back();
+  if (hstu_cpu_attention(level, &kThreads, &attention, target_output.begin()) != 0) return false;
+  Values target_upstream(targets * 3 * width, type), target_gradient(targets * columns, type);
+  Values history_gradient(attention.history_rows * columns / 2, type);
+  const HstuAttentionGradient of_targets = {target_output.begin(),   target_upstream.begin(),
+                                            target_gradient.begin(), history_gradient.begin(),
+                                            gamma_gradient.floats(), beta_gradient.floats()};
+  return hstu_cpu_attention_gradient(level, &kThreads, &attention, &of_targets) == 0;
 }
 
 bool run_rows(int level, int32_t type, int64_t rows, int64_t width) {

@@ -52,6 +52,7 @@ typedef struct {
   // [v: H V | k: H A], with offsets as above. One of `targets` and `history` is NULL.
   const void* history;
   const int32_t* history_offsets;
+  int64_t history_rows;  // at least the last offset
 } HstuAttention;
 
 // Each of the functions below returns 0, or -1 if memory runs out. `level` is at most
@@ -59,11 +60,12 @@ typedef struct {
 int hstu_cpu_attention(int level, const HstuThreads* threads, const HstuAttention* attention,
                        void* output);
 
-// output: that of hstu_cpu_attention, where attention->targets is given. upstream: its gradient.
+// output: that of hstu_cpu_attention. upstream: its gradient. The others are written.
 typedef struct {
   const void* output;
   const void* upstream;
   void* projected;
+  void* history;  // where attention->history is given
   float* gamma;
   float* beta;
 } HstuAttentionGradient;

@@ -36,9 +36,9 @@ absl::Status infer_same(InferenceContext* c) {
   return absl::OkStatus();
 }
 
-// The gradients of inputs 0 to 2 have their shapes.
+// The gradients of the first inputs have their shapes.
 absl::Status infer_gradients(InferenceContext* c) {
-  for (int i = 0; i < 3; ++i) c->set_output(i, c->input(i));
+  for (int i = 0; i < c->num_outputs(); ++i) c->set_output(i, c->input(i));
   return absl::OkStatus();
 }
 
@@ -82,6 +82,21 @@ REGISTER_OP("HstuTargetAttention")
     .Input("target_offsets: int32")
     .Output("output: T")
     .ATTENTION_ATTRIBUTES.SetShapeFn([](InferenceContext* c) { return infer_attention(c, 2); });
+
+REGISTER_OP("HstuTargetAttentionGrad")
+    .Input("projected: T")
+    .Input("history: T")
+    .Input("gamma: float")
+    .Input("beta: float")
+    .Input("history_offsets: int32")
+    .Input("target_offsets: int32")
+    .Input("output: T")
+    .Input("upstream: T")
+    .Output("projected_gradient: T")
+    .Output("history_gradient: T")
+    .Output("gamma_gradient: float")
+    .Output("beta_gradient: float")
+    .ATTENTION_ATTRIBUTES.SetShapeFn(infer_gradients);
 
 REGISTER_OP("HstuLayerNorm")
     .Input("x: T")
@@ -249,6 +264,24 @@ class AttentionKernel : public OpKernel {
     return absl::OkStatus();
   }
 
+  // The inputs projected, history, gamma, beta, history_offsets and target_offsets.
+  absl::Status describe_targets(OpKernelContext* context, HstuAttention* to) const {
+    const Tensor &history = context->input(1), &history_offsets = context->input(4);
+    const Tensor& target_offsets = context->input(5);
+    TF_RETURN_IF_ERROR(describe(context, 2, target_offsets, to));
+    TF_RETURN_IF_ERROR(check_rank(history, "history", 2));
+    const int64_t rows = history.dim_size(0);
+    TF_RETURN_IF_ERROR(
+        check_shape(history, "history", {rows, heads_ * (value_dim_ + attention_dim_)}));
+    TF_RETURN_IF_ERROR(check_offsets(target_offsets, "target_offsets", to->rows));
+    TF_RETURN_IF_ERROR(check_offsets(history_offsets, "history_offsets", rows));
+    TF_RETURN_IF_ERROR(check_shape(history_offsets, "history_offsets", target_offsets.shape()));
+    to->history = data_of(history);
+    to->history_offsets = ints_of(history_offsets);
+    to->history_rows = rows;
+    return absl::OkStatus();
+  }
+
   TensorShape output_shape(const HstuAttention& attention) const {
     return {attention.rows, 3 * heads_ * value_dim_};
   }
@@ -257,13 +290,29 @@ class AttentionKernel : public OpKernel {
   float scale_, epsilon_;
 };
 
-class GatedAttention : public AttentionKernel {
+// Allocates the gradients of the first inputs.
+template <size_t N>
+absl::Status allocate_gradients(OpKernelContext* context, Tensor* (&gradients)[N]) {
+  for (size_t i = 0; i < N; ++i) {
+    const int index = static_cast<int>(i);
+    TF_RETURN_IF_ERROR(
+        context->allocate_output(index, context->input(index).shape(), &gradients[i]));
+  }
+  return absl::OkStatus();
+}
+
+float* mutable_floats_of(const Tensor& tensor) { return static_cast<float*>(data_of(tensor)); }
+
+// Of whole sequences, or of targets whose history is given apart.
+template <bool kTargets>
+class Attention : public AttentionKernel {
  public:
   using AttentionKernel::AttentionKernel;
 
   void Compute(OpKernelContext* context) override {
     HstuAttention attention;
-    OP_REQUIRES_OK(context, describe_sequences(context, &attention));
+    OP_REQUIRES_OK(context, kTargets ? describe_targets(context, &attention)
+                                     : describe_sequences(context, &attention));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, output_shape(attention), &output));
     const HstuThreads threads = threads_of(context);
@@ -272,54 +321,31 @@ class GatedAttention : public AttentionKernel {
   }
 };
 
-class GatedAttentionGrad : public AttentionKernel {
+template <bool kTargets>
+class AttentionGrad : public AttentionKernel {
  public:
   using AttentionKernel::AttentionKernel;
 
   void Compute(OpKernelContext* context) override {
     HstuAttention attention;
-    OP_REQUIRES_OK(context, describe_sequences(context, &attention));
-    const Tensor &output = context->input(5), &upstream = context->input(6);
+    OP_REQUIRES_OK(context, kTargets ? describe_targets(context, &attention)
+                                     : describe_sequences(context, &attention));
+    const int inputs = context->num_inputs();
+    const Tensor &output = context->input(inputs - 2), &upstream = context->input(inputs - 1);
     OP_REQUIRES_OK(context, check_shape(output, "output", output_shape(attention)));
     OP_REQUIRES_OK(context, check_shape(upstream, "upstream", output_shape(attention)));
-    Tensor* gradients[3];
-    for (int i = 0; i < 3; ++i) {
-      OP_REQUIRES_OK(context,
-                     context->allocate_output(i, context->input(i).shape(), &gradients[i]));
-    }
-    const HstuAttentionGradient gradient = {
-        data_of(output), data_of(upstream), data_of(*gradients[0]),
-        static_cast<float*>(data_of(*gradients[1])), static_cast<float*>(data_of(*gradients[2]))};
+    Tensor* gradients[kTargets ? 4 : 3];
+    OP_REQUIRES_OK(context, allocate_gradients(context, gradients));
+    constexpr int kGamma = kTargets ? 2 : 1;
+    const HstuAttentionGradient gradient = {data_of(output),
+                                            data_of(upstream),
+                                            data_of(*gradients[0]),
+                                            kTargets ? data_of(*gradients[1]) : nullptr,
+                                            mutable_floats_of(*gradients[kGamma]),
+                                            mutable_floats_of(*gradients[kGamma + 1])};
     const HstuThreads threads = threads_of(context);
     check_memory(context,
                  hstu_cpu_attention_gradient(hstu_cpu_level(), &threads, &attention, &gradient));
-  }
-};
-
-class TargetAttention : public AttentionKernel {
- public:
-  using AttentionKernel::AttentionKernel;
-
-  void Compute(OpKernelContext* context) override {
-    const Tensor &history = context->input(1), &history_offsets = context->input(4);
-    const Tensor& target_offsets = context->input(5);
-    HstuAttention attention;
-    OP_REQUIRES_OK(context, describe(context, 2, target_offsets, &attention));
-    OP_REQUIRES_OK(context, check_rank(history, "history", 2));
-    const int64_t rows = history.dim_size(0);
-    OP_REQUIRES_OK(context,
-                   check_shape(history, "history", {rows, heads_ * (value_dim_ + attention_dim_)}));
-    OP_REQUIRES_OK(context, check_offsets(target_offsets, "target_offsets", attention.rows));
-    OP_REQUIRES_OK(context, check_offsets(history_offsets, "history_offsets", rows));
-    OP_REQUIRES_OK(context,
-                   check_shape(history_offsets, "history_offsets", target_offsets.shape()));
-    attention.history = data_of(history);
-    attention.history_offsets = ints_of(history_offsets);
-    Tensor* output;
-    OP_REQUIRES_OK(context, context->allocate_output(0, output_shape(attention), &output));
-    const HstuThreads threads = threads_of(context);
-    check_memory(context,
-                 hstu_cpu_attention(hstu_cpu_level(), &threads, &attention, data_of(*output)));
   }
 };
 
@@ -371,15 +397,12 @@ class LayerNormGrad : public NormKernel {
     const Tensor& upstream = context->input(3);
     OP_REQUIRES_OK(context, check_shape(upstream, "upstream", context->input(0).shape()));
     Tensor* gradients[3];
-    for (int i = 0; i < 3; ++i) {
-      OP_REQUIRES_OK(context,
-                     context->allocate_output(i, context->input(i).shape(), &gradients[i]));
-    }
+    OP_REQUIRES_OK(context, allocate_gradients(context, gradients));
     const HstuThreads threads = threads_of(context);
-    check_memory(context, hstu_cpu_norm_gradient(hstu_cpu_level(), &threads, &norm,
-                                                 data_of(upstream), data_of(*gradients[0]),
-                                                 static_cast<float*>(data_of(*gradients[1])),
-                                                 static_cast<float*>(data_of(*gradients[2]))));
+    check_memory(context,
+                 hstu_cpu_norm_gradient(hstu_cpu_level(), &threads, &norm, data_of(upstream),
+                                        data_of(*gradients[0]), mutable_floats_of(*gradients[1]),
+                                        mutable_floats_of(*gradients[2])));
   }
 };
 
@@ -417,9 +440,10 @@ class Dropout : public OpKernel {
 
 #define REGISTER_CPU(name, kernel) \
   REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel)
-REGISTER_CPU("HstuGatedAttention", GatedAttention);
-REGISTER_CPU("HstuGatedAttentionGrad", GatedAttentionGrad);
-REGISTER_CPU("HstuTargetAttention", TargetAttention);
+REGISTER_CPU("HstuGatedAttention", Attention<false>);
+REGISTER_CPU("HstuGatedAttentionGrad", AttentionGrad<false>);
+REGISTER_CPU("HstuTargetAttention", Attention<true>);
+REGISTER_CPU("HstuTargetAttentionGrad", AttentionGrad<true>);
 REGISTER_CPU("HstuLayerNorm", LayerNorm);
 REGISTER_CPU("HstuLayerNormGrad", LayerNormGrad);
 REGISTER_CPU("HstuDropout", Dropout);

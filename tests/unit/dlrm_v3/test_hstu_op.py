@@ -127,12 +127,14 @@ class Attention(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "requests")),
         *((name, ctypes.c_void_p) for name in ("offsets", "projected", "gamma", "beta")),
         *((name, ctypes.c_void_p) for name in ("targets", "history", "history_offsets")),
+        ("history_rows", ctypes.c_int64),
     ]
 
 
 class AttentionGradient(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_void_p) for name in ("output", "upstream", "projected", "gamma", "beta")
+        (name, ctypes.c_void_p)
+        for name in ("output", "upstream", "projected", "history", "gamma", "beta")
     ]
 
 
@@ -210,8 +212,9 @@ def attend(level: int, given: Case, dtype: str, count: int = 1) -> list[Any]:
     call("hstu_cpu_attention", level, count, attention, output.values)
     gradients = [Guarded(given.projected.shape, dtype)]
     gradients += [Guarded(given.gamma.shape, "float32") for _ in range(2)]
-    arrays = output.values, given.upstream, *(g.values for g in gradients)
-    gradient = AttentionGradient(*map(address, arrays))
+    projected, gamma, beta = (address(guarded.values) for guarded in gradients)
+    above = address(output.values), address(given.upstream)
+    gradient = AttentionGradient(*above, projected, None, gamma, beta)
     call("hstu_cpu_attention_gradient", level, count, attention, gradient)
     for guarded in (output, *gradients):
         guarded.assert_margins_untouched()
@@ -285,20 +288,45 @@ def test_a_target_changes_no_other_row_and_the_future_no_past(level: str) -> Non
         np.testing.assert_array_equal((after != before).any(axis=1), expected)
 
 
-def targets_alone(given: Case) -> tuple[Any, Any, NDArray[np.int32], NDArray[np.int32]]:
-    """The targets' projected rows, with padding, the history's [v | k], and where each begin."""
+class Targets(NamedTuple):
+    """The targets of a case, and their requests' histories; with rows behind the last offsets."""
+
+    case: Case
+    history: Any
+    history_offsets: NDArray[np.int32]
+
+
+def targets_alone(given: Case) -> Targets:
     s = given.settings
-    lengths = np.diff(given.offsets)
-    starts = np.repeat(given.offsets[1:] - given.targets, lengths)
-    own = given.projected[: given.offsets[-1]]
-    target = np.arange(len(own)) >= starts
-    v, k = own[:, s.width : 2 * s.width], own[:, -s.heads * s.attention_dim :]
-    history = np.ascontiguousarray(np.concatenate([v, k], axis=1)[~target])
-    projected = np.concatenate([own[target], given.projected[given.offsets[-1] :]])
-    offsets = [
-        np.cumsum([0, *n]).astype(np.int32) for n in (lengths - given.targets, given.targets)
-    ]
-    return projected, history, *offsets
+    places = rows_of_targets(given)
+    before = ~places
+    before[given.offsets[-1] :] = False
+    v = given.projected[:, s.width : 2 * s.width]
+    k = given.projected[:, given.projected.shape[1] - s.heads * s.attention_dim :]
+    history = np.concatenate([v, k], axis=1)[before]
+    places[given.offsets[-1] :] = True
+    lengths = np.diff(given.offsets) - given.targets
+    own = given._replace(
+        projected=given.projected[places],
+        offsets=np.cumsum([0, *given.targets]).astype(np.int32),
+        upstream=given.upstream[places],
+    )
+    padded = np.concatenate([history, np.ones([PADDING, history.shape[1]], history.dtype)])
+    return Targets(own, padded, np.cumsum([0, *lengths]).astype(np.int32))
+
+
+def expected_of_targets(given: Case) -> list[Doubles]:
+    """The output, and the gradients of projected, history, gamma and beta."""
+    s = given.settings
+    places = rows_of_targets(given)
+    upstream = np.where(places[:, None], given.upstream, given.upstream.dtype.type(0))
+    output, projected, gamma, beta = given._replace(upstream=upstream).expected()
+    whole = (
+        projected[:, s.width : 2 * s.width],
+        projected[:, 2 * s.width + s.heads * s.attention_dim :],
+    )
+    history = np.concatenate(whole, axis=1)[: given.offsets[-1]][~places[: given.offsets[-1]]]
+    return [output[places], projected[places], history, gamma, beta]
 
 
 def rows_of_targets(given: Case) -> NDArray[np.bool_]:
@@ -308,24 +336,38 @@ def rows_of_targets(given: Case) -> NDArray[np.bool_]:
     return places
 
 
+def attend_of_targets(level: int, targets: Targets, dtype: str) -> list[Any]:
+    """As `expected_of_targets`, with the rows behind the last offsets."""
+    given, history, history_offsets = targets
+    attention = described(given, dtype)
+    attention.targets = None
+    attention.history, attention.history_offsets = address(history), address(history_offsets)
+    attention.history_rows = len(history)
+    output = Guarded(given.upstream.shape, dtype)
+    call("hstu_cpu_attention", level, 2, attention, output.values)
+    gradients = [Guarded(array.shape, dtype) for array in (given.projected, history)]
+    gradients += [Guarded(given.gamma.shape, "float32") for _ in range(2)]
+    arrays = output.values, given.upstream, *(guarded.values for guarded in gradients)
+    gradient = AttentionGradient(*map(address, arrays))
+    call("hstu_cpu_attention_gradient", level, 2, attention, gradient)
+    for guarded in (output, *gradients):
+        guarded.assert_margins_untouched()
+    return [output.values, *(guarded.values for guarded in gradients)]
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_attention_of_targets_to_a_kept_history(dtype: str) -> None:
     for shape in SHAPES.values():
         for requests in REQUESTS.values():
             given = case(shape, requests, dtype)
-            projected, history, history_offsets, offsets = targets_alone(given)
-            attention = described(given._replace(projected=projected, offsets=offsets), dtype)
-            attention.targets = None
-            attention.history = address(history)
-            attention.history_offsets = address(history_offsets)
-            expected = given.output()[rows_of_targets(given)]
+            targets = targets_alone(given)
+            expected = expected_of_targets(given)
             for level in levels():
-                output = Guarded((len(projected), 3 * shape.width), dtype)
-                call("hstu_cpu_attention", level, 2, attention, output.values)
-                output.assert_margins_untouched()
-                found, padding = np.split(output.values, [offsets[-1]])
-                assert_close(found, expected, dtype)
-                assert not padding.astype(np.float32).any()
+                found = attend_of_targets(level, targets, dtype)
+                for own, other in zip(found, expected):
+                    padding = own[len(other) :]
+                    assert_close(own[: len(other)], other, dtype)
+                    assert not padding.astype(np.float32).any()
 
 
 class NormCase(NamedTuple):

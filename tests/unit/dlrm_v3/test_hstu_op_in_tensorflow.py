@@ -19,8 +19,8 @@ from tests.unit.dlrm_v3.test_hstu_op import (
     assert_attention_close,
     assert_close,
     case,
+    expected_of_targets,
     norm_case,
-    rows_of_targets,
     targets_alone,
 )
 
@@ -74,13 +74,16 @@ def test_weights_of_another_type_get_gradients_of_theirs() -> None:
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_target_attention(dtype: str) -> None:
     given = case(SETTINGS, REQUESTS, dtype)
-    projected, history, history_offsets, offsets = targets_alone(given)
-    found = hstu_op.load().target_attention(
-        *tensors(projected, history, given.gamma, given.beta, history_offsets, offsets),
-        **SETTINGS._asdict(),
-    )
-    expected = given.output()[rows_of_targets(given)]
-    assert_close(found.numpy()[: offsets[-1]], expected, dtype)
+    own, history, history_offsets = targets_alone(given)
+    inputs = tensors(own.projected, history, own.gamma, own.beta)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        output = hstu_op.load().target_attention(
+            *inputs, history_offsets, own.offsets, **SETTINGS._asdict()
+        )
+    gradients = tape.gradient(output, inputs, output_gradients=tf.constant(own.upstream))
+    for found, expected in zip([output, *gradients], expected_of_targets(given)):
+        assert_close(found.numpy()[: len(expected)], expected, dtype)
 
 
 @pytest.mark.parametrize("swish", [False, True])
@@ -199,10 +202,10 @@ def test_wrong_inputs_of_the_others_are_refused() -> None:
         with pytest.raises(ValueError, match="dropout rate"):
             ops.dropout(x, tf.zeros([4], tf.int64), rate=rate)
     given = case(SETTINGS, ([5, 4], [2, 1]))
-    projected, history, history_offsets, offsets = targets_alone(given)
-    good = [projected, history, given.gamma, given.beta, history_offsets, offsets]
+    own, history, history_offsets = targets_alone(given)
+    good = [own.projected, history, given.gamma, given.beta, history_offsets, own.offsets]
     for place, value, words in (
-        (1, history[:, 1:], r"history \[6,96\]"),
+        (1, history[:, 1:], r"history \[9,96\]"),
         (1, history[:5], r"history_offsets\[2\] from 3 to 5"),
         (4, history_offsets[:2], r"history_offsets \[3\], found \[2\]"),
         (5, ints(0, 2, 9), r"target_offsets\[2\] from 2 to 6"),
