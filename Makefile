@@ -1,6 +1,7 @@
 # make train              trains a DLRM on synthetic logs, from raw text to its AUC target, on two ranks
 # make train RAW=log.tsv  the same on your own logs, in Criteo's format (RAW="a.gz b.gz": several)
 # make serve              serves the model of `make train`, asks it over HTTP and gRPC, and stops
+# make dlrm-v3            DLRMv3: generates a small stream, trains on it, and runs MLPerf's inference benchmark
 # make test               runs all tests except the slow ones, on JOBS cores: about 5 minutes on two
 # make test-all           runs all tests
 # make lint               checks style, types, formatting and spelling
@@ -67,8 +68,8 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: serve serve-setup serving_core setup help train test test-all coverage test-ingest test-interact faults lint bench sok sok-check \
-    interact_op hstu_op test-hstu bundle clean
+.PHONY: setup help train serve dlrm-v3 serve-setup serving_core interact_op hstu_op test test-all \
+    coverage test-ingest test-interact test-hstu faults lint bench sok sok-check bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -111,6 +112,10 @@ train: setup interact_op $(RAW_FILES)
 # The checkpoint is that of `make train`, which runs first if there is none.
 serve: serve-setup | $(DATA)/checkpoints
 	$(RUN) python3 -m tools.serve_demo $(DATA)/checkpoints $(DATA) $(DATA)/serving
+
+# What is in this folder already is kept if it has the same settings.
+dlrm-v3: hstu_op serve-setup
+	$(RUN) python3 -m tools.dlrm_v3_demo build/dlrm_v3 --ranks $(NP)
 
 $(DATA)/checkpoints:
 	$(MAKE) train

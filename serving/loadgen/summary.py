@@ -34,14 +34,22 @@ def result(output: Path) -> bool:
         OSError: There is no summary.
         ValueError: The summary holds no result.
     """
+    if (found := values(output).get("Result is")) is not None:
+        return found == "VALID"
     path = output / SUMMARY
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "Result is":
-            return value.strip() == "VALID"
     reasons = "; ".join(errors(output)) or "none"
     raise ValueError(f"{path}: expected LoadGen's result, found none; its errors: {reasons}")
+
+
+def values(output: Path) -> dict[str, str]:
+    """The named values of the summary, such as `Result is`, as they are written.
+
+    Raises:
+        OSError: There is no summary.
+    """
+    text = (output / SUMMARY).read_text(encoding="utf-8", errors="replace")
+    parts = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in parts if value.strip()}
 
 
 def lines(output: Path) -> list[str]:
