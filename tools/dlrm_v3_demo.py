@@ -129,8 +129,9 @@ class _Demo:
         shortest = f"--min-duration-ms={_SHORTEST_RUN_MS}"
         offline = summary.values(self._benchmark("Offline", "offline", shortest))
         rate = float(offline["Samples per second"])
-        target = f"--target-qps={max(1.0, _SERVER_SHARE * rate):.1f}"
-        output = self._benchmark("Server", "server", shortest, target, "--output-trace")
+        asked = max(1.0, _SERVER_SHARE * rate)
+        flags = (shortest, f"--target-qps={asked:.1f}", "--output-trace")
+        output = self._benchmark("Server", "server", *flags)
         server = summary.values(output)
         percentiles = "   ".join(
             f"{share} % {float(server[f'{share}.00 percentile latency (ns)']) / 1e6:.1f} ms"
@@ -138,7 +139,7 @@ class _Demo:
         )
         return [
             f"LoadGen, Offline: {offline['Result is']}, {rate:,.0f} requests/s",
-            f"LoadGen, Server:  {server['Result is']}, {target[13:]} requests/s asked;   "
+            f"LoadGen, Server:  {server['Result is']}, {asked:,.0f} requests/s asked;   "
             f"{percentiles}   (bound: 99 % within 80 ms)",
             f"trace: {output / 'trace.json'}, for ui.perfetto.dev",
         ]
