@@ -84,11 +84,17 @@ def _shards(text: str | None, count: int) -> range:
 def _print_best(best: dict[str, Any]) -> None:
     """Prints the figures of whole parts."""
     for part, values in best.items():
-        line = f"{part}: {values['candidates']:,} candidates"
-        for name in ("rate", "normalised_entropy", "auc", "accuracy"):
-            value = values.get(name)
-            line += f", {name} {'undefined' if value is None else format(value, '.5f')}"
-        print(f"best possible, {line}")
+        print(f"best possible, {part}: {values['candidates']:,} candidates, {_figures(values)}")
+        for name in ("user_alone", "item_alone"):
+            print(f"  {name}: {_figures(values[name])}")
+
+
+def _figures(values: dict[str, Any]) -> str:
+    names = ("rate", "normalised_entropy", "auc", "accuracy")
+    found = [(name, values.get(name)) for name in names]
+    return ", ".join(
+        f"{name} {'undefined' if x is None else format(x, '.5f')}" for name, x in found
+    )
 
 
 if __name__ == "__main__":

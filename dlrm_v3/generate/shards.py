@@ -27,10 +27,9 @@ from dlrm_v3.data.layout import (
     StreamMetadata,
     file_name,
     shard_folder,
-    slots_of,
 )
 from dlrm_v3.data.shard import read_description
-from dlrm_v3.generate.best import LEVELS, label_counts
+from dlrm_v3.generate.best import label_counts
 from dlrm_v3.generate.process import EventProcess, UserEvents
 
 BLOCK_USERS = 512
@@ -110,7 +109,7 @@ def _write_columns(
         for kind in ends:
             columns[f"{kind}_offsets"].write(np.zeros(1))
         active: list[NDArray[np.bool_]] = []
-        counts = np.zeros((slots_of(config), LEVELS, 2), np.int64)
+        tallies: NDArray[np.int64] | int = 0
         for events in blocks:
             for kind in ends:
                 lengths = getattr(events, f"{kind}_lengths")
@@ -121,7 +120,7 @@ def _write_columns(
                 if name in columns:
                     columns[name].write(getattr(events, name))
             active.append(events.candidate_lengths[:, 1:-1] > 0)
-            counts += label_counts(events.tallies, config)
+            tallies += events.tallies
         timestamps, places = np.nonzero(np.concatenate(active).T)
         columns["request_users"].write(first_user + places)
         columns["request_offsets"].write(
@@ -138,7 +137,7 @@ def _write_columns(
             "candidates": ends["candidate"],
             "requests": len(places),
             "bytes": sum(column.sum.value.bytes for column in columns.values()),
-            "label_counts": counts.tolist(),
+            "label_counts": label_counts(np.asarray(tallies), config).tolist(),
         },
     )
 

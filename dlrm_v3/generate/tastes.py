@@ -23,8 +23,13 @@ QUARTERS = 4
 DRIFT_PERIOD = 8
 
 ITEM_RATINGS = (5, 4, 3, 2, 1)
-_RATING_OF_TWENTIETH = np.repeat(np.arange(5, dtype=np.uint8), [4, 5, 5, 4, 2])
-"""Of every twenty items, on average: 4 are worth 5, 5 are worth 4, 5: 3, 4: 2, and 2: 1."""
+ITEM_SHARES = (0.2, 0.25, 0.25, 0.2, 0.1)
+"""The ratings that an item may have, and the shares of the items that do."""
+
+_RATING_OF_TWENTIETH = np.repeat(
+    np.arange(5, dtype=np.uint8), np.rint(np.multiply(ITEM_SHARES, 20)).astype(int)
+)
+"""The place of the rating, for each of 20 equal parts of a hash's range."""
 
 _ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
 """A shift and a factor of each round of a 32-bit hash (Wellons: Prospecting for Hash Functions)."""

@@ -55,7 +55,9 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert lines[0] == f"{tmp_path / 'shards' / '00000' / 'shard.json'}: complete"
     assert " a second; processes: 1" in lines[4]
     assert [line.partition(":")[0] for line in lines[5:]] == [
-        *("best possible, train", "best possible, inference", "best possible, eval")
+        *("best possible, train", "  user_alone", "  item_alone"),
+        *("best possible, inference", "  user_alone", "  item_alone"),
+        *("best possible, eval", "  user_alone", "  item_alone"),
     ]
     assert "normalised_entropy 0.1" in lines[5]
 

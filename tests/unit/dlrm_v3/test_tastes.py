@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from dlrm_v3.config import PRESETS
 from dlrm_v3.data.layout import eval_slot
 from dlrm_v3.generate.best import label_counts, summary
 from dlrm_v3.generate.process import EventProcess, UserEvents
 from dlrm_v3.generate.tastes import quarter_of, taste_table
 from tests.unit.dlrm_v3.test_process import (
     CONFIG,
+    ITEM_SHARES,
     Events,
     assert_shares,
     category_counts,
@@ -156,19 +157,51 @@ def test_the_best_figures(block: UserEvents) -> None:
         (best["inference"]["timestamps"]["19"], slots == 20),
     ]
     for figures, chosen in parts:
-        labels = block.candidate_ratings[chosen] >= 3.5
-        chances = block.candidate_probabilities[chosen].astype(np.float64)
-        likelihood = np.where(labels, chances, 1 - chances)
-        rate = labels.mean()
-        entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
-        assert figures["candidates"] == len(labels)
-        assert figures["rate"] == pytest.approx(rate)
-        assert figures["normalised_entropy"] == pytest.approx(
-            -np.log(likelihood).mean() / entropy, rel=1e-5
+        assert_figures(
+            figures,
+            block.candidate_ratings[chosen] >= 3.5,
+            block.candidate_probabilities[chosen].astype(np.float64),
         )
-        assert figures["accuracy"] == ((chances >= 0.5) == labels).mean()
-        pairs = pairwise_auc(chances, labels)
-        assert figures["auc"] == pytest.approx(pairs, abs=1e-12)
+
+
+def assert_figures(figures: dict[str, Any], labels: np.ndarray, chances: np.ndarray) -> None:
+    likelihood = np.where(labels, chances, 1 - chances)
+    rate = labels.mean()
+    entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+    assert figures["candidates"] == len(labels)
+    assert figures["rate"] == pytest.approx(rate)
+    loss = -np.log(likelihood).mean()
+    assert figures["normalised_entropy"] == pytest.approx(loss / entropy, rel=1e-5)
+    assert figures["accuracy"] == ((chances >= 0.5) == labels).mean()
+    assert figures["auc"] == pytest.approx(pairwise_auc(chances.round(6), labels), abs=1e-12)
+
+
+def test_the_figures_of_who_knows_less(block: UserEvents, quarters: np.ndarray) -> None:
+    """Of item or user, the chance is the mean over what is not known of the other."""
+    best = summary([label_counts(block.tallies, CONFIG)], CONFIG)["train"]["timestamps"]["6"]
+    events = events_of(block, "candidate", 7)
+    labels = events.ratings >= 3.5
+    stars = (5, 4, 3, 2, 1)
+    chance = {
+        (quarter, star): sum(p for v, p in mixture(quarter, 6).items() if v + star >= 6.9999)
+        for quarter, star in itertools.product(range(4), stars)
+    }
+    of_item = {star: np.mean([chance[quarter, star] for quarter in range(4)]) for star in stars}
+    of_user = [
+        sum(ITEM_SHARES[star] * chance[quarter, star] for star in stars) for quarter in range(4)
+    ]
+    by_item = np.array([of_item[star] for star in item_ratings(events.items)])
+    assert_figures(best["item_alone"], labels, by_item)
+    known = quarters[events.users, events.categories]
+    by_user = np.array([*of_user, np.nan])[known]
+    clear = known >= 0
+    entropy = -np.log(np.where(labels, by_user, 1 - by_user)[clear]).mean()
+    rate = labels[clear].mean()
+    entropy /= -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+    # Some quarters are unclear from the data alone.
+    assert best["user_alone"]["normalised_entropy"] == pytest.approx(entropy, abs=0.02)
+    assert best["normalised_entropy"] < best["user_alone"]["normalised_entropy"] < 1
+    assert best["normalised_entropy"] < best["item_alone"]["normalised_entropy"] < 1
 
 
 def pairwise_auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -186,9 +219,10 @@ def pairwise_auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_no_positive_at_all_has_no_auc() -> None:
-    counts = np.zeros((PRESETS["tiny"].stream.timestamps + 2, 11, 2), np.int64)
-    counts[1, 0, 0] = 5
-    best = summary([counts], CONFIG)
+    tallies = np.zeros((CONFIG.timestamps + 2, 4, 10, 5), np.int64)
+    tallies[1, 3, :, 4] = 5
+    best = summary([label_counts(tallies, CONFIG)], CONFIG)
+    assert best["train"]["rate"] == 0
     assert best["train"]["auc"] is None
     assert best["train"]["normalised_entropy"] is None
-    assert best["eval"] == {"candidates": 0}
+    assert best["eval"]["candidates"] == 0
