@@ -96,6 +96,8 @@ def attention(
     @tf.custom_gradient
     def attend(*rows: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
         dtype = rows[0].dtype
+        # Or else an eager tape keeps every block, which the gradient below has no use for.
+        rows = tuple(tf.stop_gradient(x) for x in rows)
         alpha = tf.constant(1 / math.sqrt(rows[0].shape[-1] // heads), dtype)
         q, k, v = (_padded(x, pad, heads) for x, pad in zip(rows, (queries, keys, keys)))
         size = queries.block
@@ -131,7 +133,10 @@ def attention(
 
         def loop(body: Callable[..., Any], *state: Any) -> Any:
             state = (tf.constant(0), *state)
-            return tf.while_loop(lambda index, *_: index < count, body, state)[1:]
+            # One block at a time: several would need as many times the memory.
+            return tf.while_loop(
+                lambda index, *_: index < count, body, state, parallel_iterations=1
+            )[1:]
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             above = _padded(tf.cast(upstream * scale, dtype), queries, heads)
@@ -152,7 +157,8 @@ def attention(
 
 def _block_of(values: tf.Tensor, index: tf.Tensor, size: Any) -> tf.Tensor:
     """Cuts block `index` of positions out of [B, H, N, D]: [B, H, S, D]."""
-    return tf.slice(values, tf.stack([0, 0, index * size, 0]), tf.stack([-1, -1, size, -1]))
+    block = tf.slice(values, tf.stack([0, 0, index * size, 0]), tf.stack([-1, -1, size, -1]))
+    return tf.ensure_shape(block, [*values.shape[:2], None, values.shape[3]])
 
 
 def _joined(blocks: tf.TensorArray, width: int) -> tf.Tensor:

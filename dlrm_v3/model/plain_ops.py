@@ -65,6 +65,7 @@ def gated_attention(
         return (earlier | (key == query)) & (query < lengths)
 
     output = attention((q, k, v), padding, padding, seen, heads=heads, scale=scale, causal=True)
+    u = tf.where(padding.valid[:, None], u, tf.zeros_like(u))  # rows of no request give zeros
     return _gated(u, output, gamma, beta, groups, epsilon)
 
 
