@@ -29,6 +29,7 @@ from dlrm_v3.data.layout import (
     slots_of,
 )
 
+_DESCRIPTION = ("first_user", "users", "events", "candidates", "requests", "bytes", "label_counts")
 BROKEN = "remove the folder of this shard and write it again with python3 -m dlrm_v3.generate"
 
 
@@ -50,6 +51,11 @@ def read_description(folder: Path, metadata: StreamMetadata, shard: int) -> dict
         raise ValueError(
             f"{path}: settings: expected {metadata.digest}, those of metadata.json, found "
             f"{content.get('settings')!r}; {BROKEN}"
+        )
+    missing = [key for key in _DESCRIPTION if key not in content]
+    if missing:
+        raise ValueError(
+            f"{path}: expected {', '.join(_DESCRIPTION)}, {missing[0]} is missing; {BROKEN}"
         )
     return content
 

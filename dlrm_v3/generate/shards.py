@@ -27,10 +27,12 @@ from dlrm_v3.data.layout import (
     StreamMetadata,
     file_name,
     shard_folder,
+    slots_of,
 )
-from dlrm_v3.data.shard import read_description
+from dlrm_v3.data.shard import BROKEN, read_description
 from dlrm_v3.generate.best import label_counts
 from dlrm_v3.generate.process import EventProcess, UserEvents
+from dlrm_v3.generate.tastes import ITEM_RATINGS, QUARTERS
 
 BLOCK_USERS = 512
 """Users that are drawn together; it bounds the memory and is part of what decides the bytes."""
@@ -89,8 +91,24 @@ def write_shard(
 
 
 def shard_label_counts(folder: Path, metadata: StreamMetadata, shard: int) -> NDArray[np.int64]:
-    """The `label_counts` of a shard that is complete."""
-    return np.array(read_description(folder, metadata, shard)["label_counts"], np.int64)
+    """Reads the `label_counts` of a shard that is complete.
+
+    Raises:
+        OSError: Its description is missing.
+        ValueError: Its description is malformed.
+    """
+    found = read_description(folder, metadata, shard)["label_counts"]
+    try:
+        counts = np.array(found, np.int64)
+    except (TypeError, ValueError):
+        counts = np.empty(0, np.int64)
+    expected = (slots_of(metadata.config), QUARTERS, len(ITEM_RATINGS), 2)
+    if counts.shape != expected:
+        raise ValueError(
+            f"{shard_folder(folder, shard) / SHARD}: label_counts: expected numbers of shape "
+            f"{expected}, found {counts.shape}; {BROKEN}"
+        )
+    return counts
 
 
 def _write_columns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -319,6 +320,25 @@ def test_a_shard_that_is_missing(copy: Path) -> None:
 def test_a_shard_of_other_settings(copy: Path) -> None:
     write_metadata(copy, StreamMetadata("tiny", dataclasses.replace(CONFIG, seed=2)))
     assert "00000/shard.json: settings: expected" in message_of(open_stream, copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("events", None, "events is missing"),
+        ("label_counts", None, "label_counts is missing"),
+        ("label_counts", [[1, 2]], "expected numbers of shape (8, 4, 5, 2), found (1, 2)"),
+        ("label_counts", {}, "found (0,)"),
+        ("label_counts", [[1], [1, 2]], "found (0,)"),
+    ],
+)
+def test_a_description_that_cannot_be(copy: Path, key: str, value: object, expected: str) -> None:
+    path = copy / "shards" / "00001" / "shard.json"
+    content = {**json.loads(path.read_text()), key: value}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    message = message_of(write_best, copy, StreamMetadata("tiny", CONFIG))
+    assert message.startswith(f"{path}: ")
+    assert expected in message
 
 
 @pytest.mark.parametrize(
