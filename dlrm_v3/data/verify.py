@@ -23,6 +23,8 @@ with cli.project_environment():
     from dlrm_v3.data.shard import BROKEN, StreamShard
     from dlrm_v3.data.stream import open_shards
 
+_PIECE_EVENTS = 1 << 22  # checked at a time, which bounds the memory
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
@@ -61,7 +63,9 @@ def verify_shard(shard: StreamShard, config: StreamConfig) -> None:
     users = shard.first_user + np.arange(config.users // config.shards, dtype=np.int32)
     for kind in ("history", "candidate"):
         shard.places(kind, users, 0, slots_of(config))
-        shard.check_events(kind, 0, len(shard[f"{kind}_items"]))
+        end = len(shard[f"{kind}_items"])
+        for start in range(0, end, _PIECE_EVENTS):
+            shard.check_events(kind, start, min(start + _PIECE_EVENTS, end))
     for timestamp in range(config.timestamps):
         places = shard.places("candidate", users, timestamp + 1, 1)
         expected_users = users[places[:, 1] > places[:, 0]]

@@ -23,8 +23,12 @@ from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.one_profile
 
-SMALL = ("--preset=tiny", "--users=240", "--items=2000", "--shards=4")
-LARGER = ("--preset=tiny", "--users=8000", "--items=80000", "--shards=8")
+POPULATION = (
+    *("--preset=tiny", "--categories=16", "--timestamps=20", "--train_timestamps=18"),
+    *("--candidates=8", "--inference_candidates=64", "--events_per_item=50"),
+)
+SMALL = (*POPULATION, "--users=240", "--items=2000", "--shards=4")
+LARGER = (*POPULATION, "--users=8000", "--items=80000", "--shards=8")
 COMMAND = (sys.executable, "-m", "dlrm_v3.generate")
 
 

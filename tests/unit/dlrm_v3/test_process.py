@@ -8,14 +8,25 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dlrm_v3.config import PRESETS
+from dlrm_v3.config import StreamConfig
 from dlrm_v3.data.layout import eval_slot
 from dlrm_v3.generate.process import EventProcess, UserEvents
 from dlrm_v3.generate.tastes import item_places
 
 pytestmark = pytest.mark.one_profile
 
-CONFIG = PRESETS["tiny"].stream
+CONFIG = StreamConfig(
+    users=8000,
+    items=20_000,
+    categories=16,
+    timestamps=20,
+    train_timestamps=18,
+    candidates=8,
+    inference_candidates=64,
+    shards=1,
+    written_shards=1,
+    events_per_item=200,
+)
 EVAL = eval_slot(CONFIG)
 ITEM_SHARES = {5: 0.2, 4: 0.25, 3: 0.25, 2: 0.2, 1: 0.1}
 USERS = 4000

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlrm.formats.checksums import read_checksums, sum_of, write_checksums
-from dlrm_v3.config import PRESETS, StreamConfig
+from dlrm_v3.config import StreamConfig
 from dlrm_v3.data.batch import RequestBatch
 from dlrm_v3.data.layout import COLUMNS, StreamMetadata, write_metadata
 from dlrm_v3.data.shard import StreamShard
@@ -23,12 +23,13 @@ from dlrm_v3.generate.run import begin, write_best, write_shards
 
 pytestmark = pytest.mark.one_profile
 
-CONFIG = dataclasses.replace(
-    PRESETS["tiny"].stream,
+CONFIG = StreamConfig(
     users=60,
     items=2000,
+    categories=16,
     timestamps=6,
     train_timestamps=4,
+    candidates=8,
     inference_candidates=40,
     shards=3,
     written_shards=2,
