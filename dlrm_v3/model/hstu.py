@@ -193,7 +193,6 @@ class Hstu(keras.Model):
             last.project_keys_and_values(history),
             rows.offsets - target_offsets,
             target_offsets,
-            has_gradient=True,
         )
         keys = None if keys is None else tf.gather(keys, inputs.target_rows)
         attended = self._drop(attended, keys, len(self.hstu_layers), self.config.output_dropout)
@@ -245,9 +244,7 @@ class Hstu(keras.Model):
         x += take_rows(self.category_mlp(categories, factor=factor), targets.categories)
         for layer, kept in zip(self.hstu_layers, state.kept):
             projected = layer.project(x)
-            attended = layer.attend_kept(
-                projected, kept, state.offsets, targets.offsets, has_gradient=False
-            )
+            attended = layer.attend_kept(projected, kept, state.offsets, targets.offsets)
             x = layer.output(attended, x)
         return self._score(
             x,

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.hstu_op import HstuOps
-from dlrm_v3.model import plain_ops
 
 MLP_EPSILON = 1e-5
 LAYER_EPSILON = 1e-6
@@ -184,14 +183,9 @@ class HstuLayer(keras.layers.Layer):
         kept: tf.Tensor,
         history_offsets: tf.Tensor,
         target_offsets: tf.Tensor,
-        *,
-        has_gradient: bool,
     ) -> tf.Tensor:
         """Computes what `attend` does for the targets, from kept keys and values."""
-        # The fused operation has no gradient.
-        is_fused = self._ops.layer_norm is not plain_ops.layer_norm
-        ops = plain_ops.load() if has_gradient and is_fused else self._ops
-        return ops.target_attention(
+        return self._ops.target_attention(
             projected,
             kept,
             *self._norm_weights(),
