@@ -57,6 +57,9 @@ def pad(offsets: tf.Tensor, rows: Any, longest: Any = None) -> Padding:
 
 def _padded(values: tf.Tensor, padding: Padding, heads: int) -> tf.Tensor:
     """Pads sequences: [L, H * D] -> [B, H, N, D]."""
+    # Without rows there would be none for the padding to repeat.
+    none = tf.cast(tf.equal(tf.shape(values)[0], 0), tf.int32)
+    values = tf.pad(values, [[0, none], [0, 0]])
     rows = tf.gather(values, padding.rows)  # [B, N, H * D]
     shape = [-1, padding.length, heads, values.shape[-1] // heads]
     return tf.transpose(tf.reshape(rows, shape), [0, 2, 1, 3])

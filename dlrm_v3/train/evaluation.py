@@ -46,8 +46,10 @@ def tally(
     bins = ((clipped + LOGIT_RANGE) * ((BINS - 1) / (2 * LOGIT_RANGE))).astype(np.int64)
     total[: 2 * BINS] = np.bincount(bins + BINS * positive, minlength=2 * BINS)
     aucs = request_aucs(scores, labels, candidates)
+    with np.errstate(invalid="ignore"):  # of a NaN
+        losses = np.logaddexp(0, scores) - scores * positive
     total[2 * BINS :] = (
-        np.sum(np.logaddexp(0, scores) - scores * positive),
+        np.sum(losses),
         np.count_nonzero((scores >= 0) == positive),
         np.nansum(aucs),
         np.count_nonzero(np.isfinite(aucs)),

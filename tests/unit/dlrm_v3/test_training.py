@@ -26,8 +26,9 @@ from dlrm_v3.data.stream import RequestStream, open_stream
 from dlrm_v3.model.hstu import build_model
 from dlrm_v3.model.inputs import Vectors
 from dlrm_v3.quality import ranking_quality
+from dlrm_v3.train.build import is_built
 from dlrm_v3.train.evaluation import LENGTH, figures, quality, tally, true_logits
-from dlrm_v3.train.plan import StreamPlan, dropout_key
+from dlrm_v3.train.plan import Share, StreamPlan, dropout_key
 from dlrm_v3.train.prepare import Prepared, reader
 from dlrm_v3.train.settings import max_length, parser, settings_of
 from dlrm_v3.train.step import TABLES, HstuStep
@@ -131,7 +132,12 @@ def first_batch(stream: RequestStream, batch: int) -> Prepared:
 
 
 def made(
-    stream: RequestStream, *, batch: int, loss_scale: float = 1.0, **change: Any
+    stream: RequestStream,
+    *,
+    batch: int,
+    loss_scale: float = 1.0,
+    fused: bool = False,
+    **change: Any,
 ) -> tuple[HstuStep, Any]:
     """A step with epsilons that count, so that the scale of gradients shows in the weights."""
     config, collective = replace(MODEL, **change), Collective()
@@ -141,7 +147,7 @@ def made(
         "alltoall", table, collective, optimizer=RowWiseAdagrad(1e-3), table_groups=TABLES
     )
     length = max_length(config, stream.config)
-    model = build_model(config, max_length=length, seed=1, dtype="float32", fused=False, xla=False)
+    model = build_model(config, max_length=length, seed=1, dtype="float32", fused=fused, xla=False)
     step = HstuStep(
         model,
         tables,
@@ -206,6 +212,27 @@ def test_a_step_follows_the_gradient_of_the_mean_loss(
         # The first step of Adam: both corrected means are the gradient's own.
         wanted = before[name] - rate * g / (np.abs(g) + 1e-3)
         np.testing.assert_allclose(value.numpy(), wanted, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_rank_that_has_nothing_to_train_on_adds_nothing(
+    stream: RequestStream, fused: bool
+) -> None:
+    if fused and not is_built():
+        pytest.skip("make hstu_op builds the fused ops")
+    (found,) = reader(stream, 20)(iter([Share(0, "train", 0, np.empty(0, np.int32))]))
+    step, _ = made(stream, batch=12, fused=fused)
+    rows = step.embedding.read_rows(0, step.embedding.local_rows)
+    before = {name: variable.numpy() for name, variable in step.dense.items()}
+    routes = step.route(found.inputs)
+    rates = {"dense_lr": 0.1, "table_lr": 0.1, "dropout_key": 1}
+    health, _ = step.train(found.inputs, found.ratings, routes, found.inputs, **rates)
+    assert float(health.loss) == 0
+    np.testing.assert_array_equal(step.embedding.read_rows(0, step.embedding.local_rows), rows)
+    for name, variable in step.dense.items():
+        if name != "adam.steps":
+            np.testing.assert_array_equal(variable.numpy(), before[name], err_msg=name)
+    assert step.score(found.inputs)[0].shape == (0, 1)
 
 
 def test_a_value_that_is_not_finite_changes_nothing(stream: RequestStream) -> None:
