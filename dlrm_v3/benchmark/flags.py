@@ -104,9 +104,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--runners",
         type=_count,
-        default=1,
         metavar="N",
-        help="batches that the model scores at a time, on all cores together (default: 1)",
+        help="batches that the model scores at a time, on all cores together (default: Server 1, "
+        "Offline 2)",
     )
     add("--user-conf", type=Path, metavar="FILE", help="LoadGen's, read after its mlperf.conf")
     add("--min-duration-ms", type=_count, metavar="N", help="shortest run (default: 600000)")

@@ -40,6 +40,7 @@ def queue(*sizes: int, most: int, bound: float | None = None) -> tuple[BatchQueu
 def test_a_batch_is_of_one_group() -> None:
     waiting = BatchQueue(np.ones(5, int), BatchLimit(3, None), np.array([0, 0, 1, 1, 1]))
     waiting.put(Query(sample, sample) for sample in (0, 1, 2, 3, 4, 0))
+    waiting.close()
     assert [samples(waiting.take()) for _ in range(3)] == [[0, 1], [2, 3, 4], [0]]
 
 
