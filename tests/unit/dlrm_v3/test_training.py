@@ -225,7 +225,7 @@ def test_a_rank_that_has_nothing_to_train_on_adds_nothing(
     rows = step.embedding.read_rows(0, step.embedding.local_rows)
     before = {name: variable.numpy() for name, variable in step.dense.items()}
     routes = step.route(found.inputs)
-    rates = {"dense_lr": 0.1, "table_lr": 0.1, "dropout_key": 1}
+    rates: dict[str, Any] = {"dense_lr": 0.1, "table_lr": 0.1, "dropout_key": 1}
     health, _ = step.train(found.inputs, found.ratings, routes, found.inputs, **rates)
     assert float(health.loss) == 0
     np.testing.assert_array_equal(step.embedding.read_rows(0, step.embedding.local_rows), rows)
