@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from dlrm.config import SETTINGS
 from dlrm.formats.zip_strict import zip_strict
+from dlrm_v3.config import HstuConfig, LearningConfig, StreamConfig
 from tests.rules.test_layers import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +98,8 @@ def test_classes_named_in_the_text_have_their_members(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=identifier)
 def test_flags_in_the_text_exist(document: Path) -> None:
     settings = {setting.name for setting in SETTINGS}
+    for kind in (StreamConfig, HstuConfig, LearningConfig):  # dlrm_v3 makes flags of their fields
+        settings |= {field.name for field in dataclasses.fields(kind)}
     for name in sorted(set(FLAG.findall(document.read_text(encoding="utf-8"))) - EXTERNAL_FLAGS):
         assert name in settings or f"--{name}" in programs(), f"no program has --{name}"
 
