@@ -259,7 +259,11 @@ class ScoringSystem(Generic[Inputs]):
 
 
 def measure_rate(
-    library: Library[Inputs], score: Callable[[Inputs], Answers], workers: int, max_pairs: int
+    library: Library[Inputs],
+    score: Callable[[Inputs], Answers],
+    workers: int,
+    max_pairs: int,
+    seconds: float = _WARM_UP_SECONDS,
 ) -> float:
     """Scores the first samples for a moment, which also warms everything up.
 
@@ -268,6 +272,7 @@ def measure_rate(
         score: Returns answers.
         workers: Number of batches at a time.
         max_pairs: Most pairs of a batch; one sample may have more.
+        seconds: How long.
 
     Returns:
         Pairs a second, of all workers together: those of the best part of the warm-up, as other
@@ -280,7 +285,7 @@ def measure_rate(
     library.unload(samples)
     score(inputs)  # not timed: the first call touches memory for the first time
     start = time.perf_counter()
-    end = start + _WARM_UP_SECONDS
+    end = start + seconds
 
     def repeat(_: int) -> list[float]:
         times = []
@@ -292,6 +297,6 @@ def measure_rate(
     with ThreadPoolExecutor(workers) as pool:
         times = [one for found in pool.map(repeat, range(workers)) for one in found]
     calls, _ = np.histogram(times, _WARM_UP_PARTS, (start, end))
-    best = float(calls.max()) * _WARM_UP_PARTS / _WARM_UP_SECONDS
+    best = float(calls.max()) * _WARM_UP_PARTS / seconds
     mean = len(times) / (max(times) - start)
     return float(ends[len(samples) - 1]) * (best if calls.max() >= _CALLS_OF_PART else mean)
