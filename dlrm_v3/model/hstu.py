@@ -51,6 +51,7 @@ from dlrm_v3.model.inputs import ModelInputs, TargetInputs, Vectors
 from dlrm_v3.model.layers import MLP_EPSILON, HstuLayer, SwishMlp, linear
 from dlrm_v3.model.rows import (
     Rows,
+    check_bounds,
     layer_keys,
     place_rows,
     row_keys,
@@ -91,7 +92,8 @@ class Hstu(keras.Model):
         seed: Seed of the initial weights.
         dtype: Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`.
         ops: The operations, fused or plain.
-        compiled: Whether XLA compiles `call`; the plain operations alone can be.
+        bounds: The most rows and candidates of a request, if XLA is to compile `call`, which it
+            cannot with fused operations; or None.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Hstu(keras.Model):
         seed: int,
         dtype: str,
         ops: HstuOps,
-        compiled: bool,
+        bounds: tuple[int, int] | None,
     ) -> None:
         super().__init__(name="hstu", dtype=dtype)
         check_tasks(config.tasks)
@@ -150,7 +152,8 @@ class Hstu(keras.Model):
         self._time_bias = weight("time_bias", (width,), "zeros")
         self._time_scale = weight("time_scale", (width,), "ones")
         self._time_shift = weight("time_shift", (width,), "zeros")
-        self._forward = tf.function(self._logits, jit_compile=True) if compiled else self._logits
+        self._bounds = bounds
+        self._forward = tf.function(self._logits, jit_compile=True) if bounds else self._logits
         self.built = True  # All weights exist.
 
     def call(
@@ -173,7 +176,8 @@ class Hstu(keras.Model):
         Returns:
             float32 [C, T], in the order of the candidates.
         """
-        return self._forward(inputs, vectors, dropout_key if training else None)
+        with tf.control_dependencies(check_bounds(inputs, *self._bounds) if self._bounds else []):
+            return self._forward(inputs, vectors, dropout_key if training else None)
 
     def _logits(self, inputs: ModelInputs, vectors: Vectors, dropout_key: Any) -> tf.Tensor:
         rows = rows_of(inputs)
@@ -323,9 +327,7 @@ def build_model(
         OSError: The fused operations are not built.
         ValueError: A task is unknown.
     """
-    ops = (
-        hstu_op.load()
-        if fused
-        else plain_ops.load(*((max_length, max_length - 1 - config.max_history) if xla else ()))
-    )
-    return Hstu(config, max_length, seed=seed, dtype=dtype, ops=ops, compiled=xla and not fused)
+    # XLA needs to know how many rows and candidates a request has at most.
+    bounds = (max_length, max_length - 1 - config.max_history) if xla and not fused else None
+    ops = hstu_op.load() if fused else plain_ops.load(*(bounds or ()))
+    return Hstu(config, max_length, seed=seed, dtype=dtype, ops=ops, bounds=bounds)

@@ -47,6 +47,19 @@ def rows_of(inputs: ModelInputs) -> Rows:
     )
 
 
+def check_bounds(inputs: ModelInputs, rows: int, targets: int) -> list[tf.Operation]:
+    """Makes operations that fail for requests of more rows or candidates."""
+    found = {"rows": inputs.offsets[1:] - inputs.offsets[:-1] + 1, "candidates": inputs.targets}
+    return [
+        tf.debugging.assert_less_equal(
+            found[what],
+            most,
+            f"compiled for requests of up to {most} {what}, found more: leave --xla out",
+        )
+        for what, most in (("rows", rows), ("candidates", targets))
+    ]
+
+
 def row_keys(dropout_key: Any, inputs: ModelInputs, rows: Rows) -> tf.Tensor:
     """Mixes a key for each row from step, user and position in the sequence: uint64 [L]."""
     step = tf.bitcast(tf.cast(dropout_key, tf.int64), tf.uint64)

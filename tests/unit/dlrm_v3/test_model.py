@@ -161,6 +161,16 @@ def test_xla_with_padding_changes_nothing() -> None:
             assert not same[name][rows:].any()
 
 
+@pytest.mark.parametrize(("lengths", "words"), [(([40], [1]), "31 rows"), (([1], [11]), "10 cand")])
+def test_xla_refuses_what_it_was_not_compiled_for(lengths, words) -> None:
+    model = hstu_batches.random_model(xla=True)
+    inputs, vectors = hstu_batches.inputs_and_vectors(hstu_batches.random_batch(*lengths))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"up to {words}"):
+        tf.function(lambda offsets: model(inputs._replace(offsets=offsets), vectors))(
+            inputs.offsets
+        )
+
+
 def test_padding_changes_nothing(fused) -> None:
     batch = hstu_batches.random_batch(*BATCHES["many"])
     model = hstu_batches.random_model(fused=fused)
