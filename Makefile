@@ -181,7 +181,7 @@ test-hstu: hstu_op
 serving_core:
 	$(MAKE) --directory=serving/core
 
-bundle: interact_op serving_core
+bundle: interact_op hstu_op serving_core
 	$(RUN) python3 -m setup.bundle --output build/bundle $(BUNDLE)
 
 clean:

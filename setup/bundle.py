@@ -146,11 +146,12 @@ def add_python(target: Path) -> None:
 
 
 def add_project(target: Path) -> None:
-    """Adds the files under version control, and what is built of interaction and scorer."""
+    """Adds the files under version control, and what is built of fused operations and scorer."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    libraries = [*ROOT.glob("build/interact_op/*/*.so"), *ROOT.glob("build/serving/*.so")]
+    patterns = "build/interact_op/*/*.so", "build/hstu_op/*/*.so", "build/serving/*.so"
+    libraries = [path for pattern in patterns for path in ROOT.glob(pattern)]
     built = [str(path.relative_to(ROOT)) for path in libraries]
     for name in [*listed.stdout.split("\0")[:-1], *built]:
         if not name.startswith(("tests/", ".")):

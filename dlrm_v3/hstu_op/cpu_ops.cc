@@ -155,20 +155,20 @@ struct Layout {
     return attention.offsets[request + 1] - attention.offsets[request];
   }
   int64_t history(int64_t request) const {
-    if (!attention.history) return rows(request) - attention.targets[request];
+    if (!attention.history_offsets) return rows(request) - attention.targets[request];
     return attention.history_offsets[request + 1] - attention.history_offsets[request];
   }
   // Rows that are targets follow `causal` ones.
-  int64_t causal(int64_t request) const { return attention.history ? 0 : history(request); }
+  int64_t causal(int64_t request) const { return attention.history_offsets ? 0 : history(request); }
 
   int64_t value_place(int64_t head) const { return value_width + head * value_dim; }
   int64_t query_place(int64_t head) const { return 2 * value_width + head * attention_dim; }
   int64_t key_place(int64_t head) const { return query_place(heads) + head * attention_dim; }
   int64_t history_value_place(int64_t head) const {
-    return attention.history ? head * value_dim : value_place(head);
+    return attention.history_offsets ? head * value_dim : value_place(head);
   }
   int64_t history_key_place(int64_t head) const {
-    return attention.history ? value_width + head * attention_dim : key_place(head);
+    return attention.history_offsets ? value_width + head * attention_dim : key_place(head);
   }
 
   HstuHead head(int64_t request, int64_t head) const {
@@ -186,12 +186,12 @@ struct Layout {
     found.history = history(request);
     found.causal = causal(request);
     const void* const first =
-        attention.history
+        attention.history_offsets
             ? moved(attention.history, attention.history_offsets[request] * history_columns, type)
             : own;
     found.history_keys = moved(first, history_key_place(head), type);
     found.history_values = moved(first, history_value_place(head), type);
-    found.history_stride = attention.history ? history_columns : columns;
+    found.history_stride = attention.history_offsets ? history_columns : columns;
     return found;
   }
 };
@@ -286,13 +286,13 @@ void backward(const HstuKernels& kernels, const HstuThreads& threads,
     return moved(gradient.projected, (attention.offsets[request] + row) * layout.columns + column,
                  type);
   };
-  if (attention.history) {  // of rows that no target attends
+  if (attention.history_offsets) {  // of rows that no target attends
     memset(gradient.history, 0,
            static_cast<size_t>(attention.history_rows * layout.history_columns * size_of(type)));
   }
   // The gradients of the history's keys and values.
   const auto history_place = [&](const KeyItem& item, int64_t column) {
-    if (!attention.history) return place(item.request, 0, column);
+    if (!attention.history_offsets) return place(item.request, 0, column);
     const int64_t first = attention.history_offsets[item.request];
     return moved(gradient.history, first * layout.history_columns + column, type);
   };

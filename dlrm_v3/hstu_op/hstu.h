@@ -49,7 +49,7 @@ typedef struct {
   // Either the history is part of the sequences, and these are their numbers of targets ..
   const int32_t* targets;  // [requests], at most the request's rows
   // .. or all rows are targets, and the history lies elsewhere: rows of values and keys,
-  // [v: H V | k: H A], with offsets as above. One of `targets` and `history` is NULL.
+  // [v: H V | k: H A], with offsets as above. One of `targets` and `history_offsets` is NULL.
   const void* history;
   const int32_t* history_offsets;
   int64_t history_rows;  // at least the last offset
@@ -65,7 +65,7 @@ typedef struct {
   const void* output;
   const void* upstream;
   void* projected;
-  void* history;  // where attention->history is given
+  void* history;  // where attention->history_offsets is given
   float* gamma;
   float* beta;
 } HstuAttentionGradient;
@@ -105,6 +105,26 @@ typedef struct {
 
 int hstu_cpu_dropout(int level, const HstuThreads* threads, const HstuDropout* dropout,
                      void* output);
+
+// The same on a CUDA stream, with all arrays in device memory, offsets and targets too; they return
+// without waiting for the end. Attention's dimensions are at most HSTU_CUDA_MOST_DIM. `tf32`:
+// whether float32 products may use tensor cores, which keep 10 bits of each factor. Each returns
+// NULL, or CUDA's message about what failed.
+enum { HSTU_CUDA_MOST_DIM = 128 };
+
+const char* hstu_cuda_attention(const HstuAttention* attention, int tf32, void* output,
+                                void* stream);
+const char* hstu_cuda_attention_gradient(const HstuAttention* attention,
+                                         const HstuAttentionGradient* gradient, int tf32,
+                                         float* scratch, void* stream);
+const char* hstu_cuda_norm(const HstuNorm* norm, void* output, void* stream);
+const char* hstu_cuda_norm_gradient(const HstuNorm* norm, const void* upstream, void* x,
+                                    float* gamma, float* beta, float* scratch, void* stream);
+const char* hstu_cuda_dropout(const HstuDropout* dropout, void* output, void* stream);
+
+// Number of floats of scratch memory that the gradients need.
+int64_t hstu_cuda_attention_scratch(const HstuAttention* attention);
+int64_t hstu_cuda_norm_scratch(int64_t width);
 
 #ifdef __cplusplus
 }

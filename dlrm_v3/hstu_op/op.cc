@@ -7,6 +7,11 @@
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/util/work_sharder.h"
 
+#ifdef HSTU_CUDA
+#include "tensorflow/core/platform/stream_executor.h"
+#include "tensorflow/core/platform/tensor_float_32_utils.h"
+#endif
+
 namespace {
 
 using tensorflow::OpKernel;
@@ -159,10 +164,12 @@ absl::Status check_rank(const Tensor& tensor, const char* name, int rank) {
       absl::StrCat("expected ", name, " of rank ", rank, ", found ", tensor.shape().DebugString()));
 }
 
-// Offsets begin at 0, do not fall, and stay within the rows.
-absl::Status check_offsets(const Tensor& tensor, const char* name, int64_t rows) {
+// Offsets begin at 0, do not fall, and stay within the rows. Their values are looked at on_host
+// only.
+absl::Status check_offsets(const Tensor& tensor, const char* name, int64_t rows, bool on_host) {
   TF_RETURN_IF_ERROR(check_rank(tensor, name, 1));
   const int64_t count = tensor.NumElements();
+  if (count > 0 && !on_host) return absl::OkStatus();
   const int32_t* const offsets = ints_of(tensor);
   if (count == 0 || offsets[0] != 0) {
     return absl::InvalidArgumentError(absl::StrCat("expected ", name,
@@ -179,8 +186,9 @@ absl::Status check_offsets(const Tensor& tensor, const char* name, int64_t rows)
   return absl::OkStatus();
 }
 
-absl::Status check_targets(const Tensor& tensor, const Tensor& offsets) {
+absl::Status check_targets(const Tensor& tensor, const Tensor& offsets, bool on_host) {
   TF_RETURN_IF_ERROR(check_shape(tensor, "targets", {offsets.NumElements() - 1}));
+  if (!on_host) return absl::OkStatus();
   for (int64_t i = 0; i < tensor.NumElements(); ++i) {
     const int32_t rows = ints_of(offsets)[i + 1] - ints_of(offsets)[i], found = ints_of(tensor)[i];
     if (found < 0 || found > rows) {
@@ -191,26 +199,126 @@ absl::Status check_targets(const Tensor& tensor, const Tensor& offsets) {
   return absl::OkStatus();
 }
 
-HstuThreads threads_of(OpKernelContext* context) {
-  const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
-  const auto run = [](void* pool, int64_t tasks, void (*task)(void*, int64_t), void* argument) {
-    const auto& own = *static_cast<const tensorflow::DeviceBase::CpuWorkerThreads*>(pool);
-    constexpr int64_t kCycles = 1 << 20;  // much, so that each task may have its own thread
-    tensorflow::Shard(own.num_threads, own.workers, tasks, kCycles,
-                      [&](int64_t begin, int64_t end) {
-                        for (int64_t i = begin; i < end; ++i) task(argument, i);
-                      });
-  };
-  return {workers.num_threads, run,
-          const_cast<tensorflow::DeviceBase::CpuWorkerThreads*>(&workers)};
+// On a CPU: work is divided among TensorFlow's own threads.
+struct Cpu {
+  static constexpr bool kOnHost = true;
+
+  static HstuThreads threads_of(OpKernelContext* context) {
+    const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
+    const auto run = [](void* pool, int64_t tasks, void (*task)(void*, int64_t), void* argument) {
+      const auto& own = *static_cast<const tensorflow::DeviceBase::CpuWorkerThreads*>(pool);
+      constexpr int64_t kCycles = 1 << 20;  // much, so that each task may have its own thread
+      tensorflow::Shard(own.num_threads, own.workers, tasks, kCycles,
+                        [&](int64_t begin, int64_t end) {
+                          for (int64_t i = begin; i < end; ++i) task(argument, i);
+                        });
+    };
+    return {workers.num_threads, run,
+            const_cast<tensorflow::DeviceBase::CpuWorkerThreads*>(&workers)};
+  }
+
+  template <typename Function, typename... Arguments>
+  static void call(OpKernelContext* context, Function* function, const Arguments&... arguments) {
+    const HstuThreads threads = threads_of(context);
+    OP_REQUIRES(context, function(hstu_cpu_level(), &threads, arguments...) == 0,
+                absl::ResourceExhaustedError(absl::StrCat("no memory for the threads of ",
+                                                          context->op_kernel().type_string())));
+  }
+
+  static absl::Status check_dims(int64_t, int64_t) { return absl::OkStatus(); }
+  static void attention(OpKernelContext* context, const HstuAttention& given, void* output) {
+    call(context, hstu_cpu_attention, &given, output);
+  }
+  static void attention_gradient(OpKernelContext* context, const HstuAttention& given,
+                                 const HstuAttentionGradient& gradient) {
+    call(context, hstu_cpu_attention_gradient, &given, &gradient);
+  }
+  static void norm(OpKernelContext* context, const HstuNorm& given, void* output) {
+    call(context, hstu_cpu_norm, &given, output);
+  }
+  static void norm_gradient(OpKernelContext* context, const HstuNorm& given, const void* upstream,
+                            void* x, float* gamma, float* beta) {
+    call(context, hstu_cpu_norm_gradient, &given, upstream, x, gamma, beta);
+  }
+  static void dropout(OpKernelContext* context, const HstuDropout& given, void* output) {
+    call(context, hstu_cpu_dropout, &given, output);
+  }
+};
+
+#ifdef HSTU_CUDA
+
+// The CUDA stream behind TensorFlow's. The first overload compiles with newer TensorFlow only, and
+// is then preferred; TensorFlow 2.14 uses the second.
+template <typename Stream>
+auto cuda_stream(Stream* stream, int) -> decltype(stream->platform_specific_handle().stream) {
+  return stream->platform_specific_handle().stream;
 }
 
-void check_memory(OpKernelContext* context, int result) {
-  OP_REQUIRES(context, result == 0,
-              absl::ResourceExhaustedError(absl::StrCat("no memory for the threads of ",
-                                                        context->op_kernel().type_string())));
+template <typename Stream>
+auto cuda_stream(Stream* stream, long) -> decltype(stream->implementation()->GpuStreamHack()) {
+  return stream->implementation()->GpuStreamHack();
 }
 
+// On a GPU: kernels run on the stream of TensorFlow's operations. Offsets lie there, too, so they
+// cannot be checked; the kernels bring wrong ones within bounds.
+struct Cuda {
+  static constexpr bool kOnHost = false;
+
+  static void* stream(OpKernelContext* context) {
+    return cuda_stream(context->op_device_context()->stream(), 0);
+  }
+  static int tf32() { return tensorflow::tensor_float_32_execution_enabled(); }
+
+  static void check(OpKernelContext* context, const char* error) {
+    OP_REQUIRES(
+        context, error == nullptr,
+        absl::InternalError(absl::StrCat(context->op_kernel().type_string(), " on CUDA: ", error)));
+  }
+  static absl::Status check_dims(int64_t attention_dim, int64_t value_dim) {
+    if (attention_dim <= HSTU_CUDA_MOST_DIM && value_dim <= HSTU_CUDA_MOST_DIM) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("expected at most ", static_cast<int>(HSTU_CUDA_MOST_DIM),
+                     " values of a head on a GPU, found ", attention_dim, " of keys and ",
+                     value_dim, " of values; leave the fused operations out"));
+  }
+  static void attention(OpKernelContext* context, const HstuAttention& given, void* output) {
+    check(context, hstu_cuda_attention(&given, tf32(), output, stream(context)));
+  }
+  static float* scratch(OpKernelContext* context, int64_t floats, Tensor* memory) {
+    const absl::Status status =
+        context->allocate_temp(tensorflow::DT_FLOAT, TensorShape({floats}), memory);
+    context->SetStatus(status);
+    return status.ok() ? static_cast<float*>(data_of(*memory)) : nullptr;
+  }
+  static void attention_gradient(OpKernelContext* context, const HstuAttention& given,
+                                 const HstuAttentionGradient& gradient) {
+    Tensor memory;
+    float* const floats = scratch(context, hstu_cuda_attention_scratch(&given), &memory);
+    if (!floats) return;
+    check(context,
+          hstu_cuda_attention_gradient(&given, &gradient, tf32(), floats, stream(context)));
+  }
+  static void norm(OpKernelContext* context, const HstuNorm& given, void* output) {
+    check(context, hstu_cuda_norm(&given, output, stream(context)));
+  }
+  static void norm_gradient(OpKernelContext* context, const HstuNorm& given, const void* upstream,
+                            void* x, float* gamma, float* beta) {
+    Tensor memory;
+    float* const floats = scratch(context, hstu_cuda_norm_scratch(given.width), &memory);
+    if (!floats) return;
+    check(context,
+          hstu_cuda_norm_gradient(&given, upstream, x, gamma, beta, floats, stream(context)));
+  }
+  static void dropout(OpKernelContext* context, const HstuDropout& given, void* output) {
+    check(context, hstu_cuda_dropout(&given, output, stream(context)));
+  }
+};
+
+#endif  // HSTU_CUDA
+
+template <typename Device>
 class AttentionKernel : public OpKernel {
  public:
   explicit AttentionKernel(OpKernelConstruction* context) : OpKernel(context) {
@@ -224,9 +332,20 @@ class AttentionKernel : public OpKernel {
         context, heads_ * value_dim_ % groups_ == 0,
         absl::InvalidArgumentError(absl::StrCat("expected groups that divide ", heads_ * value_dim_,
                                                 " columns, found ", groups_)));
+    OP_REQUIRES_OK(context, Device::check_dims(attention_dim_, value_dim_));
   }
 
  protected:
+  // The inputs of whole sequences, or of targets whose history is given apart.
+  absl::Status describe_inputs(OpKernelContext* context, bool targets, HstuAttention* to) const {
+    return targets ? describe_targets(context, to) : describe_sequences(context, to);
+  }
+
+  TensorShape output_shape(const HstuAttention& attention) const {
+    return {attention.rows, 3 * heads_ * value_dim_};
+  }
+
+ private:
   absl::Status describe(OpKernelContext* context, int gamma_input, const Tensor& offsets,
                         HstuAttention* to) const {
     const Tensor& projected = context->input(0);
@@ -258,8 +377,8 @@ class AttentionKernel : public OpKernel {
   absl::Status describe_sequences(OpKernelContext* context, HstuAttention* to) const {
     const Tensor &offsets = context->input(3), &targets = context->input(4);
     TF_RETURN_IF_ERROR(describe(context, 1, offsets, to));
-    TF_RETURN_IF_ERROR(check_offsets(offsets, "offsets", to->rows));
-    TF_RETURN_IF_ERROR(check_targets(targets, offsets));
+    TF_RETURN_IF_ERROR(check_offsets(offsets, "offsets", to->rows, Device::kOnHost));
+    TF_RETURN_IF_ERROR(check_targets(targets, offsets, Device::kOnHost));
     to->targets = ints_of(targets);
     return absl::OkStatus();
   }
@@ -273,17 +392,13 @@ class AttentionKernel : public OpKernel {
     const int64_t rows = history.dim_size(0);
     TF_RETURN_IF_ERROR(
         check_shape(history, "history", {rows, heads_ * (value_dim_ + attention_dim_)}));
-    TF_RETURN_IF_ERROR(check_offsets(target_offsets, "target_offsets", to->rows));
-    TF_RETURN_IF_ERROR(check_offsets(history_offsets, "history_offsets", rows));
+    TF_RETURN_IF_ERROR(check_offsets(target_offsets, "target_offsets", to->rows, Device::kOnHost));
+    TF_RETURN_IF_ERROR(check_offsets(history_offsets, "history_offsets", rows, Device::kOnHost));
     TF_RETURN_IF_ERROR(check_shape(history_offsets, "history_offsets", target_offsets.shape()));
     to->history = data_of(history);
     to->history_offsets = ints_of(history_offsets);
     to->history_rows = rows;
     return absl::OkStatus();
-  }
-
-  TensorShape output_shape(const HstuAttention& attention) const {
-    return {attention.rows, 3 * heads_ * value_dim_};
   }
 
   int64_t heads_, attention_dim_, value_dim_, groups_;
@@ -303,37 +418,32 @@ absl::Status allocate_gradients(OpKernelContext* context, Tensor* (&gradients)[N
 
 float* mutable_floats_of(const Tensor& tensor) { return static_cast<float*>(data_of(tensor)); }
 
-// Of whole sequences, or of targets whose history is given apart.
-template <bool kTargets>
-class Attention : public AttentionKernel {
+template <typename Device, bool kTargets>
+class Attention : public AttentionKernel<Device> {
  public:
-  using AttentionKernel::AttentionKernel;
+  using AttentionKernel<Device>::AttentionKernel;
 
   void Compute(OpKernelContext* context) override {
     HstuAttention attention;
-    OP_REQUIRES_OK(context, kTargets ? describe_targets(context, &attention)
-                                     : describe_sequences(context, &attention));
+    OP_REQUIRES_OK(context, this->describe_inputs(context, kTargets, &attention));
     Tensor* output;
-    OP_REQUIRES_OK(context, context->allocate_output(0, output_shape(attention), &output));
-    const HstuThreads threads = threads_of(context);
-    check_memory(context,
-                 hstu_cpu_attention(hstu_cpu_level(), &threads, &attention, data_of(*output)));
+    OP_REQUIRES_OK(context, context->allocate_output(0, this->output_shape(attention), &output));
+    Device::attention(context, attention, data_of(*output));
   }
 };
 
-template <bool kTargets>
-class AttentionGrad : public AttentionKernel {
+template <typename Device, bool kTargets>
+class AttentionGrad : public AttentionKernel<Device> {
  public:
-  using AttentionKernel::AttentionKernel;
+  using AttentionKernel<Device>::AttentionKernel;
 
   void Compute(OpKernelContext* context) override {
     HstuAttention attention;
-    OP_REQUIRES_OK(context, kTargets ? describe_targets(context, &attention)
-                                     : describe_sequences(context, &attention));
+    OP_REQUIRES_OK(context, this->describe_inputs(context, kTargets, &attention));
     const int inputs = context->num_inputs();
     const Tensor &output = context->input(inputs - 2), &upstream = context->input(inputs - 1);
-    OP_REQUIRES_OK(context, check_shape(output, "output", output_shape(attention)));
-    OP_REQUIRES_OK(context, check_shape(upstream, "upstream", output_shape(attention)));
+    OP_REQUIRES_OK(context, check_shape(output, "output", this->output_shape(attention)));
+    OP_REQUIRES_OK(context, check_shape(upstream, "upstream", this->output_shape(attention)));
     Tensor* gradients[kTargets ? 4 : 3];
     OP_REQUIRES_OK(context, allocate_gradients(context, gradients));
     constexpr int kGamma = kTargets ? 2 : 1;
@@ -343,9 +453,7 @@ class AttentionGrad : public AttentionKernel {
                                             kTargets ? data_of(*gradients[1]) : nullptr,
                                             mutable_floats_of(*gradients[kGamma]),
                                             mutable_floats_of(*gradients[kGamma + 1])};
-    const HstuThreads threads = threads_of(context);
-    check_memory(context,
-                 hstu_cpu_attention_gradient(hstu_cpu_level(), &threads, &attention, &gradient));
+    Device::attention_gradient(context, attention, gradient);
   }
 };
 
@@ -373,6 +481,7 @@ class NormKernel : public OpKernel {
   bool swish_;
 };
 
+template <typename Device>
 class LayerNorm : public NormKernel {
  public:
   using NormKernel::NormKernel;
@@ -382,11 +491,11 @@ class LayerNorm : public NormKernel {
     OP_REQUIRES_OK(context, describe(context, &norm));
     Tensor* output;
     OP_REQUIRES_OK(context, context->allocate_output(0, context->input(0).shape(), &output));
-    const HstuThreads threads = threads_of(context);
-    check_memory(context, hstu_cpu_norm(hstu_cpu_level(), &threads, &norm, data_of(*output)));
+    Device::norm(context, norm, data_of(*output));
   }
 };
 
+template <typename Device>
 class LayerNormGrad : public NormKernel {
  public:
   using NormKernel::NormKernel;
@@ -398,14 +507,12 @@ class LayerNormGrad : public NormKernel {
     OP_REQUIRES_OK(context, check_shape(upstream, "upstream", context->input(0).shape()));
     Tensor* gradients[3];
     OP_REQUIRES_OK(context, allocate_gradients(context, gradients));
-    const HstuThreads threads = threads_of(context);
-    check_memory(context,
-                 hstu_cpu_norm_gradient(hstu_cpu_level(), &threads, &norm, data_of(upstream),
-                                        data_of(*gradients[0]), mutable_floats_of(*gradients[1]),
-                                        mutable_floats_of(*gradients[2])));
+    Device::norm_gradient(context, norm, data_of(upstream), data_of(*gradients[0]),
+                          mutable_floats_of(*gradients[1]), mutable_floats_of(*gradients[2]));
   }
 };
 
+template <typename Device>
 class Dropout : public OpKernel {
  public:
   explicit Dropout(OpKernelConstruction* context) : OpKernel(context) {
@@ -429,8 +536,7 @@ class Dropout : public OpKernel {
                                  factor_,
                                  data_of(x),
                                  static_cast<const int64_t*>(data_of(keys))};
-    const HstuThreads threads = threads_of(context);
-    check_memory(context, hstu_cpu_dropout(hstu_cpu_level(), &threads, &dropout, data_of(*output)));
+    Device::dropout(context, dropout, data_of(*output));
   }
 
  private:
@@ -438,14 +544,20 @@ class Dropout : public OpKernel {
   float factor_;
 };
 
-#define REGISTER_CPU(name, kernel) \
-  REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel)
-REGISTER_CPU("HstuGatedAttention", Attention<false>);
-REGISTER_CPU("HstuGatedAttentionGrad", AttentionGrad<false>);
-REGISTER_CPU("HstuTargetAttention", Attention<true>);
-REGISTER_CPU("HstuTargetAttentionGrad", AttentionGrad<true>);
-REGISTER_CPU("HstuLayerNorm", LayerNorm);
-REGISTER_CPU("HstuLayerNormGrad", LayerNormGrad);
-REGISTER_CPU("HstuDropout", Dropout);
+#define REGISTER(name, device, ...) \
+  REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::device), __VA_ARGS__)
+#define REGISTER_ALL(device, Device)                                        \
+  REGISTER("HstuGatedAttention", device, Attention<Device, false>);         \
+  REGISTER("HstuGatedAttentionGrad", device, AttentionGrad<Device, false>); \
+  REGISTER("HstuTargetAttention", device, Attention<Device, true>);         \
+  REGISTER("HstuTargetAttentionGrad", device, AttentionGrad<Device, true>); \
+  REGISTER("HstuLayerNorm", device, LayerNorm<Device>);                     \
+  REGISTER("HstuLayerNormGrad", device, LayerNormGrad<Device>);             \
+  REGISTER("HstuDropout", device, Dropout<Device>)
+
+REGISTER_ALL(DEVICE_CPU, Cpu);
+#ifdef HSTU_CUDA
+REGISTER_ALL(DEVICE_GPU, Cuda);
+#endif
 
 }  // namespace

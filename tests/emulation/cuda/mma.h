@@ -1,16 +1,16 @@
 // Enough of CUDA for cuda_kernels.cu to run on a CPU: what its kernels compute and where they read
 // and write can then be tested without a GPU. Nothing of a GPU's timing or memory is modelled.
 //
-// A warp's lanes are coroutines; at __syncwarp each waits for the others. Only what these kernels
-// use is here: no synchronisation beyond a warp, so warps run one after another.
+// A block's threads are coroutines, which wait for each other where they are synchronised; blocks
+// run one after another. Only what the project's kernels use is here.
 #pragma once
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
-
-#include <vector>
 
 #define __device__
 #define __host__
@@ -20,7 +20,7 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct dim3 {
-  unsigned x;
+  unsigned x, y = 1;
   dim3(unsigned count) : x(count) {}
 };
 struct uint4 {
@@ -52,51 +52,74 @@ inline __nv_bfloat16 __float2bfloat16_rn(float from) {
 
 namespace emulation {
 
-constexpr int kLanes = 32;
+constexpr unsigned kLanes = 32, kMostThreads = 256;
 constexpr size_t kStack = 256 << 10;
 
-static ucontext_t caller, lanes[kLanes];
-static int lane, alive;
-static float exchanged[kLanes];
+// Where `count` threads meet; a thread that comes again waits for the next meeting.
+struct Meeting {
+  unsigned arrived = 0, past = 0;
+};
+
+static ucontext_t caller, threads[kMostThreads];
+static unsigned alive;
+static Meeting warps[kMostThreads / kLanes], block;
+static float exchanged[kMostThreads];
 static void (*body)();
 
-inline void wait() { swapcontext(&lanes[lane], &caller); }
+inline void meet(Meeting& meeting, unsigned count) {
+  const unsigned past = meeting.past;
+  if (++meeting.arrived == count) {
+    meeting.arrived = 0;
+    ++meeting.past;
+  }
+  while (meeting.past == past) swapcontext(&threads[threadIdx.x], &caller);
+}
 
-inline void lane_main() {
+inline void thread_main() {
   body();
   --alive;
 }
 
-inline void run_warp(unsigned first_thread) {
-  static std::vector<char> stacks(kLanes * kStack);
-  alive = kLanes;
-  for (int i = 0; i < kLanes; ++i) {
-    getcontext(&lanes[i]);
-    lanes[i].uc_stack.ss_sp = stacks.data() + i * kStack;
-    lanes[i].uc_stack.ss_size = kStack;
-    lanes[i].uc_link = &caller;
-    makecontext(&lanes[i], lane_main, 0);
+inline void run_block() {
+  static char* const stacks = static_cast<char*>(malloc(kMostThreads * kStack));
+  static bool ended[kMostThreads];
+  alive = blockDim.x;
+  for (unsigned i = 0; i < blockDim.x; ++i) {
+    ended[i] = false;
+    getcontext(&threads[i]);
+    threads[i].uc_stack.ss_sp = stacks + i * kStack;
+    threads[i].uc_stack.ss_size = kStack;
+    threads[i].uc_link = &caller;
+    makecontext(&threads[i], thread_main, 0);
   }
-  while (alive) {  // all lanes meet equally often, so all end in the same round
-    for (lane = 0; lane < kLanes; ++lane) {
-      threadIdx.x = first_thread + static_cast<unsigned>(lane);
-      swapcontext(&caller, &lanes[lane]);
+  while (alive) {
+    for (unsigned i = 0; i < blockDim.x; ++i) {
+      if (ended[i]) continue;
+      const unsigned before = alive;
+      threadIdx.x = i;
+      swapcontext(&caller, &threads[i]);
+      ended[i] = alive < before;
     }
   }
 }
 
 }  // namespace emulation
 
-inline void __syncwarp() { emulation::wait(); }
+inline void __syncwarp() {
+  emulation::meet(emulation::warps[threadIdx.x / emulation::kLanes], emulation::kLanes);
+}
+inline void __syncthreads() { emulation::meet(emulation::block, blockDim.x); }
 
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
-  const int own = emulation::lane;
+  const unsigned own = threadIdx.x;
   emulation::exchanged[own] = value;
-  emulation::wait();
-  const float found = emulation::exchanged[own ^ mask];
-  emulation::wait();
+  __syncwarp();
+  const float found = emulation::exchanged[own ^ static_cast<unsigned>(mask)];
+  __syncwarp();
   return found;
 }
+
+inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 
 namespace nvcuda {
 namespace wmma {
@@ -198,6 +221,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   *blocks = 1;
   return cudaSuccess;
 }
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  memset(to, value, bytes);
+  return cudaSuccess;
+}
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 
 namespace emulation {
@@ -213,10 +240,11 @@ cudaError_t launch(void (*kernel)(A, B), dim3 grid, dim3 block, void** arguments
   body = [] { run(*first, *second); };
   gridDim = grid;
   blockDim = block;
-  for (unsigned b = 0; b < grid.x; ++b) {
-    blockIdx.x = b;
-    memset(shared, 0xff, sizeof shared);
-    for (unsigned t = 0; t < block.x; t += kLanes) run_warp(t);
+  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
+      memset(shared, 0xff, sizeof shared);
+      run_block();
+    }
   }
   return cudaSuccess;
 }
