@@ -65,9 +65,8 @@ def check_memory(
         ValueError: It does not fit; the message says by how much, and what would help.
     """
     table = layout.table
-    rows, ranks = sharding.local_rows(table.rows, collective.rank, collective.size), collective.size
     need = step_need(
-        rows=rows,
+        rows=sharding.local_rows(table.rows, collective.rank, collective.size),
         tables=len(table.vocab_sizes),
         width=table.width,
         state_width=layout.width - table.width,
@@ -75,20 +74,42 @@ def check_memory(
         value_bytes=tf.as_dtype(model.compute_dtype).size,
         units=(*model.bottom_mlp, *model.top_mlp),
     )
-    remedy = ""
+    return check_need(need, backend, layout, options.sok_gpu_gb, collective)
+
+
+def check_need(
+    need: Need,
+    backend: str,
+    layout: embedding.RowLayout,
+    sok_gpu_gb: int,
+    collective: Collective,
+    remedy: str = "",
+) -> str:
+    """Compares a need with what is free where the backend keeps rows, as `check_memory` does.
+
+    Args:
+        need: What this rank would need with static tables.
+        backend: Where the rows will lie: `alltoall`, `sok` or `sok_dynamic`.
+        layout: The tables, and what the optimizer keeps behind each row.
+        sok_gpu_gb: GiB of rows that `sok_dynamic` keeps on a GPU.
+        collective: The ranks.
+        remedy: The end of the message: what may help apart from more ranks.
+    """
+    ranks = collective.size
+    rows = sharding.local_rows(layout.table.rows, collective.rank, ranks)
     if backend == "sok":
-        remedy = "; --embedding=sok_dynamic lets rows lie in the host's memory"
+        remedy += "; --embedding=sok_dynamic lets rows lie in the host's memory"
     elif backend == "sok_dynamic":
         need, host = dynamic_needs(
             need,
             slots=embedding.dynamic_capacity(rows),
             width=layout.width,
-            gpu_bytes=options.sok_gpu_gb * GIB,
+            gpu_bytes=sok_gpu_gb * GIB,
         )
         free = free_host_memory()
         share = None if free is None else free // collective.local_size
         require(host, share, memory="the host's memory", rows=rows, ranks=ranks)
-        remedy = "; a smaller --sok_gpu_gb leaves more rows to the host"
+        remedy += "; a smaller --sok_gpu_gb leaves more rows to the host"
     require(
         need,
         devices.free_memory(collective.local_size),

@@ -109,8 +109,10 @@ def place_tables(parts: StreamParts) -> tuple[str, str]:
     layout = embedding.RowLayout(table, RowWiseAdagrad().state_columns(table.width))
     need = collective.together(
         lambda: check_memory(
+            backend,
             layout,
             settings.model,
+            settings.options.sok_gpu_gb,
             collective,
             local_batch=-(-settings.learning.global_batch_size // collective.size),
             max_length=settings.options.max_length,

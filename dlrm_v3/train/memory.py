@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dlrm.distributed import devices, sharding
+from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import RowLayout
-from dlrm.train.memory import Need, describe, require
+from dlrm.train.memory import Need, check_need
 from dlrm_v3.config import HstuConfig
 
 
 def check_memory(
+    backend: str,
     layout: RowLayout,
     config: HstuConfig,
+    sok_gpu_gb: int,
     collective: Collective,
     *,
     local_batch: int,
@@ -21,8 +23,10 @@ def check_memory(
     """Compares what this rank may need with what is free.
 
     Args:
+        backend: Where the rows will lie: `alltoall`, `sok` or `sok_dynamic`.
         layout: The tables, and what the optimizer keeps behind each row.
         config: The shape of the model.
+        sok_gpu_gb: GiB of rows that `sok_dynamic` keeps on a GPU.
         collective: The ranks.
         local_batch: Most requests of a step on this rank.
         max_length: Most tokens of a request.
@@ -36,15 +40,8 @@ def check_memory(
     """
     rows = sharding.local_rows(layout.table.rows, collective.rank, collective.size)
     need = step_need(layout, config, rows, local_batch * max_length, value_bytes)
-    require(
-        need,
-        devices.free_memory(collective.local_size),
-        memory="the GPU's memory" if devices.has_gpu() else "this machine's memory",
-        rows=rows,
-        ranks=collective.size,
-        remedy="; so does a smaller --max_history",
-    )
-    return describe(need, rows)
+    remedy = "; a smaller --max_history needs less too"
+    return check_need(need, backend, layout, sok_gpu_gb, collective, remedy)
 
 
 def step_need(

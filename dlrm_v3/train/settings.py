@@ -176,6 +176,11 @@ def _check_options(options: Mapping[str, Any], stream: StreamConfig) -> None:
         raise ValueError(
             "--mode=test: no checkpoint named; set --checkpoint_dir=FOLDER or --resume=PATH"
         )
+    if options["mode"] == "test" and options["xla"]:
+        raise ValueError(
+            "--mode=test: expected no --xla, which compiles for the candidates of training, fewer "
+            "than those of inference; leave it out"
+        )
 
 
 def _require(name: str, holds: bool, expected: str, found: object) -> None:

@@ -28,6 +28,7 @@ from dlrm_v3.model.inputs import Vectors
 from dlrm_v3.quality import ranking_quality
 from dlrm_v3.train.build import is_built
 from dlrm_v3.train.evaluation import LENGTH, figures, quality, tally, true_logits
+from dlrm_v3.train.memory import check_memory
 from dlrm_v3.train.plan import Share, StreamPlan, dropout_key
 from dlrm_v3.train.prepare import Prepared, reader
 from dlrm_v3.train.settings import max_length, parser, settings_of
@@ -256,6 +257,21 @@ def test_a_value_that_is_not_finite_changes_nothing(stream: RequestStream) -> No
         np.testing.assert_array_equal(variable.numpy(), before[name], err_msg=name)
 
 
+def test_memory_is_counted_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published model: 1e9 items, 128 categories and 1e7 users of 512 values, one of state."""
+    stream, model, _ = PRESETS["streaming-100b"]
+    table = embedding.FusedTable((stream.items, stream.categories, model.user_rows), 512, 0)
+    layout = embedding.RowLayout(table, RowWiseAdagrad().state_columns(512))
+    sizes = {"local_batch": 64, "max_length": max_length(model, stream), "value_bytes": 4}
+    monkeypatch.setattr("dlrm.distributed.devices.free_memory", lambda _: None)
+    need = check_memory("alltoall", layout, model, 0, Collective(), **sizes)
+    assert f"{1_010_000_128 * 513 * 4 / 2**30:,.2f} GiB of 1,010,000,128 rows" in need
+    monkeypatch.setattr("dlrm.distributed.devices.free_memory", lambda _: 300 << 30)
+    with pytest.raises(ValueError, match="expected .* free .* a smaller --max_history") as caught:
+        check_memory("alltoall", layout, model, 0, Collective(), **sizes)
+    assert "\n" not in str(caught.value)
+
+
 # What is measured
 
 
@@ -353,13 +369,14 @@ def test_flags_change_the_preset(stream: RequestStream) -> None:
         ("--early_stop=0", "expected --early_stop of 1 or more, or -1 for none, found 0"),
         ("--tasks=stars", "expected --tasks with rating"),
         ("--mode=test", "--mode=test: no checkpoint named"),
+        ("--mode=test --resume=x --xla", "--mode=test: expected no --xla"),
         ("--dense_lr=-1", "expected --dense_lr of above 0, found -1.0"),
         ("--input_dropout=1", "expected --input_dropout of 0 or more, below 1, found 1.0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(stream: RequestStream, flag: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        settings(stream, flag)
+        settings(stream, *flag.split())
     assert "\n" not in str(caught.value)
 
 
