@@ -269,8 +269,9 @@ def test_kept_keys_and_values_score_candidates_as_the_whole_does(ends, fused) ->
     agree(np.concatenate(found), forward(model, batch), 1e-5)
 
 
-def test_a_rank_without_requests_has_no_logits_and_no_gradients(fused) -> None:
-    batch = hstu_batches.random_batch([], [])
+@pytest.mark.parametrize("lengths", [([], []), ([1], [0])], ids=["requests", "candidates"])
+def test_without_any_there_are_no_logits_and_no_gradients(lengths, fused) -> None:
+    batch = hstu_batches.random_batch(*lengths)
     model = hstu_batches.random_model(fused=fused)
     logits, found = gradients(model, batch, np.zeros((0, 2)), key=KEY)
     assert logits.shape == (0, 2)
