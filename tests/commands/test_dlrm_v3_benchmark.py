@@ -110,6 +110,39 @@ def test_the_accuracy_log_holds_the_predictions_of_each_request(
     assert "AUC" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["", "--sparse-quant"])
+def test_the_accuracy_is_that_of_the_trainers_own_evaluation(folder: Path, quant: str) -> None:
+    """A model of few steps, evaluated by the trainer and by LoadGen's accuracy log."""
+    checkpoints = folder / "trained"
+    train = [sys.executable, "-m", "dlrm_v3.train", f"--data_dir={folder / 'tiny'}"]
+    shape = [f"--{name}={getattr(MODEL, name)}" for name in ("width", "hidden", "max_history")]
+    if not checkpoints.exists():
+        flags = [
+            *shape,
+            f"--checkpoint_dir={checkpoints}",
+            "--early_stop=5",
+            "--keep_checkpoints=1",
+        ]
+        ended = run([*train, *flags], time_limit=240)
+        assert ended.code == 0, ended.output
+    (checkpoint,) = checkpoints.glob("step-*")
+    ended = run([*train, *shape, "--mode=test", f"--resume={checkpoint}"], time_limit=240)
+    assert ended.code == 0, ended.output
+    row = re.findall(r"^\| all ((?:\| [\d.]+ ){4})", ended.output, re.MULTILINE)
+    figures = dict(zip(("NE", "accuracy", "AUC", "GAUC"), row[-1].strip("| ").split(" | ")))
+    flags = ["--scenario-name=Offline", "--compute-eval", f"--model-path={checkpoint}"]
+    ended = benchmark(folder, *flags, *filter(None, [quant]))
+    assert ended.code == 0, ended.output
+    log = folder / "logs" / "mlperf_log_accuracy.json"
+    reference = ",".join(f"{name}={value}" for name, value in figures.items())
+    assert accuracy([f"--path={log}", f"--reference={reference}"]) == 0
+    if not quant:
+        for name, value in figures.items():
+            (found,) = re.findall(rf"^{name} +([\d.]+) %$", ended.output, re.MULTILINE)
+            assert float(found) == pytest.approx(100 * float(value), abs=5e-3)
+
+
 def test_an_error_of_a_reader_ends_the_run_without_a_summary(folder: Path, tmp_path: Path) -> None:
     """The first batch is good; the last timestamp's requests are broken."""
     shutil.copytree(folder / "tiny", tmp_path / "tiny")
