@@ -28,7 +28,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     flags = parser().parse_args(arguments)
     # Imports TensorFlow, so that flag errors and --help come at once.
     with cli.project_environment(), cli.stderr_on_failure():
+        import tensorflow as tf
+
         from dlrm_v3.train.run import run
+
+        tf.config.list_physical_devices()  # CUDA's library announces itself here
     return os.EX_OK if run(flags) else os.EX_TEMPFAIL
 
 

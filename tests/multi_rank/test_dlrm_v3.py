@@ -187,7 +187,9 @@ def test_a_signal_stops_between_two_steps_and_nothing_is_lost(
     }
     expected = trained(2)
     step = step_of(finished(expected / "checkpoints")[0]) + 1
-    with Job(tmp_path / "output", command(2, data, **settings), PROGRAM) as job:
+    # Under the launcher alone: python3 -m launch would start the job again at once.
+    words = command(1, data, **settings)[1:]
+    with Job(tmp_path / "output", jobs.on_ranks(2, sys.executable, *words), PROGRAM) as job:
         job.wait_for_step(step)
         job.send(1, signal.SIGTERM)
         ended = job.end()
