@@ -232,7 +232,8 @@ class StreamTrainer:
                 callback.step(progress.step, float(health.loss), self._learning.dense_lr)
             position = self._plan.position(progress.step)
             done = position.epoch - self._plan.first
-            if position.next_sample == 0 and done % self._checkpoint_timestamps == 0:
+            is_due = position.next_sample == 0 and done % self._checkpoint_timestamps == 0
+            if is_due and progress.step < self._plan.steps:  # the last is saved once evaluated
                 callback.save(progress.step)
 
     def _checked_step(
