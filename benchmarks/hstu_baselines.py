@@ -18,7 +18,9 @@ from dlrm_v3.data.stream import RequestStream
 _LIKED = ACTION_WEIGHTS[3]  # the weight of an event that was rated 4 or more
 _READ_AT_ONCE = 2048  # requests
 _DAY = 86_400  # seconds
-_NUM_DENSE = 6
+COUNTS, CROSSED = 4, 7
+"""How many columns of `Candidates.dense` a DLRM sees: time and counts of the history; or also the
+counts of events in the candidate's category, a product of history and candidate made by hand."""
 _PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # labels
 
 Floats = NDArray[np.floating[Any]]
@@ -30,9 +32,9 @@ class Candidates(NamedTuple):
     Attributes:
         items: int32 [C].
         ids: int32 [C, 4]: item, category, last item of the user's history, user.
-        dense: float32 [C, 6]: logarithms of the numbers of events in the history, in the
-            candidate's category, and liked in it; the share of these; the time of day, as a point
-            of a circle.
+        dense: float32 [C, 7]: the time of day, as a point of a circle; logarithms of the numbers
+            of events in the history, and of liked ones; the same two for the events in the
+            candidate's category, and the share of the liked ones among these.
         labels: float32 [C].
         probabilities: float32 [C], the true ones.
         counts: Number of candidates of each request.
@@ -96,17 +98,17 @@ def candidates_of(batch: RequestBatch, stream: StreamConfig) -> Candidates:
     length = (np.diff(batch.offsets) - batch.targets).astype(np.float32)
     last = batch.items[np.maximum(batch.offsets[1:] - batch.targets - 1, batch.offsets[:-1])]
     angle = 2 * np.pi * (batch.times[target] % _DAY) / _DAY
-    dense = np.stack(
-        [
-            np.log1p(length[row]),
-            np.log1p(events),
-            np.log1p(liked),
-            (liked + 1) / (events + 2),
-            np.sin(angle),
-            np.cos(angle),
-        ],
-        axis=1,
+    all_liked = np.bincount(request[~target & (batch.actions >= _LIKED)], minlength=requests)
+    columns = (
+        np.sin(angle),
+        np.cos(angle),
+        np.log1p(length[row]),
+        np.log1p(all_liked[row]),
+        np.log1p(events),
+        np.log1p(liked),
+        (liked + 1) / (events + 2),
     )
+    dense = np.stack(columns, axis=1)
     items = batch.items[target]
     return Candidates(
         items=items,
@@ -189,6 +191,7 @@ class DlrmBaseline:
 
     Args:
         stream: The population.
+        columns: Number of dense columns that it sees: `COUNTS` or `CROSSED`.
         batch: Candidates of a step.
         dense_lr: Learning rate of Adam.
         table_lr: Learning rate of row-wise Adagrad.
@@ -199,6 +202,7 @@ class DlrmBaseline:
     def __init__(
         self,
         stream: StreamConfig,
+        columns: int,
         *,
         batch: int = 128,
         dense_lr: float = 1e-3,
@@ -212,7 +216,7 @@ class DlrmBaseline:
         from dlrm.train.step import TrainingStep
         from model import DLRM
 
-        self._batch, self._dense_lr = batch, dense_lr
+        self._batch, self._dense_lr, self._columns = batch, dense_lr, columns
         self._order = np.random.default_rng(seed)
         collective = connect()
         tables = embedding.FusedTable(
@@ -225,7 +229,7 @@ class DlrmBaseline:
             ),
             DenseAdam(),
             collective,
-            num_dense=_NUM_DENSE,
+            num_dense=columns,
             local_batch=batch,
         )
         self._step.build()
@@ -234,16 +238,17 @@ class DlrmBaseline:
         """See `Predictor`."""
         from dlrm.metrics import probabilities
 
-        total = len(candidates.labels)
+        dense, total = candidates.dense[:, : self._columns], len(candidates.labels)
         logits = []
         for start in range(0, total, self._batch):
             # The step takes whole batches: the last rows come twice.
             rows = np.minimum(np.arange(start, start + self._batch), total - 1)
-            logits.append(self._step.score(candidates.dense[rows], candidates.ids[rows])[0])
+            logits.append(self._step.score(dense[rows], candidates.ids[rows])[0])
         return probabilities(np.concatenate(logits)[:total])
 
     def learn(self, candidates: Candidates) -> None:
         """See `Predictor`; the last candidates, less than a batch, are left out."""
+        dense = candidates.dense[:, : self._columns]
         order = self._order.permutation(len(candidates.labels))
         whole = len(order) // self._batch
         batches = order[: whole * self._batch].reshape(whole, self._batch)
@@ -251,7 +256,7 @@ class DlrmBaseline:
         for number, rows in enumerate(batches):
             following = batches[min(number + 1, whole - 1)]
             _, routes = self._step.train(
-                candidates.dense[rows],
+                dense[rows],
                 candidates.labels[rows],
                 routes,
                 candidates.ids[following],

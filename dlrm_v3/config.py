@@ -190,7 +190,13 @@ _TINY_MODEL = HstuConfig(
     max_history=256,
     position_buckets=512,
     time_buckets=256,
+    # One pass over few data: nothing is seen twice that could be learned by heart.
+    input_dropout=0.0,
+    output_dropout=0.0,
+    # An item has some thirty labels, which must outweigh the values that its row starts with.
+    table_range=0.02,
 )
+_TINY_LEARNING = LearningConfig(dense_lr=5e-4, table_lr=0.02)
 _PUBLISHED_MODEL = HstuConfig(
     width=512,
     layers=5,
@@ -223,13 +229,13 @@ PRESETS: Mapping[str, Preset] = {
             categories=16,
             timestamps=20,
             train_timestamps=18,
-            candidates=8,
+            candidates=24,
             inference_candidates=64,
             shards=4,
             written_shards=4,
         ),
         _TINY_MODEL,
-        LearningConfig(),
+        replace(_TINY_LEARNING, global_batch_size=16),
     ),
     "small": Preset(
         StreamConfig(
@@ -238,13 +244,13 @@ PRESETS: Mapping[str, Preset] = {
             categories=16,
             timestamps=20,
             train_timestamps=18,
-            candidates=8,
+            candidates=24,
             inference_candidates=64,
             shards=20,
             written_shards=20,
         ),
         _TINY_MODEL,
-        LearningConfig(),
+        _TINY_LEARNING,
     ),
     "sampled": Preset(
         replace(_PUBLISHED_STREAM, written_shards=1), _PUBLISHED_MODEL, LearningConfig()
