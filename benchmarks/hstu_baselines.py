@@ -18,9 +18,8 @@ from dlrm_v3.data.stream import RequestStream
 _LIKED = ACTION_WEIGHTS[3]  # the weight of an event that was rated 4 or more
 _READ_AT_ONCE = 2048  # requests
 _DAY = 86_400  # seconds
-COUNTS, CROSSED = 4, 7
-"""How many columns of `Candidates.dense` a DLRM sees: time and counts of the history; or also the
-counts of events in the candidate's category, a product of history and candidate made by hand."""
+_ALL_COLUMNS = 7  # of `Candidates.dense`
+_COUNTS, _COUNT_TABLES = 4, 3  # the first columns of `dense` and `ids`: all but what `helped` adds
 _PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # labels
 
 Floats = NDArray[np.floating[Any]]
@@ -187,11 +186,14 @@ class _ScaledRate:
 class DlrmBaseline:
     """The DLRM of this project: tables of items, categories, last items and users, and counts.
 
-    It is trained as HSTU is: one pass, row-wise Adagrad for the tables, Adam for the rest.
+    Its tables are those of items, categories and last items, its dense columns the time of day and
+    the counts of the history. It is trained as HSTU is: one pass, row-wise Adagrad for the tables,
+    Adam for the rest.
 
     Args:
         stream: The population.
-        columns: Number of dense columns that it sees: `COUNTS` or `CROSSED`.
+        helped: Whether it has a table of users too, and the counts of events in the candidate's
+            category: the product of history and candidate, made by hand.
         batch: Candidates of a step.
         dense_lr: Learning rate of Adam.
         table_lr: Learning rate of row-wise Adagrad.
@@ -202,8 +204,8 @@ class DlrmBaseline:
     def __init__(
         self,
         stream: StreamConfig,
-        columns: int,
         *,
+        helped: bool,
         batch: int = 128,
         dense_lr: float = 1e-3,
         table_lr: float = 0.05,
@@ -216,12 +218,13 @@ class DlrmBaseline:
         from dlrm.train.step import TrainingStep
         from model import DLRM
 
-        self._batch, self._dense_lr, self._columns = batch, dense_lr, columns
+        self._batch, self._dense_lr = batch, dense_lr
+        rows = (stream.items, stream.categories, stream.items, stream.users)
+        self._tables = len(rows) if helped else _COUNT_TABLES
+        self._columns = None if helped else _COUNTS
         self._order = np.random.default_rng(seed)
         collective = connect()
-        tables = embedding.FusedTable(
-            (stream.items, stream.categories, stream.items, stream.users), width, seed
-        )
+        tables = embedding.FusedTable(rows[: self._tables], width, seed)
         self._step = TrainingStep(
             DLRM((64, width), (128, 64, 1), seed=seed, dtype="float32"),
             embedding.create(
@@ -229,7 +232,7 @@ class DlrmBaseline:
             ),
             DenseAdam(),
             collective,
-            num_dense=columns,
+            num_dense=_COUNTS if self._columns else _ALL_COLUMNS,
             local_batch=batch,
         )
         self._step.build()
@@ -238,27 +241,26 @@ class DlrmBaseline:
         """See `Predictor`."""
         from dlrm.metrics import probabilities
 
-        dense, total = candidates.dense[:, : self._columns], len(candidates.labels)
+        dense, ids = self._inputs(candidates)
         logits = []
-        for start in range(0, total, self._batch):
+        for start in range(0, len(ids), self._batch):
             # The step takes whole batches: the last rows come twice.
-            rows = np.minimum(np.arange(start, start + self._batch), total - 1)
-            logits.append(self._step.score(dense[rows], candidates.ids[rows])[0])
-        return probabilities(np.concatenate(logits)[:total])
+            rows = np.minimum(np.arange(start, start + self._batch), len(ids) - 1)
+            logits.append(self._step.score(dense[rows], ids[rows])[0])
+        return probabilities(np.concatenate(logits)[: len(ids)])
 
     def learn(self, candidates: Candidates) -> None:
         """See `Predictor`; the last candidates, less than a batch, are left out."""
-        dense = candidates.dense[:, : self._columns]
-        order = self._order.permutation(len(candidates.labels))
+        dense, ids = self._inputs(candidates)
+        order = self._order.permutation(len(ids))
         whole = len(order) // self._batch
         batches = order[: whole * self._batch].reshape(whole, self._batch)
-        routes = self._step.route(candidates.ids[batches[0]])
+        routes = self._step.route(ids[batches[0]])
         for number, rows in enumerate(batches):
-            following = batches[min(number + 1, whole - 1)]
+            following = ids[batches[min(number + 1, whole - 1)]]
             _, routes = self._step.train(
-                dense[rows],
-                candidates.labels[rows],
-                routes,
-                candidates.ids[following],
-                self._dense_lr,
+                dense[rows], candidates.labels[rows], routes, following, self._dense_lr
             )
+
+    def _inputs(self, candidates: Candidates) -> tuple[Floats, NDArray[np.int32]]:
+        return candidates.dense[:, : self._columns], candidates.ids[:, : self._tables]

@@ -5,11 +5,11 @@
 DATA is a folder of `python3 -m dlrm_v3.generate`. HSTU is trained by `dlrm_v3.train` with the
 settings of DATA's preset: every timestamp is predicted, all its requests, before it is trained on
 once. The baselines then do the same on the same requests: the global rate, the popularity of items,
-and the DLRM of this project on item, category, last item, user and counts of the history. A second
-DLRM also sees how many events, and liked ones, the history has in the candidate's category: the
-product of history and candidate that HSTU has to find, made by hand. The best possible are the
-probabilities that the labels were drawn from. Beside them stand what the generator can say of
-predictors that know only the items' ratings, or only the users' tastes.
+and the DLRM of this project on item, category, last item and counts of the history. A second DLRM
+is helped: it has a table of users, and is told how many events, and liked ones, the history has in
+the candidate's category, the product of history and candidate that HSTU has to find. The best
+possible are the probabilities that the labels were drawn from. Beside them stand what the generator
+can say of predictors that know only the items' ratings, or only the users' tastes.
 
 The figures of a predictor are the means, over the last quarter of the predicted timestamps, of its
 normalised entropies and AUCs. The share of the gap that it closes is its distance from
@@ -34,8 +34,6 @@ with cli.project_environment():
     import numpy as np
 
     from benchmarks.hstu_baselines import (
-        COUNTS,
-        CROSSED,
         Candidates,
         DlrmBaseline,
         GlobalRate,
@@ -52,7 +50,7 @@ with cli.project_environment():
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 HSTU, RATE, POPULARITY, BEST_POSSIBLE = "HSTU", "global rate", "item popularity", "best possible"
-DLRM, CROSSED_DLRM = "DLRM", "DLRM, crossed by hand"
+DLRM, HELPED_DLRM = "DLRM", "DLRM, helped"
 EVENTS = "events.jsonl"
 SAME = 1e-3  # the training counts scores in bins, and bounds their logits
 
@@ -119,8 +117,8 @@ def compare(stream: RequestStream, run: Run) -> dict[str, Figures]:
     predictors: dict[str, Predictor] = {
         RATE: GlobalRate(),
         POPULARITY: Popularity(stream.config.items),
-        DLRM: DlrmBaseline(stream.config, COUNTS),
-        CROSSED_DLRM: DlrmBaseline(stream.config, CROSSED),
+        DLRM: DlrmBaseline(stream.config, helped=False),
+        HELPED_DLRM: DlrmBaseline(stream.config, helped=True),
     }
     curves: dict[str, Figures] = {name: [] for name in (HSTU, *predictors, BEST_POSSIBLE)}
     last = max(run.evaluations)
