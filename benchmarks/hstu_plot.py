@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from benchmarks.hstu_cases import HstuCase
 from dlrm.formats import atomic_files
 
-COLOURS = ("#2463a8", "#c2571a", "#1d8156", "#8a4fa3", "#666666")
+COLOURS = ("#2463a8", "#c2571a", "#1d8156", "#8a4fa3", "#b8860b", "#666666")
 DPI = 120
 
 
@@ -100,7 +100,7 @@ def plot_learning(
                 marker="o",
                 markersize=3,
             )
-    grid[0][0].legend(frameon=False, fontsize=9, ncols=2)
+    grid[1][0].legend(frameon=False, fontsize=9, ncols=2, loc="center right")
     grid[1][0].set_xlabel("timestamp")
     grid[1][0].xaxis.get_major_locator().set_params(integer=True)
     _write(figure, path)
