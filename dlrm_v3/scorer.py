@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.metrics import probabilities
+from dlrm.train.step import plain_name
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.data.batch import RequestBatch
 from dlrm_v3.data.stream import RequestStream
@@ -197,7 +198,7 @@ def _load_weights(checkpoint: Path, manifest: Manifest, model: Hstu) -> None:
     path = checkpoint / DENSE_FILE
     with TensorReader(path, manifest.files[DENSE_FILE]) as reader:
         for variable in model.variables:
-            name, shape = variable.name, tuple(variable.shape)
+            name, shape = plain_name(variable), tuple(variable.shape)
             found = reader.tensors[name][1] if name in reader.tensors else None
             if found is None or tuple(found) != shape:
                 raise ValueError(

@@ -48,7 +48,7 @@ from dlrm_v3.config import ACTION_WEIGHTS, HstuConfig
 from dlrm_v3.hstu_op import HstuOps
 from dlrm_v3.model import plain_ops
 from dlrm_v3.model.inputs import ModelInputs, TargetInputs, Vectors
-from dlrm_v3.model.layers import MLP_EPSILON, HstuLayer, SwishMlp, linear
+from dlrm_v3.model.layers import AS_STORED, MLP_EPSILON, HstuLayer, SwishMlp, linear
 from dlrm_v3.model.rows import (
     Rows,
     check_bounds,
@@ -131,7 +131,7 @@ class Hstu(keras.Model):
         self.head = SwishMlp((width, width, len(config.tasks)), name="head", is_head=True, **common)
 
         def weight(name: str, shape: tuple[int, ...], initial: Any) -> Any:
-            return self.add_weight(shape=shape, initializer=initial, autocast=False, name=name)
+            return self.add_weight(shape=shape, initializer=initial, **AS_STORED, name=name)
 
         def wide(stddev: float) -> Any:
             return keras.initializers.RandomNormal(stddev=stddev, seed=next(seeds))

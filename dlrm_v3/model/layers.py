@@ -16,6 +16,10 @@ import tensorflow as tf
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.hstu_op import HstuOps
 
+# Weights are float32 also in 16-bit layers. Keras 2 has another word for it.
+AS_STORED: dict[str, Any] = {
+    "autocast" if keras.__version__[0] > "2" else "experimental_autocast": False
+}
 MLP_EPSILON = 1e-5
 LAYER_EPSILON = 1e-6
 
@@ -54,7 +58,7 @@ class SwishMlp(keras.layers.Layer):
 
         def weight(kind: str, shape: tuple[int, ...], initial: Any) -> Any:
             return self.add_weight(
-                shape=shape, initializer=initial, autocast=False, name=f"{name}_{kind}"
+                shape=shape, initializer=initial, **AS_STORED, name=f"{name}_{kind}"
             )
 
         inputs, hidden, outputs = sizes
@@ -126,7 +130,7 @@ class HstuLayer(keras.layers.Layer):
 
         def weight(kind: str, shape: tuple[int, ...], initial: Any) -> Any:
             return self.add_weight(
-                shape=shape, initializer=initial, autocast=False, name=f"{name}_{kind}"
+                shape=shape, initializer=initial, **AS_STORED, name=f"{name}_{kind}"
             )
 
         values, keys = config.heads * config.value_dim, config.heads * config.attention_dim

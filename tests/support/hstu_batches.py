@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dlrm.train.step import as_tf_variable, plain_name
 from dlrm_v3.config import ACTION_WEIGHTS, HstuConfig
 from dlrm_v3.data.batch import RequestBatch
-from dlrm_v3.model.hstu import build_model
+from dlrm_v3.model.hstu import Hstu, build_model
 from dlrm_v3.model.inputs import ModelInputs, Vectors, make_inputs
 
 ITEMS_PER_CATEGORY = 10
@@ -86,3 +87,8 @@ def inputs_and_vectors(batch, config=CONFIG, multiple=1):
     items, categories, users = tables(config)
     vectors = Vectors(items[inputs.items], categories, users[inputs.users])
     return tensors(inputs), Vectors(*(tf.constant(values) for values in vectors))
+
+
+def weights(model: Hstu) -> dict[str, tf.Variable]:
+    """The model's weights by the names that checkpoints give them, in Keras 2 and 3 alike."""
+    return {plain_name(weight): as_tf_variable(weight) for weight in model.trainable_variables}

@@ -13,6 +13,7 @@ from dlrm.checkpoint.manifest import ModelShape
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.data.stream import RequestStream, open_stream
 from dlrm_v3.generate.__main__ import main as generate
+from tests.support import hstu_batches
 from tests.support.checkpoints import write_checkpoint
 
 MODEL = HstuConfig(
@@ -59,7 +60,7 @@ def write_hstu(
     rows = np.random.default_rng(5).uniform(-1, 1, (sum(sizes), model.width)).astype(np.float32)
     length = 1 + model.max_history + config.candidates
     built = build_model(model, max_length=length, seed=3, dtype="float32", fused=False, xla=False)
-    dense = {variable.name: variable.numpy() for variable in built.variables}
+    dense = {name: weight.numpy() for name, weight in hstu_batches.weights(built).items()}
     dense["adam.first.head"] = np.zeros(3, np.float32)  # what an optimizer keeps there
     settings = {**dataclasses.asdict(model), "max_length": length}
     defaults: dict[str, Any] = {"settings": settings, "data": {"stream": stream.fingerprint}}

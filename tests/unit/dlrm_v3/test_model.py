@@ -50,7 +50,7 @@ def gradients(model, batch, upstream, *, key=None, multiple=1, graph=False):
             tape.watch(vectors)
             logits = model(inputs, vectors, training=key is not None, dropout_key=key)
             total = tf.reduce_sum(logits * tf.constant(upstream, tf.float32))
-        sources = {weight.name: weight.value for weight in model.trainable_variables}
+        sources = hstu_batches.weights(model)
         return logits, tape.gradient(total, {**sources, **vectors._asdict()})
 
     logits, found = tf.function(compute)() if graph else compute()
@@ -61,7 +61,7 @@ def reference(model, batch, upstream=None, *, key=None):
     """The same, by the reference."""
     items, categories, users = hstu_batches.tables(model.config)
     vectors = [Node(items[batch.items]), Node(categories), Node(users[batch.users])]
-    weights = {weight.name: Node(weight.numpy()) for weight in model.trainable_variables}
+    weights = {name: Node(w.numpy()) for name, w in hstu_batches.weights(model).items()}
     logits = reference_hstu.logits(
         model.config, MAX_LENGTH, weights, batch, vectors, ITEMS_PER_CATEGORY, key
     )
@@ -120,7 +120,9 @@ def test_the_gradients_of_the_reference_are_its_finite_differences() -> None:
     batch = hstu_batches.random_batch([5, 0, 3], [2, 1, 2])
     items, categories, users = hstu_batches.tables()
     vectors = [items[batch.items], categories, users[batch.users]]
-    weights = {w.name: w.numpy() for w in hstu_batches.random_model().trainable_variables}
+    weights = {
+        name: w.numpy() for name, w in hstu_batches.weights(hstu_batches.random_model()).items()
+    }
     values = {**weights, **dict(zip(Vectors._fields, vectors))}
     values = {name: value.astype(np.float64) for name, value in values.items()}
     upstream = upstream_of(batch)
@@ -297,8 +299,7 @@ def test_mixed_precision_is_near(dtype, share, fused) -> None:
 def test_models_of_one_seed_are_equal_and_of_others_differ() -> None:
     build: dict = {"max_length": MAX_LENGTH, "dtype": "float32", "fused": False, "xla": False}
     one, same, other = (build_model(CONFIG, seed=seed, **build) for seed in (1, 1, 2))
-    names = [weight.name for weight in one.trainable_variables]
-    assert len(set(names)) == len(names)
+    assert len(hstu_batches.weights(one)) == len(one.trainable_variables)
     for first, second, third in zip(*(m.trainable_variables for m in (one, same, other))):
         np.testing.assert_array_equal(first.numpy(), second.numpy())
         if np.ptp(first.numpy()) > 0:

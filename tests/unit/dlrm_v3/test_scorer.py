@@ -18,7 +18,7 @@ from dlrm_v3.model.hstu import build_model
 from dlrm_v3.model.inputs import Vectors
 from dlrm_v3.scorer import HstuScorer
 from serving.loadgen.timeline import Timeline
-from tests.support import reference_hstu
+from tests.support import hstu_batches, reference_hstu
 from tests.support.hstu_checkpoints import MODEL, write_hstu, write_stream
 from tests.support.tape import Node
 
@@ -38,7 +38,10 @@ def expected(stream: RequestStream, batch: RequestBatch, tables: list[np.ndarray
     """The predictions of the float64 model with the weights that `write_hstu` writes."""
     length = 1 + MODEL.max_history + stream.config.candidates
     model = build_model(MODEL, max_length=length, seed=3, dtype="float32", fused=False, xla=False)
-    weights = {v.name: Node(v.numpy().astype(np.float64)) for v in model.variables}
+    weights = {
+        name: Node(weight.numpy().astype(np.float64))
+        for name, weight in hstu_batches.weights(model).items()
+    }
     items, categories, users = (table.astype(np.float64) for table in tables)
     vectors = Vectors(Node(items[batch.items]), Node(categories), Node(users[batch.users]))
     ipc = stream.config.items_per_category

@@ -33,6 +33,7 @@ from dlrm_v3.train.plan import Share, StreamPlan, dropout_key
 from dlrm_v3.train.prepare import Prepared, reader
 from dlrm_v3.train.settings import max_length, parser, settings_of
 from dlrm_v3.train.step import TABLES, HstuStep
+from tests.support import hstu_batches
 from tests.support.processes import ROOT
 from tests.support.tiny_stream import write_stream
 
@@ -182,7 +183,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss(
         np.arange(stream.config.categories) + offsets[1],
         np.asarray(found.inputs.users) + offsets[2],
     ]
-    weights = {v.name: v.value for v in model.trainable_variables}
+    weights = hstu_batches.weights(model)
     with tf.GradientTape() as tape:
         tape.watch(table)
         vectors = Vectors(*(tf.gather(table, part) for part in keys))
