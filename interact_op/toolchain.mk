@@ -19,11 +19,12 @@ avx2 := -mavx2 -mfma -mf16c
 avx512 := -mavx512f -mfma -mf16c
 LEVELS := portable $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
 
-# Of the architectures, those that this compiler still has; PTX of the last for all later GPUs. The
+# Of GPUS, the architectures, those that this compiler still has; PTX of the last for all later GPUs. The
 # CUDA runtime is linked in: TensorFlow has its own. `make NVCC=` leaves CUDA out.
+GPUS ?= 70 75 80 90
 NVCC := $(shell command -v nvcc)
 ifneq ($(NVCC),)
-ARCHITECTURES := $(filter $(shell $(NVCC) --list-gpu-arch | sed s/compute_//),70 75 80 90)
+ARCHITECTURES := $(filter $(shell $(NVCC) --list-gpu-arch | sed s/compute_//),$(GPUS))
 GENCODE := $(foreach a,$(ARCHITECTURES),-gencode arch=compute_$a,code=sm_$a) \
     $(foreach a,$(lastword $(sort $(ARCHITECTURES))),-gencode arch=compute_$a,code=compute_$a)
 # nvcc refuses a g++ newer than it knows; an older one often stands beside it.
