@@ -1,6 +1,6 @@
 """HSTU's layers on our fused operations, compared with plain PyTorch.
 
-    python3 -m benchmarks.hstu [--peer_python PYTHON] [--lengths LIST] [--rounds N] [--plot FILE]
+    python3 -m benchmarks.hstu [--peer_python PYTHON] [--lengths N ...] [--rounds N] [--plot FILE]
 
 Training is the forward and backward pass of layers over sequences of uneven length, with 32
 candidates each; inference is the forward pass of histories with many candidates, of which we
@@ -41,6 +41,7 @@ with cli.project_environment():
     from benchmarks.hstu_plot import Measured, plot_speed
     from benchmarks.ranks import ROOT
 
+KINDS = ("train", "infer")
 LENGTHS = (128, 512, 2048, 8192)
 TOKENS = 8192  # of the histories of a case, if they were all of the longest one's length
 TRAINED, SCORED = 32, 2048  # candidates of a request in training and at inference, as published
@@ -194,20 +195,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--peer_python", default=sys.executable, help="interpreter that has PyTorch")
-    add("--lengths", default=",".join(map(str, LENGTHS)), help="longest histories, with commas")
-    add("--kinds", default="train,infer", help="of train and infer (default: both)")
+    add("--lengths", type=int, nargs="+", default=LENGTHS, help="longest histories")
+    add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what to measure (default: both)")
     add("--rounds", type=int, default=5, help="the medians count (default: 5)")
     add("--seconds", type=float, default=1.0, help="of a contender in a round (default: 1)")
     add("--plot", type=Path, default=Path("hstu_speed.png"), help="picture (default: %(default)s)")
     options = parser.parse_args(arguments)
-    lengths = [int(word) for word in options.lengths.split(",")]
     peer = find_peer(options.peer_python)
     if peer is None:
         print(f"{options.peer_python} has no PyTorch; {PEERS_REMEDY}")
     results = []
-    for kind in options.kinds.split(","):
+    for kind in options.kinds:
         print(f"{kind}, longest history x sequences, {THREADS} threads, float32")
-        for longest in lengths:
+        for longest in options.lengths:
             for case in cases(kind, longest):
                 results.append(measure(case, peer, options.rounds, options.seconds))
                 print(*lines(results[-1]), sep="\n", flush=True)
