@@ -130,7 +130,10 @@ def stderr_on_failure() -> Iterator[None]:
 
 
 def allow_many_files() -> None:
-    """Raises the limit of open files: a checkpoint has one file for each rank that wrote it."""
+    """Raises the limit of open files.
+
+    A checkpoint has one file for each rank that wrote it, streaming data nine for each shard.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

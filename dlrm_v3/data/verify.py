@@ -38,6 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("data", type=Path, help="folder that dlrm_v3.generate wrote")
     folder = parser.parse_args(arguments).data
+    cli.allow_many_files()
     metadata, shards = open_shards(folder)
     for shard in shards:
         verify_shard(shard, metadata.config)

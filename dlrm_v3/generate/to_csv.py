@@ -39,6 +39,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("data", type=Path, help="folder that dlrm_v3.generate wrote")
     parser.add_argument("csv", type=Path, help="folder to write, new or empty")
     flags = parser.parse_args(arguments)
+    cli.allow_many_files()
     write_csv(flags.data, flags.csv)
     print(f"{flags.csv}: written")
     return 0

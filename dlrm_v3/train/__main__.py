@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     flags = parser().parse_args(arguments)
+    cli.allow_many_files()
     # Imports TensorFlow, so that flag errors and --help come at once.
     with cli.project_environment(), cli.stderr_on_failure():
         import tensorflow as tf

@@ -352,3 +352,10 @@ def test_csv_into_a_folder_with_files_is_refused(
 ) -> None:
     assert to_csv([str(folder), str(csv_folder)]) == 1
     assert "expected an empty folder" in capsys.readouterr().err
+
+
+def test_more_files_are_opened_than_the_usual_limit_allows(folder: Path) -> None:
+    # Each mapped file holds a descriptor: four shards have 36.
+    command = f"ulimit -Sn 32; exec {sys.executable} -m dlrm_v3.data.verify {folder}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
