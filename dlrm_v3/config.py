@@ -83,6 +83,8 @@ class StreamConfig:
             self._refuse("train_timestamps", f"fewer than timestamps ({self.timestamps})")
         if self.users % self.shards:
             self._refuse("shards", f"a divisor of users ({self.users})")
+        if self.items % self.categories:
+            self._refuse("items", f"a multiple of categories ({self.categories})")
         if self.items_per_category < self.timestamps:
             # The catalogue grows by a share of 1 / timestamps each time.
             self._refuse(

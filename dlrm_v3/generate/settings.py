@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from dlrm_v3.config import PRESETS, StreamConfig
+from dlrm_v3.flags import add_flags, given_values
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +15,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=list(PRESETS), required=True, help="settings to begin with"
     )
-    for setting in fields(StreamConfig):
-        kind = float if setting.name == "user_share" else int
-        parser.add_argument(f"--{setting.name}", type=kind, help=_help(setting.name))
+    add_flags(parser, StreamConfig)
 
 
 def stream_config(flags: dict[str, Any]) -> StreamConfig:
@@ -28,18 +27,10 @@ def stream_config(flags: dict[str, Any]) -> StreamConfig:
         ValueError: A setting is out of its range.
     """
     preset = PRESETS[flags["preset"]].stream
-    names = [setting.name for setting in fields(StreamConfig)]
-    changed = {name: flags[name] for name in names if flags[name] is not None}
+    changed = given_values(StreamConfig, flags)
     if "shards" in changed and preset.written_shards == preset.shards:
         changed = {"written_shards": changed["shards"], **changed}
     try:
         return replace(preset, **changed)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
-
-
-def _help(name: str) -> str:
-    """What the docstring of `StreamConfig` says of a setting."""
-    entries = (StreamConfig.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
-    text = " ".join(entries.partition(f" {name}: ")[2].split())
-    return text.partition(". ")[0].rstrip(".") + " (default: the preset's)"
