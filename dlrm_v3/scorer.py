@@ -18,6 +18,7 @@ from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.metrics import probabilities
 from dlrm.train.step import plain_name
+from dlrm_v3 import hstu_op
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.data.batch import RequestBatch
 from dlrm_v3.data.stream import RequestStream
@@ -83,7 +84,10 @@ class HstuScorer:
         config, max_length = _model_settings(checkpoint, manifest)
         _check_data(checkpoint, manifest, stream)
         tables = read_tables(checkpoint, manifest, _TABLES, encoding)
-        model = _build(config, max_length)
+        fused = hstu_op.is_built()
+        model = build_model(
+            config, max_length=max_length, seed=0, dtype="float32", fused=fused, xla=False
+        )
         _load_weights(checkpoint, manifest, model)
         return cls(model, tables, stream.config.items_per_category, stream.config.categories)
 
@@ -153,8 +157,8 @@ def _model_settings(checkpoint: Path, manifest: Manifest) -> tuple[HstuConfig, i
     missing = [name for name in (*names, "max_length") if name not in manifest.settings]
     if missing or DENSE_FILE not in manifest.files:
         raise ValueError(
-            f"{checkpoint}: expected a model of DLRMv3, found none of its settings "
-            f"({', '.join(missing[:3]) or DENSE_FILE}); {_REMEDY}"
+            f"{checkpoint}: expected a model of DLRMv3, found none: "
+            f"{', '.join(missing[:3]) or DENSE_FILE} missing; {_REMEDY}"
         )
     settings = {name: manifest.settings[name] for name in names}
     config = HstuConfig(**{**settings, "tasks": tuple(settings["tasks"])})
@@ -177,15 +181,6 @@ def _check_data(checkpoint: Path, manifest: Manifest, stream: RequestStream) -> 
             f"{checkpoint}: expected a model of this data ({expected}), found one of other data "
             f"({found}); name the --dataset that it was trained on"
         )
-
-
-def _build(config: HstuConfig, max_length: int) -> Hstu:
-    """Builds the model, with fused operations if they are built."""
-    common: dict[str, Any] = {"max_length": max_length, "seed": 0, "dtype": "float32", "xla": False}
-    try:
-        return build_model(config, fused=True, **common)
-    except OSError:
-        return build_model(config, fused=False, **common)
 
 
 def _load_weights(checkpoint: Path, manifest: Manifest, model: Hstu) -> None:

@@ -28,6 +28,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         from serving.loadgen.settings import import_loadgen
 
         import_loadgen()
+        cli.allow_many_files()
         stream = open_stream(folder)
         if preset not in (None, stream.preset):
             raise ValueError(
@@ -36,11 +37,12 @@ def _run(arguments: Sequence[str] | None) -> int:
             )
         checkpoint = newest(flags.model_path)
         with cli.stderr_on_failure():
+            from dlrm_v3.hstu_op import is_built
             from dlrm_v3.scorer import HstuScorer
         encoding = flags.sparse_quant_type if flags.sparse_quant else "float32"
-        cli.allow_many_files()
         scorer = HstuScorer.open(checkpoint, stream, encoding)
-        print(f"{checkpoint}, tables in {encoding}; {stream.preset} in {folder}", flush=True)
+        ops = "fused ops" if is_built() else "plain TensorFlow (`make hstu_op` builds fused ops)"
+        print(f"{checkpoint}, tables in {encoding}, {ops}; {stream.preset} in {folder}", flush=True)
         return Benchmark(flags, mode, stream, scorer.max_history, scorer.score).run()
 
 

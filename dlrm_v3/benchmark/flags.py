@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         help="requests a second: what Server must bear; what Offline is expected to reach "
         "(default: measured)",
     )
-    add("--numpy-rand-seed", type=int, default=123, metavar="N", help="of the order: 123")
+    add("--numpy-rand-seed", type=_seed, default=123, metavar="N", help="of the order: 123")
     _add_boolean(add, "--sparse-quant", "keep the tables in fewer bits")
     add(
         "--dataset-percentage",
@@ -146,6 +146,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, found {text!r}")
+    return int(text)
+
+
 def _number(text: str) -> float:
     """The number; NaN if it is none, which is in no range."""
     try:
@@ -167,7 +173,9 @@ def _share(text: str) -> float:
 
 
 def _share_or_none(text: str) -> float:
-    return 0.0 if _number(text) == 0 else _share(text)
+    if not 0 <= _number(text) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
+    return float(text)
 
 
 def mode_of(flags: argparse.Namespace) -> str:

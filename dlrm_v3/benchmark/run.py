@@ -73,6 +73,7 @@ class Benchmark:
     def run(self) -> int:
         """Runs everything and returns the exit code."""
         flags, wanted = self._flags, self._wanted
+        self._make_folder(self._output)
         one_pass = self._library(flags.dataset_percentage)
         settings = make_settings(wanted, one_pass.requests)
         rate = self._measure(one_pass)
@@ -155,7 +156,7 @@ class Benchmark:
     ) -> Work:
         """Runs LoadGen."""
         flags, wanted = self._flags, self._wanted
-        output.mkdir(parents=True, exist_ok=True)
+        self._make_folder(output)
         summary.remove(output)
         settings.performance_sample_count_override = len(library.sizes)
         answers = request_answers(
@@ -184,6 +185,16 @@ class Benchmark:
             output,
             order=library.order(),
         )
+
+    @staticmethod
+    def _make_folder(output: Path) -> None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--output: expected a folder that can be written, found {output}: "
+                f"{error.strerror}; name another"
+            ) from None
 
     def _show(self, work: Work, timeline: Timeline) -> int:
         """Prints what came of the test and returns the exit code."""

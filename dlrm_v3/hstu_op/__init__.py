@@ -131,6 +131,15 @@ def load(build: Path = BUILD) -> HstuOps:
     return HstuOps(gated_attention, target_attention, layer_norm, dropout)
 
 
+def is_built() -> bool:
+    """Whether the operations can be loaded here."""
+    try:
+        load()
+    except OSError:
+        return False
+    return True
+
+
 def _as_floats(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(values, tf.float32)
 

@@ -56,7 +56,7 @@ def open_parts(flags: argparse.Namespace, collective: Collective) -> StreamParts
         settings = settings_of(flags, stream.config, stream.preset)
         options = settings.options
         if options.fused is None:
-            options.fused = not options.xla and is_built()
+            options.fused = not options.xla and hstu_op.is_built()
         plan = StreamPlan(
             stream,
             settings.learning.global_batch_size,
@@ -73,15 +73,6 @@ def open_parts(flags: argparse.Namespace, collective: Collective) -> StreamParts
     agreed = {name: value for name, value in settings.flat().items() if name != "run_dir"}
     collective.agree("the settings", agreed)
     return StreamParts(settings, stream, plan, collective)
-
-
-def is_built() -> bool:
-    """Whether the fused ops can be loaded here."""
-    try:
-        hstu_op.load()
-    except OSError:
-        return False
-    return True
 
 
 def fused_table(parts: StreamParts) -> embedding.FusedTable:
@@ -102,7 +93,8 @@ def place_tables(parts: StreamParts) -> tuple[str, str]:
     Raises:
         ValueError: On every rank, if the backend cannot run on one or the memory does not suffice.
     """
-    settings, collective = parts.settings, parts.collective
+    settings, collective, stream = parts.settings, parts.collective, parts.stream.config
+    candidates = stream.candidates if settings.trains else stream.inference_candidates
     backend, why = collective.together(lambda: embedding.choose(settings.options.embedding))
     collective.agree("the embedding's backend", backend)
     table = fused_table(parts)
@@ -115,7 +107,7 @@ def place_tables(parts: StreamParts) -> tuple[str, str]:
             settings.options.sok_gpu_gb,
             collective,
             local_batch=-(-settings.learning.global_batch_size // collective.size),
-            max_length=settings.options.max_length,
+            max_length=1 + settings.model.max_history + candidates,
             value_bytes=tf.as_dtype(settings.compute_dtype).size,
         )
     )

@@ -132,6 +132,12 @@ def train(
     if checkpoints and resumed:
         checkpoints.loaded(resumed.path)
     first_step = resumed.position.step if resumed else 0
+    if first_step > plan.steps:
+        raise ValueError(
+            f"--last_timestamp={plan.last}: expected one that is not behind the checkpoint, found "
+            f"{first_step} steps done of {plan.steps}; raise it, or set --resume=none and another "
+            "--checkpoint_dir"
+        )
 
     def save(step: int) -> None:
         if checkpoints:

@@ -155,6 +155,11 @@ def settings_of(flags: argparse.Namespace, stream: StreamConfig, preset: str) ->
             _require(name, 0 <= value < 1, "0 or more, below 1", value)
         elif name in ("eval_batches", "min_history_for_user"):
             _require(name, value >= 0, "0 or more", value)
+        elif name == "dense_betas":
+            holds = len(value) == 2 and all(0 <= beta < 1 for beta in value)
+            _require(name, holds, "two numbers from 0 on, below 1", ",".join(map(str, value)))
+        elif name == "position_buckets":
+            _require(name, value >= 2, "2 or more: the users' and the candidates'", value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             _require(name, 0 < value < float("inf"), "above 0", value)
     return StreamTraining(model, learning, argparse.Namespace(**options))
@@ -176,6 +181,8 @@ def _check_options(options: Mapping[str, Any], stream: StreamConfig) -> None:
         raise ValueError(
             "--mode=test: no checkpoint named; set --checkpoint_dir=FOLDER or --resume=PATH"
         )
+    if options["xla"] and options["fused"]:
+        raise ValueError("expected one of --xla and --fused, which XLA cannot compile, found both")
     if options["mode"] == "test" and options["xla"]:
         raise ValueError(
             "--mode=test: expected no --xla, which compiles for the candidates of training, fewer "

@@ -193,6 +193,7 @@ def test_an_interrupted_run_ends_at_once(folder: Path) -> None:
         (["--dataset-percentage=0.001"], "expected requests, found none"),
         ([], "expected --target-qps, or Server.target_qps in --user-conf, found neither"),
         (["--scenario-name=Offline", "--find-peak-performance"], "expected --scenario-name=Server"),
+        (["--output=/proc/x"], "--output: expected a folder that can be written, found /proc/x"),
     ],
 )
 def test_a_bad_call_is_refused_in_one_line(

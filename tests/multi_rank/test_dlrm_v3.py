@@ -219,6 +219,17 @@ def test_the_checkpoint_is_evaluated_on_the_timestamps_of_inference(
     assert [row[0] for row in rows] == ["| timestamp", "| :---:", "| 4", "| 5", "| all"]
 
 
+def test_a_checkpoint_behind_the_last_timestamp_is_refused(
+    trained: Callable[[int], Path], data: Path, global_batch: int
+) -> None:
+    settings = {"global_batch_size": global_batch, "last_timestamp": 0}
+    words = command(1, data, checkpoint_dir=trained(2) / "checkpoints", **settings)
+    ended = run(words, time_limit=TIME_LIMIT)
+    assert ended.code not in (0, RESUMABLE), ended.output
+    (line,) = errors(ended.output)
+    assert "--last_timestamp=0: expected one that is not behind the checkpoint" in line
+
+
 def spoiled(data: Path, folder: Path) -> Path:
     """A copy of the data in which an item does not exist."""
     shutil.copytree(data, folder)

@@ -21,12 +21,12 @@ from dlrm import embedding
 from dlrm.distributed.collective import Collective
 from dlrm.optim.dense_optimizers import DenseAdam
 from dlrm.optim.row_optimizers import RowWiseAdagrad
+from dlrm_v3 import hstu_op
 from dlrm_v3.config import POSITIVE_RATING, PRESETS
 from dlrm_v3.data.stream import RequestStream, open_stream
 from dlrm_v3.model.hstu import build_model
 from dlrm_v3.model.inputs import Vectors
 from dlrm_v3.quality import ranking_quality
-from dlrm_v3.train.build import is_built
 from dlrm_v3.train.evaluation import LENGTH, figures, quality, tally, true_logits
 from dlrm_v3.train.memory import check_memory
 from dlrm_v3.train.plan import Share, StreamPlan, dropout_key
@@ -220,7 +220,7 @@ def test_a_step_follows_the_gradient_of_the_mean_loss(
 def test_a_rank_that_has_nothing_to_train_on_adds_nothing(
     stream: RequestStream, fused: bool
 ) -> None:
-    if fused and not is_built():
+    if fused and not hstu_op.is_built():
         pytest.skip("make hstu_op builds the fused ops")
     (found,) = reader(stream, 20)(iter([Share(0, "train", 0, np.empty(0, np.int32))]))
     step, _ = made(stream, batch=12, fused=fused)
@@ -364,6 +364,13 @@ def test_flags_change_the_preset(stream: RequestStream) -> None:
         ("--layers=0", "expected --layers of above 0, found 0"),
         ("--layers=two", "argument --layers: invalid int value: 'two'"),
         ("--dense_betas=0.9,x", "argument --dense_betas: invalid float,float value: '0.9,x'"),
+        (
+            "--dense_betas=0.9",
+            "expected --dense_betas of two numbers from 0 on, below 1, found 0.9",
+        ),
+        ("--dense_betas=0.9,1", "found 0.9,1.0"),
+        ("--position_buckets=1", "expected --position_buckets of 2 or more"),
+        ("--xla --fused", "expected one of --xla and --fused"),
         ("--user_rows=5", "--user_rows: expected at least the 96 users of the data, found 5"),
         ("--first_timestamp=4", "expected --first_timestamp of one of 0 to 3, found 4"),
         ("--last_timestamp=-1", "expected --last_timestamp of one of 0 to 3, found -1"),
