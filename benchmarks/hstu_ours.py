@@ -123,4 +123,7 @@ def _inference(case: HstuCase, layers: list[Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
+    # Loaded before `work` looks at the memory: what the libraries hold is not the layers'.
+    import dlrm_v3.model.layers  # noqa: F401
+
     work(open_ours)
