@@ -18,6 +18,7 @@ POSITIVE_RATING = 3.5
 """The least rating whose label is 1."""
 
 _ID_LIMIT, _SEED_LIMIT = 1 << 31, 1 << 63
+_MOST_EVENTS = 4096  # of a user and timestamp on average; the generator draws 512 users together
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class StreamConfig:
             # The catalogue grows by a share of 1 / timestamps each time.
             self._refuse(
                 "items", f"at least categories * timestamps ({self.categories * self.timestamps})"
+            )
+
+        if self.events_per_step > _MOST_EVENTS:
+            bound = _MOST_EVENTS * self.users * self.timestamps // self.items
+            self._refuse(
+                "events_per_item", f"at most {bound} for {self.users} users of {self.items} items"
             )
 
     def _refuse(self, name: str, expected: str) -> NoReturn:

@@ -374,6 +374,7 @@ def test_no_data_at_all(tmp_path: Path) -> None:
         *(("users", 0), ("user_share", 0.0), ("user_share", 1.5), ("seed", -1), ("shards", 7)),
         *(("written_shards", 4), ("categories_per_user", 17), ("train_timestamps", 6)),
         *(("candidates", 41), ("items", 80), ("items", 2001), ("items", 2**31), ("seed", 2**63)),
+        ("events_per_item", 10**6),
     ],
 )
 def test_settings_out_of_range(name: str, value: float) -> None:
