@@ -39,7 +39,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = cli.Parser(
         prog="python3 -m tools.dlrm_v3_demo", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("out", type=Path, help="folder to make; a run before is replaced")
+    parser.add_argument("out", type=Path, help="folder to make; data is kept, the rest replaced")
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), default="tiny", help="(default: %(default)s)"
     )
@@ -47,6 +47,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     flags = parser.parse_args(arguments)
     begin = time.perf_counter()
     demo = _Demo(flags.out, flags.preset)
+    demo.generate()
     demo.train(flags.ranks)
     trained = demo.test()
     lines = [*_table(demo.best(), trained), ""]
@@ -74,7 +75,11 @@ class _Demo:
         self.run = out / "run"
         self._data, self._checkpoints = out / preset, out / "checkpoints"
         self._test, self._loadgen = out / "test", out / "loadgen"
-        _call("dlrm_v3.generate", f"--preset={preset}", self._data)
+        self._preset = preset
+
+    def generate(self) -> None:
+        """Writes the data, or what is missing of it."""
+        _call("dlrm_v3.generate", f"--preset={self._preset}", self._data)
 
     def train(self, ranks: int) -> None:
         """Trains anew, on one rank or several."""
