@@ -12,8 +12,9 @@ possible are the probabilities that the labels were drawn from. Beside them stan
 can say of predictors that know only the items' ratings, or only the users' tastes.
 
 The figures of a predictor are the means, over the last quarter of the predicted timestamps, of its
-normalised entropies and AUCs. The share of the gap that it closes is its distance from
-popularity's figure, divided by the distance of the best possible from popularity's.
+normalised entropies and AUCs, and the normalised entropy over all candidates of this quarter. The
+share of the gap that it closes is its distance from popularity's figure, divided by the distance of
+the best possible from popularity's.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ with cli.project_environment():
     )
     from benchmarks.hstu_plot import plot_learning
     from benchmarks.ranks import ROOT
+    from dlrm.metrics import binary_entropy
     from dlrm_v3.data.layout import BEST
     from dlrm_v3.data.stream import RequestStream, open_stream
     from dlrm_v3.quality import ranking_quality
@@ -146,26 +148,51 @@ def compare(stream: RequestStream, run: Run) -> dict[str, Figures]:
     return curves
 
 
-def alone(data: Path, timestamps: Sequence[int]) -> dict[str, Figures]:
-    """The curves of predictors that know only items, or only users, as the generator wrote them."""
+def generated(data: Path, timestamps: Sequence[int]) -> list[dict[str, Any]]:
+    """What the generator wrote of the candidates of each timestamp."""
     best = json.loads((data / BEST).read_text())
-    by_timestamp = [best["train"]["timestamps"].get(str(t), best["eval"]) for t in timestamps]
+    return [best["train"]["timestamps"].get(str(t), best["eval"]) for t in timestamps]
+
+
+def alone(written: Sequence[dict[str, Any]]) -> dict[str, Figures]:
+    """The curves of predictors that know only items, or only users."""
     names = {"items known, no user": "item_alone", "user known, no items": "user_alone"}
     return {
-        title: [(value[key]["normalised_entropy"], value[key]["auc"]) for value in by_timestamp]
+        title: [(value[key]["normalised_entropy"], value[key]["auc"]) for value in written]
         for title, key in names.items()
     }
 
 
-def table(curves: dict[str, Figures], quarter: int) -> Iterator[str]:
-    """Lines of a Markdown table: means over the last timestamps, and shares of the gap."""
-    means = {name: np.mean(values[-quarter:], axis=0) for name, values in curves.items()}
-    popularity, gap = means[POPULARITY], means[BEST_POSSIBLE] - means[POPULARITY]
-    yield "| predictor | NE | AUC | share of the gap closed, NE | AUC |"
-    yield "| :--- | ---: | ---: | ---: | ---: |"
-    for name, mean in means.items():
-        shares = " | ".join(f"{share:.3f}" for share in (mean - popularity) / gap)
-        yield f"| {name} | {mean[0]:.4f} | {mean[1]:.4f} | {shares} |"
+def entropy_of_all(entropies: Any, written: Sequence[dict[str, Any]]) -> float:
+    """The normalised entropy over all candidates of some timestamps, from those of each.
+
+    Args:
+        entropies: Normalised entropies, [timestamps].
+        written: What the generator wrote of each timestamp.
+    """
+    counts = np.array([value["candidates"] for value in written], np.float64)
+    rates = np.array([value["rate"] for value in written])
+    losses = entropies * [binary_entropy(rate) for rate in rates]
+    shares = counts / counts.sum()
+    return float(shares @ losses / binary_entropy(float(shares @ rates)))
+
+
+def table(
+    curves: dict[str, Figures], written: Sequence[dict[str, Any]], quarter: int
+) -> Iterator[str]:
+    """Lines of a Markdown table: figures of the last timestamps, and shares of the gap."""
+    figures = {}
+    for name, values in curves.items():
+        last = np.array(values[-quarter:])
+        of_all = entropy_of_all(last[:, 0], written[-quarter:])
+        figures[name] = np.array([*last.mean(axis=0), of_all])
+    popularity, gap = figures[POPULARITY], figures[BEST_POSSIBLE] - figures[POPULARITY]
+    yield "| predictor | NE | AUC | NE of all | share of the gap closed, NE | AUC | NE of all |"
+    yield "| :--- |" + " ---: |" * 6
+    for name, found in figures.items():
+        cells = [f"{value:.4f}" for value in found]
+        cells += [f"{share:.3f}" for share in (found - popularity) / gap]
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -192,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cells = (f"{ne:.4f}, {auc:.4f}" for ne, auc in (curve[place] for curve in curves.values()))
         print(f"| {timestamp} | " + " | ".join(cells) + " |")
     print(f"\nmeans over the last {quarter} timestamps, {timestamps[-quarter]} to {timestamps[-1]}")
-    print(*table({**curves, **alone(options.data, timestamps)}, quarter), sep="\n")
+    written = generated(options.data, timestamps)
+    print(*table({**curves, **alone(written)}, written, quarter), sep="\n")
     picture = run_dir / "learning.png"
     plot_learning(str(picture), timestamps, curves, f"{stream.preset}: NE and AUC over timestamps")
     end = time.perf_counter()

@@ -204,6 +204,8 @@ _TINY_MODEL = HstuConfig(
     output_dropout=0.0,
     # An item has some thirty labels, which must outweigh the values that its row starts with.
     table_range=0.02,
+    # A rating says more than whether it is a good one, and of few events everything counts.
+    tasks=("rating", "stars"),
 )
 _TINY_LEARNING = LearningConfig(dense_lr=5e-4, table_lr=0.02)
 _PUBLISHED_MODEL = HstuConfig(

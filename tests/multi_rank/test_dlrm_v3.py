@@ -33,6 +33,10 @@ SETTINGS: dict[str, Any] = {
     "value_dim": 8,
     "hidden": 16,
     "max_history": 24,
+    "input_dropout": 0.2,
+    "output_dropout": 0.1,
+    "table_range": 1.0,
+    "tasks": "rating",
     "table_lr": 0.05,
     # Adam divides by this where a gradient is little more than rounding.
     "dense_epsilon": 1e-3,

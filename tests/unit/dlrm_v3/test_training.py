@@ -38,7 +38,17 @@ from tests.support.processes import ROOT
 from tests.support.tiny_stream import write_stream
 
 MODEL = replace(
-    PRESETS["tiny"].model, width=8, heads=2, attention_dim=4, value_dim=4, hidden=8, max_history=20
+    PRESETS["tiny"].model,
+    width=8,
+    heads=2,
+    attention_dim=4,
+    value_dim=4,
+    hidden=8,
+    max_history=20,
+    input_dropout=0.2,
+    output_dropout=0.1,
+    table_range=1.0,
+    tasks=("rating",),
 )
 
 
