@@ -37,8 +37,12 @@ def _run(arguments: Sequence[str] | None) -> int:
             )
         checkpoint = newest(flags.model_path)
         with cli.stderr_on_failure():
+            import tensorflow as tf
+
             from dlrm_v3.hstu_op import is_built
             from dlrm_v3.scorer import HstuScorer
+
+            tf.config.list_physical_devices()  # CUDA's library announces itself here
         encoding = flags.sparse_quant_type if flags.sparse_quant else "float32"
         scorer = HstuScorer.open(checkpoint, stream, encoding)
         ops = "fused ops" if is_built() else "plain TensorFlow (`make hstu_op` builds fused ops)"

@@ -108,7 +108,7 @@ def trained(
     return folder_of
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_ranks_trains_the_same_weights(
     trained: Callable[[int], Path], ranks: int
 ) -> None:
@@ -159,6 +159,7 @@ def same_end(folder: Path, expected: Path) -> None:
         assert event["loss"] == losses[event["step"]]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_changes_nothing(
     trained: Callable[[int], Path], data: Path, global_batch: int, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_killed_rank_changes_nothing(
     same_end(tmp_path, expected)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_between_two_steps_and_nothing_is_lost(
     trained: Callable[[int], Path], data: Path, global_batch: int, tmp_path: Path
 ) -> None:
@@ -248,10 +250,10 @@ def spoiled(data: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("no_data", "metadata.json"),
+        pytest.param("no_data", "metadata.json", marks=pytest.mark.slow),
         ("item", "candidate_items.bin"),
-        ("not_finite", "not finite"),
-        ("flag", "expected --layers of above 0, found 0"),
+        pytest.param("not_finite", "not finite", marks=pytest.mark.slow),
+        pytest.param("flag", "expected --layers of above 0, found 0", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_ends_every_rank_with_one_line(
