@@ -63,4 +63,4 @@ def _draw(
     best = [getattr(result.window.best, name) for result in evaluations]
     axes.plot(timestamps, model, color=color, linewidth=1.6, marker="o", markersize=4, label="HSTU")
     axes.plot(timestamps, best, color=_GREY, linestyle="--", linewidth=1.2, label="best possible")
-    axes.legend(frameon=False, fontsize=9, loc="center right")
+    axes.legend(frameon=False, fontsize=9, loc="best")
