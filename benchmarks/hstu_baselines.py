@@ -83,7 +83,7 @@ def candidates_of(batch: RequestBatch, stream: StreamConfig) -> Candidates:
     """Makes one row for each candidate of a batch."""
     requests = len(batch.users)
     request = np.repeat(np.arange(requests), np.diff(batch.offsets))  # [n]
-    category = np.minimum(batch.items // stream.items_per_category, stream.categories - 1)
+    category = batch.items // stream.items_per_category
     place = np.arange(len(batch.items))
     target = place >= (batch.offsets[1:] - batch.targets)[request]
     cell = request * stream.categories + category  # a request and a category

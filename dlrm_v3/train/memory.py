@@ -50,7 +50,8 @@ def step_need(
     """Counts what a rank needs for a step in which every history is as long as may be.
 
     The most is held when the backward pass begins: each token's vector and row, and for each layer
-    its input, normalised and not, the projections and the attended values, also after dropout.
+    its input, normalised and not, the projections and the attended values, also after dropout. The
+    attention's gradient, one layer at a time, adds parts of the queries' gradients.
 
     Args:
         layout: The tables.
@@ -63,11 +64,13 @@ def step_need(
     projected = 2 * config.heads * (config.value_dim + config.attention_dim)
     layer = 2 * width + projected + 2 * 3 * values
     first = 2 * (config.hidden + width) + width
+    # See hstu_op/README.md: at most 4.5 times the queries, in float32.
+    query_parts = config.heads * config.attention_dim * 4 * 9 // 2
     weights = config.layers * width * (projected + 3 * values)
     weights += (config.position_buckets + config.time_buckets) * width
     return Need(
         table=rows * layout.width * 4,
         exchange=tokens * (width * (2 * 4 + 2 * value_bytes) + 64),
         # Weights: themselves, their gradients, two means each and copies in the layers' type.
-        dense=tokens * (config.layers * layer + first) * value_bytes + weights * 20,
+        dense=tokens * ((config.layers * layer + first) * value_bytes + query_parts) + weights * 20,
     )
