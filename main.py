@@ -3,7 +3,7 @@
     python3 main.py --data_dir=DATA ...                                        one rank
     horovodrun -np 8 ./hvd_wrapper.sh python3 main.py --data_dir=DATA ...      eight
 
-The flags are the fields of dlrm/config.py; --flagfile=FILE reads them from a file.
+The flags are the fields of dlrm/config/; --flagfile=FILE reads them from a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes docs/flags.md, the table of all flags, from the fields of dlrm/config.py.
+"""Writes docs/flags.md, the table of all flags, from the fields of dlrm/config/.
 
 python3 -m tools.flags
 
@@ -19,7 +19,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
 _HEAD = """\
 # Flags of main.py
 
-<!-- Written by `python3 -m tools.flags` from dlrm/config.py. Change the fields, not this page. -->
+<!-- Written by `python3 -m tools.flags` from dlrm/config/. Change the fields, not this page. -->
 
 `python3 main.py --help` prints the same. A flag is given as `--name=value`; a switch also as
 `--name` or `--noname`. `--flagfile=FILE` reads flags from a file, one per line, such as those in

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Callable, TextIO
 
 from dlrm.formats.quantities import plural
 from dlrm.reporting.console import Console
 from dlrm.reporting.plot import History, plot_run
+from dlrm.reporting.recorder import EventRecorder, EventRecorders
 from dlrm.reporting.results_table import (
     exit_criterion,
     millions,
@@ -44,6 +45,7 @@ class Reporter:
         global_batch: Number of samples in a step, over all ranks.
         total_steps: Number of steps after which the run ends, if nothing stops it earlier; an
             evaluation there is printed as the one "in the end".
+        recorders: Further recorders of the same events, which are closed at the end.
         stream: Console, stdout by default; a progress bar is shown if it is a terminal.
         clock: Seconds from any origin; must not run backwards.
 
@@ -62,6 +64,7 @@ class Reporter:
         size: int,
         global_batch: int,
         total_steps: int,
+        recorders: Sequence[EventRecorder] = (),
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -77,6 +80,7 @@ class Reporter:
         self._intervals: list[tuple[int, float]] = []
         self._last_evaluation: Evaluation | None = None
         self._folder = RunFolder(run_dir if self._active else None, self._console.line)
+        self._records = EventRecorders([self._folder, *recorders])
         self._first_step = self._step = 0
         self._line_time = self._other_seconds = self._checkpoint_seconds = 0.0
 
@@ -97,7 +101,7 @@ class Reporter:
             "global_batch": self._global_batch,
             "total_steps": self._total_steps,
         }
-        self._folder.start(first_step, start, self._settings)
+        self._records.start(first_step, start, self._settings)
         self._console.start_bar(first_step, self._total_steps)
         self._first_step = self._step = first_step
         self._line_time = self._clock()
@@ -132,7 +136,16 @@ class Reporter:
             "learning_rate": learning_rate,
             "samples_per_second": throughput,
         }
-        self._folder.record("step", step, {**curves, "seconds": seconds}, curves)
+        self._records.record("step", step, {**curves, "seconds": seconds}, curves)
+
+    def evaluation_start(self, step: int) -> None:
+        """Records that an evaluation begins.
+
+        Args:
+            step: Number of steps done.
+        """
+        if self._active:
+            self._records.record("evaluation_start", step, {})
 
     def evaluation(self, result: Evaluation) -> None:
         """Reports an evaluation in a line "Evaluate in ...".
@@ -159,7 +172,7 @@ class Reporter:
             "normalised_entropy": result.normalised_entropy,
         }
         fields = {**curves, "samples": result.samples, "seconds": result.seconds}
-        self._folder.record("evaluation", result.step, fields, curves)
+        self._records.record("evaluation", result.step, fields, curves)
 
     def checkpoint(self, step: int, seconds: float) -> None:
         """Reports that a checkpoint was written.
@@ -172,7 +185,7 @@ class Reporter:
             return
         self._other_seconds += seconds
         self._checkpoint_seconds += seconds
-        self._folder.record("checkpoint", step, {"seconds": seconds})
+        self._records.record("checkpoint", step, {"seconds": seconds})
 
     def finish(
         self,
@@ -227,9 +240,9 @@ class Reporter:
             **self._quality(),
             "samples_per_second_with_start": ratio(steps * self._global_batch, training_seconds),
         }
-        self._folder.record("result", completed, {**row, **details})
+        self._records.record("result", completed, {**row, **details})
         self._write_result(table, details)
-        self._folder.end(success=True)
+        self._records.end(success=True)
 
     def say(self, line: str) -> None:
         """Prints a line."""
@@ -246,14 +259,14 @@ class Reporter:
             return
         self._console.stop_bar()
         self._console.line(message)
-        self._folder.record("interrupted", self._step, {"message": message})
-        self._folder.end(success=False)
+        self._records.record("interrupted", self._step, {"message": message})
+        self._records.end(success=False)
 
     def close(self) -> None:
         """Closes the files of a run that only evaluated, and so has no results of training."""
         if self._active:
             self._console.stop_bar()
-            self._folder.end(success=True)
+            self._records.end(success=True)
 
     def fail(self, message: str) -> None:
         """Records that the run ended in an error, and closes the files.
@@ -266,8 +279,8 @@ class Reporter:
         if not self._active:
             return
         self._console.stop_bar()
-        self._folder.record("error", self._step, {"message": message})
-        self._folder.end(success=False)
+        self._records.record("error", self._step, {"message": message})
+        self._records.end(success=False)
 
     def _throughput(self, steps: int, training_seconds: float) -> float:
         """Samples/s as the benchmark counts them.

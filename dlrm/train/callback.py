@@ -27,6 +27,9 @@ class Callback:
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """`step` steps are done; called every `log_interval` steps with the last one's values."""
 
+    def evaluation_start(self, step: int) -> None:
+        """An evaluation begins, after `step` steps."""
+
     def evaluation(self, result: Evaluation) -> None:
         """An evaluation is done."""
 

@@ -149,6 +149,7 @@ class Trainer:
             TrainingError: On every rank, for a score that is not finite or, with bad_ids `error`,
                 an id outside its table.
         """
+        callback.evaluation_start(step)
         start = time.perf_counter()
         self._evaluator.reset()
         bad, where = 0, ""

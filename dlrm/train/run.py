@@ -242,6 +242,10 @@ class RunCallback(Callback):
         """See `Callback`."""
         self._reporter.step(step, loss, learning_rate)
 
+    def evaluation_start(self, step: int) -> None:
+        """See `Callback`."""
+        self._reporter.evaluation_start(step)
+
     def evaluation(self, result: Evaluation) -> None:
         """See `Callback`."""
         self._reporter.evaluation(result)

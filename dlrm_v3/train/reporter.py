@@ -61,7 +61,7 @@ class StreamReporter(Reporter):
             "requests": window.model.requests,
             "seconds": result.seconds,
         }
-        self._folder.record("evaluation", result.step, {**others, **fields}, fields)
+        self._records.record("evaluation", result.step, {**others, **fields}, fields)
 
     def table(self) -> str:
         """The evaluations as a Markdown table, and the figures over all of them."""

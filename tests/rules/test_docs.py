@@ -131,7 +131,7 @@ def product() -> list[Path]:
 def tree_of(document: Path) -> list[str]:
     """The paths of an annotated file tree: two blanks of indentation per level, then a remark."""
     fences = FENCE.findall(document.read_text(encoding="utf-8"))
-    (block,) = (block for _, block in fences if "\n  config.py" in block)
+    (block,) = (block for _, block in fences if "\n  config/" in block)
     paths: list[str] = []
     folders: list[str] = []
     for line in block.splitlines():

@@ -14,8 +14,6 @@ from tests.support.processes import ROOT
 from tests.support.source import MODULES, PRODUCT, files, imports, parse
 
 LONGEST_MODULE = 350  # lines
-# Every setting with its help text: they are to be found in one place.
-LONGER = {"dlrm.config"}
 
 MOST_ENTRIES = 26
 ROOT_MODULES = {"main.py", "model.py", "dataset.py", "split_bin.py"}
@@ -91,7 +89,7 @@ def test_the_search_for_fragments_finds_some() -> None:
 @pytest.mark.parametrize("name", sorted(PRODUCT))
 def test_a_module_is_short(name: str) -> None:
     lines = len(PRODUCT[name].read_text(encoding="utf-8").splitlines())
-    assert (lines > LONGEST_MODULE) == (name in LONGER), f"{lines} lines"
+    assert lines <= LONGEST_MODULE, f"{lines} lines"
 
 
 def test_no_class_name_stands_twice() -> None:

@@ -133,7 +133,7 @@ def test_the_flag_is_in_the_help(blocks: list[str], tmp_path: Path) -> None:
     for name in ("dlrm", "main.py"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    config = tmp_path / "dlrm" / "config.py"
+    config = tmp_path / "dlrm" / "config" / "report.py"
     text = config.read_text(encoding="utf-8")
     title = re.search(r'^class ReportConfig:\n    """.*?"""\n', text, re.MULTILINE | re.DOTALL)
     assert title

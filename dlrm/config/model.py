@@ -1,0 +1,163 @@
+"""The sections that say what is trained: the data, the model, its tables and the optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+from dlrm.config.setting import flag, require_positive
+from dlrm.distributed.sharding import BAD_ID_POLICIES
+from dlrm.optim.schedule import Schedule, scaled_steps
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the samples come from, and how many make a step."""
+
+    data_dir: Optional[str] = flag(
+        None,
+        "folder with train/ and test/ as split_bin.py writes them",
+        affects_training=False,  # the fingerprints of the data are compared instead
+    )
+    use_synthetic_dataset: bool = flag(
+        False, "train on generated samples with random labels; no --data_dir is needed"
+    )
+    use_splited_dataset: bool = flag(
+        False, "read one file for each categorical feature instead of category.bin"
+    )
+    global_batch_size: int = flag(65536, "samples in a step, over all ranks")
+    verify_data: str = flag(
+        "size",
+        "what to check before training: nothing, the sizes of the data files, or their content",
+        ("off", "size", "full"),
+        affects_training=False,
+    )
+
+    def __post_init__(self) -> None:
+        if not self.data_dir and not self.use_synthetic_dataset:
+            raise ValueError("no data: set --data_dir=FOLDER or --use_synthetic_dataset")
+        require_positive(self, "global_batch_size")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the model, and how its dense part is computed."""
+
+    embedding_dim: int = flag(128, "values in an embedding row")
+    bottom_mlp: tuple[int, ...] = flag(
+        (512, 256, 128), "units of each layer of the bottom MLP; the last equals --embedding_dim"
+    )
+    top_mlp: tuple[int, ...] = flag(
+        (1024, 1024, 512, 256, 1), "units of each layer of the top MLP; the last is 1, the logit"
+    )
+    amp: bool = flag(False, "compute in 16 bits and keep the weights in 32 bits")
+    amp_dtype: str = flag("float16", "16-bit type of --amp", ("float16", "bfloat16"))
+    xla: bool = flag(False, "compile the MLPs and the interaction with XLA")
+    custom_interact: bool = flag(
+        False, "use the fused interaction op that `make interact_op` builds"
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(self, "embedding_dim")
+        if not self.bottom_mlp or self.bottom_mlp[-1] != self.embedding_dim:
+            raise ValueError(
+                "the last layer of --bottom_mlp meets the embedding rows in the interaction: "
+                f"expected {self.embedding_dim} units (--embedding_dim), found {self.bottom_mlp}"
+            )
+        if not self.top_mlp or self.top_mlp[-1] != 1:
+            raise ValueError(
+                f"the last layer of --top_mlp is the logit: expected 1 unit, found {self.top_mlp}"
+            )
+        if min(self.bottom_mlp + self.top_mlp) < 1:
+            raise ValueError("expected --bottom_mlp and --top_mlp of positive integers")
+
+    @property
+    def compute_dtype(self) -> str:
+        """The type in which the dense layers compute and vectors are exchanged."""
+        return self.amp_dtype if self.amp else "float32"
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor that keeps small float16 gradients above zero; other types need none."""
+        return 1024.0 if self.compute_dtype == "float16" else 1.0
+
+    @property
+    def whole_graph_xla(self) -> bool:
+        """Whether XLA compiles the dense part as one program.
+
+        It has no fused interaction: with that op, the two MLPs are compiled separately.
+        """
+        return self.xla and not self.custom_interact
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Where the rows of the tables lie, and how they are exchanged."""
+
+    embedding: str = flag(
+        "auto",
+        "backend of the embedding tables: the project's own all-to-all, SOK's static tables, or "
+        "SOK's dynamic hash tables; auto takes sok where it can run, else alltoall",
+        ("auto", "alltoall", "sok", "sok_dynamic"),
+    )
+    sok_gpu_gb: int = flag(
+        16,
+        "GiB of rows that --embedding=sok_dynamic keeps on each GPU; the others lie on the host",
+        affects_training=False,
+    )
+    compress: bool = flag(False, "send each distinct key of a batch only once")
+    bad_ids: str = flag(
+        "error",
+        "what to do with an id outside its table: stop, take the nearest valid id, or use a zero "
+        "vector",
+        BAD_ID_POLICIES,
+    )
+
+    def __post_init__(self) -> None:
+        if self.sok_gpu_gb < 0:
+            raise ValueError(f"expected --sok_gpu_gb of 0 or more, found {self.sok_gpu_gb}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Stochastic gradient descent and the schedule of its learning rate."""
+
+    lr: float = flag(24.0, "learning rate after the warm-up")
+    warmup_steps: Optional[int] = flag(
+        None, "steps of linear warm-up; default: 2750 * 55296 / global batch"
+    )
+    decay_start_step: Optional[int] = flag(
+        None, "step at which the decay begins; default: 49315 * 55296 / global batch"
+    )
+    decay_steps: Optional[int] = flag(
+        None, "steps of quadratic decay to zero; default: 27772 * 55296 / global batch"
+    )
+    embedding_grad: str = flag(
+        "mean",
+        "gradient that updates the tables: mean, of the loss averaged over all ranks; sum, of the "
+        "ranks' losses added up, as in the SOK benchmark",
+        ("mean", "sum"),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"expected --lr above 0, found {self.lr}")
+
+    def schedule(self, global_batch_size: int) -> Schedule:
+        """The learning rate of every step; parts that are not set scale with the global batch.
+
+        Raises:
+            ValueError: The parts do not fit together.
+        """
+        scaled = scaled_steps(global_batch_size)
+
+        def given(value: Optional[int], part: str) -> int:
+            return scaled[part] if value is None else value
+
+        return Schedule(
+            self.lr,
+            given(self.warmup_steps, "warmup"),
+            given(self.decay_start_step, "decay_start"),
+            given(self.decay_steps, "decay"),
+        )

@@ -1,0 +1,107 @@
+"""The sections that say how a run goes: how long, when to evaluate, when to save."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+from dlrm.config.setting import flag, require_positive
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the run does, how long, and from which seed."""
+
+    mode: str = flag(
+        "train",
+        "train; or only evaluate a checkpoint; or measure how fast it answers requests: the "
+        "trainer, a SavedModel of it and the scorer",
+        ("train", "test", "inference_benchmark"),
+        affects_training=False,
+    )
+    epochs: int = flag(1, "passes over the training data", affects_training=False)
+    early_stop: int = flag(-1, "stop after this many steps; -1 disables", affects_training=False)
+    seed: int = flag(0, "seed of the initial weights and of the synthetic data")
+    stall_timeout: float = flag(
+        300.0,
+        "abort all ranks after this many seconds without progress; 0 disables the check",
+        affects_training=False,
+    )
+    inference_benchmark_batch_sizes: tuple[int, ...] = flag(
+        (1, 64, 4096),
+        "samples of a request, for each measurement of --mode=inference_benchmark",
+        affects_training=False,
+    )
+    inference_benchmark_steps: int = flag(
+        200, "requests of each of these measurements", affects_training=False
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(self, "epochs", "inference_benchmark_steps")
+        sizes = self.inference_benchmark_batch_sizes
+        if not sizes or min(sizes) < 1:
+            raise ValueError(
+                "expected --inference_benchmark_batch_sizes of integers from 1, such as "
+                f"1,64,4096, found {','.join(map(str, sizes)) or 'none'}"
+            )
+        if self.early_stop != -1 and self.early_stop < 1:
+            raise ValueError(
+                f"expected --early_stop of 1 or more, or -1 for none, found {self.early_stop}"
+            )
+        if not 0 <= self.stall_timeout < math.inf:
+            raise ValueError(f"expected --stall_timeout of 0 or more, found {self.stall_timeout}")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When to evaluate, how finely, and which result ends the run."""
+
+    eval_interval: int = flag(3793, "steps between evaluations", affects_training=False)
+    eval_in_last: bool = flag(
+        False, "evaluate only once, after the last step", affects_training=False
+    )
+    auc_target: float = flag(
+        0.8025, "stop when an evaluation's AUC is above this", affects_training=False
+    )
+    auc_thresholds: int = flag(
+        8000,
+        "number of AUC thresholds on the probability scale, and as many again on the logit scale; "
+        "with the default, the AUC is exact to 0.0001 or better",
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(self, "eval_interval")
+        if self.auc_thresholds < 2:
+            raise ValueError(f"expected --auc_thresholds of 2 or more, found {self.auc_thresholds}")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved, and what the run resumes from."""
+
+    checkpoint_dir: Optional[str] = flag(
+        None, "folder for checkpoints; if unset, none is written", affects_training=False
+    )
+    checkpoint_interval: int = flag(
+        10000,
+        "steps between checkpoints; one more is written at the end, or when a signal stops the run",
+        affects_training=False,
+    )
+    keep_checkpoints: int = flag(
+        2, "number of most recent checkpoints to keep", affects_training=False
+    )
+    resume: str = flag(
+        "auto",
+        "checkpoint to resume from: auto (the newest intact one in --checkpoint_dir, if any), "
+        "none, or a path",
+        affects_training=False,
+    )
+    ignore_data_change: bool = flag(
+        False,
+        "resume even if the data is not what the checkpoint was trained on",
+        affects_training=False,
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(self, "checkpoint_interval", "keep_checkpoints")
