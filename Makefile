@@ -11,6 +11,7 @@
 # make hstu_op            builds the fused operations of DLRMv3's model
 # make serving_core       builds the scorer of python3 -m serving
 # make serve-setup        installs Triton's server and client, and LoadGen, into the environment
+# make operate-setup      installs what MLPerf's log, MLflow and the pages of a profile need
 # make setup              creates the environment .venv; every target that needs it does so too
 # make clean              removes build/
 #
@@ -68,7 +69,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: setup help train serve dlrm-v3 serve-setup serving_core interact_op hstu_op test test-all \
+.PHONY: setup help train serve dlrm-v3 serve-setup operate-setup serving_core interact_op hstu_op test test-all \
     coverage test-ingest test-interact test-hstu faults lint bench sok sok-check bundle clean
 .DELETE_ON_ERROR:
 
@@ -94,6 +95,12 @@ serve-setup: $(VENV)/.serving serving_core
 
 $(VENV)/.serving: requirements/serving.txt setup/serving.sh | setup
 	setup/serving.sh $(VENV)
+	touch $@
+
+operate-setup: $(VENV)/.operating
+
+$(VENV)/.operating: requirements/operate.txt | setup
+	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 # Runs in whichever environment exists, or in the system's Python.
