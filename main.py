@@ -60,6 +60,8 @@ def define_flags() -> None:
             flags.DEFINE_list(name, [str(number) for number in default], text, **group)
         else:
             flags.DEFINE_string(name, default, text, **group)
+        for alias in setting.aliases:
+            flags.DEFINE_alias(alias, name, **group)
     app.define_help_flags()
     flags.DEFINE_flag(HelpFlag("help", "?"))
     flags.DEFINE_flag(HelpFlag("helpshort", None))

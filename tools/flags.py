@@ -45,8 +45,12 @@ def page() -> str:
 def row(setting: Setting) -> str:
     """Returns one flag's line of the table."""
     name = f"`--{setting.name}`" if setting.affects_training else f"*`--{setting.name}`*"
-    choices = f" ({', '.join(f'`{choice}`' for choice in setting.choices)})"
-    return f"| {name} | {default(setting)} | {setting.help}{choices if setting.choices else ''} |"
+    text = setting.help
+    if setting.choices:
+        text += f" ({', '.join(f'`{choice}`' for choice in setting.choices)})"
+    if setting.aliases:
+        text += f"; also {', '.join(f'`--{alias}`' for alias in setting.aliases)}"
+    return f"| {name} | {default(setting)} | {text} |"
 
 
 def default(setting: Setting) -> str:

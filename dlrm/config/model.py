@@ -19,6 +19,7 @@ class DataConfig:
         None,
         "folder with train/ and test/ as split_bin.py writes them",
         affects_training=False,  # the fingerprints of the data are compared instead
+        aliases=("dataset",),
     )
     use_synthetic_dataset: bool = flag(
         False, "train on generated samples with random labels; no --data_dir is needed"
@@ -26,7 +27,9 @@ class DataConfig:
     use_splited_dataset: bool = flag(
         False, "read one file for each categorical feature instead of category.bin"
     )
-    global_batch_size: int = flag(65536, "samples in a step, over all ranks")
+    global_batch_size: int = flag(
+        65536, "samples in a step, over all ranks", aliases=("batch_size",)
+    )
     verify_data: str = flag(
         "size",
         "what to check before training: nothing, the sizes of the data files, or their content",
@@ -46,10 +49,14 @@ class ModelConfig:
 
     embedding_dim: int = flag(128, "values in an embedding row")
     bottom_mlp: tuple[int, ...] = flag(
-        (512, 256, 128), "units of each layer of the bottom MLP; the last equals --embedding_dim"
+        (512, 256, 128),
+        "units of each layer of the bottom MLP; the last equals --embedding_dim",
+        aliases=("bottom_mlp_sizes",),
     )
     top_mlp: tuple[int, ...] = flag(
-        (1024, 1024, 512, 256, 1), "units of each layer of the top MLP; the last is 1, the logit"
+        (1024, 1024, 512, 256, 1),
+        "units of each layer of the top MLP; the last is 1, the logit",
+        aliases=("top_mlp_sizes",),
     )
     amp: bool = flag(False, "compute in 16 bits and keep the weights in 32 bits")
     amp_dtype: str = flag("float16", "16-bit type of --amp", ("float16", "bfloat16"))

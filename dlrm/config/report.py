@@ -17,7 +17,9 @@ class ReportConfig:
         "folder for the event log, TensorBoard files, plot and results table",
         affects_training=False,
     )
-    log_interval: int = flag(1000, "steps between console lines", affects_training=False)
+    log_interval: int = flag(
+        1000, "steps between console lines", affects_training=False, aliases=("print_freq",)
+    )
 
     def __post_init__(self) -> None:
         require_positive(self, "log_interval")

@@ -21,7 +21,12 @@ class RunConfig:
         affects_training=False,
     )
     epochs: int = flag(1, "passes over the training data", affects_training=False)
-    early_stop: int = flag(-1, "stop after this many steps; -1 disables", affects_training=False)
+    early_stop: int = flag(
+        -1,
+        "stop after this many steps; -1 disables",
+        affects_training=False,
+        aliases=("max_steps",),
+    )
     seed: int = flag(0, "seed of the initial weights and of the synthetic data")
     stall_timeout: float = flag(
         300.0,
@@ -57,12 +62,17 @@ class RunConfig:
 class EvaluationConfig:
     """When to evaluate, how finely, and which result ends the run."""
 
-    eval_interval: int = flag(3793, "steps between evaluations", affects_training=False)
+    eval_interval: int = flag(
+        3793, "steps between evaluations", affects_training=False, aliases=("test_freq",)
+    )
     eval_in_last: bool = flag(
         False, "evaluate only once, after the last step", affects_training=False
     )
     auc_target: float = flag(
-        0.8025, "stop when an evaluation's AUC is above this", affects_training=False
+        0.8025,
+        "stop when an evaluation's AUC is above this",
+        affects_training=False,
+        aliases=("auc_threshold",),
     )
     auc_thresholds: int = flag(
         8000,
@@ -81,7 +91,10 @@ class CheckpointConfig:
     """What is saved, and what the run resumes from."""
 
     checkpoint_dir: Optional[str] = flag(
-        None, "folder for checkpoints; if unset, none is written", affects_training=False
+        None,
+        "folder for checkpoints; if unset, none is written",
+        affects_training=False,
+        aliases=("save_checkpoint_path",),
     )
     checkpoint_interval: int = flag(
         10000,
@@ -96,6 +109,7 @@ class CheckpointConfig:
         "checkpoint to resume from: auto (the newest intact one in --checkpoint_dir, if any), "
         "none, or a path",
         affects_training=False,
+        aliases=("load_checkpoint_path",),
     )
     ignore_data_change: bool = flag(
         False,

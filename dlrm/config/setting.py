@@ -8,7 +8,12 @@ from typing import Any
 
 
 def flag(
-    default: Any, text: str, choices: tuple[str, ...] = (), *, affects_training: bool = True
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] = (),
+    *,
+    affects_training: bool = True,
+    aliases: tuple[str, ...] = (),
 ) -> Any:
     """Declares a field that is a flag.
 
@@ -18,8 +23,14 @@ def flag(
         choices: The values that the flag may take; empty for any of its type.
         affects_training: Whether another value trains another model. A run that resumes with such
             a setting changed says so.
+        aliases: Further names of the flag, under which other programs know it.
     """
-    metadata = {"help": text, "choices": choices, "affects_training": affects_training}
+    metadata = {
+        "help": text,
+        "choices": choices,
+        "affects_training": affects_training,
+        "aliases": aliases,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -35,6 +46,7 @@ class Setting:
         help: The flag's help text.
         choices: The values that it may take; empty for any of its type.
         affects_training: Whether another value trains another model.
+        aliases: Further names of the flag.
     """
 
     section: str
@@ -44,6 +56,7 @@ class Setting:
     help: str
     choices: tuple[str, ...]
     affects_training: bool
+    aliases: tuple[str, ...]
 
 
 def require_positive(section: Any, *names: str) -> None:

@@ -97,7 +97,7 @@ def test_classes_named_in_the_text_have_their_members(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=identifier)
 def test_flags_in_the_text_exist(document: Path) -> None:
-    settings = {setting.name for setting in SETTINGS}
+    settings = {name for setting in SETTINGS for name in (setting.name, *setting.aliases)}
     for kind in (StreamConfig, HstuConfig, LearningConfig):  # dlrm_v3 makes flags of their fields
         settings |= {field.name for field in dataclasses.fields(kind)}
     for name in sorted(set(FLAG.findall(document.read_text(encoding="utf-8"))) - EXTERNAL_FLAGS):

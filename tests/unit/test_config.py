@@ -58,6 +58,19 @@ OUR_FLAGS: dict[str, Any] = {
     "inference_benchmark_batch_sizes": (1, 64, 4096),
     "inference_benchmark_steps": 200,
 }
+# The names that users of NVIDIA's PyTorch DLRM know.
+ALIASES = {
+    "auc_threshold": "auc_target",
+    "batch_size": "global_batch_size",
+    "bottom_mlp_sizes": "bottom_mlp",
+    "dataset": "data_dir",
+    "load_checkpoint_path": "resume",
+    "max_steps": "early_stop",
+    "print_freq": "log_interval",
+    "save_checkpoint_path": "checkpoint_dir",
+    "test_freq": "eval_interval",
+    "top_mlp_sizes": "top_mlp",
+}
 CHOICES = {
     "embedding": ["auto", "alltoall", "sok", "sok_dynamic"],
     "embedding_grad": ["mean", "sum"],
@@ -73,16 +86,18 @@ PARSE = """
 import json, sys
 from absl import flags
 import main
-from dlrm.config import SECTIONS
+from dlrm.config import SECTIONS, SETTINGS
 main.define_flags()
 flags.FLAGS(sys.argv)
 groups = flags.FLAGS.flags_by_module_dict()
-defined = [flag for section in SECTIONS for flag in groups[section]]
+both = {flag.name: flag for section in SECTIONS for flag in groups[section]}
+defined = [both.pop(setting.name) for setting in SETTINGS]
 print(json.dumps({
     "config": main.config_from_flags().flat(),
     "defaults": {flag.name: flag.default for flag in defined},
     "choices": {f.name: f.parser.enum_values for f in defined if hasattr(f.parser, "enum_values")},
     "help": {flag.name: flag.help for flag in defined},
+    "aliases": sorted(both),
 }))
 """
 
@@ -137,6 +152,7 @@ def test_flags_are_the_fields() -> None:
         frozen[name] = [str(number) for number in frozen[name]]
     assert result["defaults"] == frozen
     assert result["choices"] == CHOICES
+    assert result["aliases"] == sorted(ALIASES)
     assert all(len(text) > 10 for text in result["help"].values())
     assert result["config"] == json.loads(json.dumps(Config.of(use_synthetic_dataset=True).flat()))
 
@@ -188,6 +204,22 @@ def test_every_flag_arrives() -> None:
         "top_mlp": [32, 1],
         "inference_benchmark_batch_sizes": [2, 3],
     }
+
+
+def test_aliases_set_the_same_flags() -> None:
+    assert {alias: s.name for s in SETTINGS for alias in s.aliases} == ALIASES
+    given = {"auc_target": 0.5, "data_dir": "some/folder", "resume": "a/checkpoint"}
+    given.update(checkpoint_dir="b", global_batch_size=64, early_stop=7, log_interval=5)
+    given.update(eval_interval=9, bottom_mlp=[32, 8, 128], top_mlp=[16, 1])
+    written = [
+        f"--{alias}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for alias, name in ALIASES.items()
+        for value in [given[name]]
+    ]
+    defaults = json.loads(json.dumps(Config.of(data_dir="x").flat()))
+    assert parsed(*written)["config"] == {**defaults, **given}
+    later = parsed("--data_dir=x", "--batch_size=64", "--global_batch_size=128")
+    assert later["config"]["global_batch_size"] == 128, "the last one given wins"
 
 
 def test_schedule_is_scaled_where_it_is_not_given() -> None:
