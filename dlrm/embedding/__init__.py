@@ -27,6 +27,7 @@ from dlrm.embedding.partition import PartitionKeys, by_owner
 from dlrm.embedding.row_storage import RowLayout, RowStorage
 from dlrm.embedding.sharded import ShardedEmbedding
 from dlrm.embedding.sok_storage import dynamic_capacity
+from dlrm.embedding.traffic import Traffic
 from dlrm.embedding.variable_storage import VariableStorage
 from dlrm.optim.row_optimizers import RowOptimizer, RowSGD
 
@@ -39,6 +40,7 @@ __all__ = [
     "RowLayout",
     "RowStorage",
     "ShardedEmbedding",
+    "Traffic",
     "choose",
     "create",
     "dynamic_capacity",

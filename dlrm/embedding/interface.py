@@ -18,6 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm.embedding.fused_table import FusedTable
+from dlrm.embedding.traffic import Traffic
 from dlrm.optim.row_optimizers import StateColumns
 
 
@@ -111,6 +112,9 @@ class Embedding(Protocol):
             gradient_scale: The gradient of the loss is `gradient_scale` times such a sum; a number,
                 or float32 [].
         """
+
+    def traffic(self, routes: Sequence[Route]) -> Traffic:
+        """Counts the bytes that this rank sends to the others in the step of these routes."""
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
         """A copy of local rows [first, last) and their state, float32 [last - first, S]."""

@@ -32,6 +32,7 @@ from dlrm.embedding.partition import (
     positions,
 )
 from dlrm.embedding.row_storage import RowStorage
+from dlrm.embedding.traffic import Traffic, sent_bytes
 from dlrm.optim.row_optimizers import RowOptimizer, StateColumns
 
 
@@ -129,6 +130,15 @@ class ShardedEmbedding:
                 gradient_scale,
             )
             self._storage.write(route.rows, self._layout.join(rows, state))  # [U, S]
+
+    def traffic(self, routes: Sequence[Route]) -> Traffic:
+        """See `Embedding.traffic`."""
+        return sent_bytes(
+            routes,
+            rank=self._collective.rank,
+            key_bytes=self._storage.key_dtype.size,
+            vector_bytes=self.table.width * tf.as_dtype(self._dtype).size,
+        )
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
         """See `Embedding.read_rows`."""

@@ -23,7 +23,8 @@ from dlrm.metrics import Evaluation
 from dlrm.optim.schedule import Schedule
 from dlrm.train.callback import Callback
 from dlrm.train.evaluation import Evaluator
-from dlrm.train.step import IDS_OUTSIDE, NOT_FINITE, Health, Routes, TrainingStep
+from dlrm.train.health import IDS_OUTSIDE, NOT_FINITE, Health
+from dlrm.train.step import Routes, TrainingStep
 
 Item = TypeVar("Item")
 

@@ -22,38 +22,12 @@ import keras
 import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
-from dlrm.embedding import Embedding, Lookup, Route
+from dlrm.embedding import Embedding, Lookup, Route, Traffic
+from dlrm.embedding.traffic import all_reduce_bytes
 from dlrm.optim.dense_optimizers import DenseOptimizer
+from dlrm.train.health import HEALTH_BYTES, Health, checks
 
 Routes = tuple[Route, ...]
-
-IDS_OUTSIDE, NOT_FINITE = "ids outside their table", "a loss or gradient that is not finite"
-
-
-class Health(NamedTuple):
-    """The figures that all ranks need after a step; they are averaged together with the gradients.
-
-    Attributes:
-        loss: float32 [], mean loss.
-        bad_ids: float32 [], number of ids outside their table.
-        vector_gradients: float32 [], sum of all gradients of the vectors. A value among them that
-            is not finite makes it so too.
-        signal: float32 [], above 0 if a rank was asked to stop.
-    """
-
-    loss: tf.Tensor
-    bad_ids: tf.Tensor
-    vector_gradients: tf.Tensor
-    signal: tf.Tensor
-
-    def pack(self) -> tf.Tensor:
-        """Stacks the values into one tensor, float32 [4]."""
-        return tf.stack(list(self))
-
-    @classmethod
-    def unpack(cls, values: tf.Tensor) -> Health:
-        """Undoes `pack`."""
-        return cls(*tf.unstack(values))
 
 
 class Gradients(NamedTuple):
@@ -198,6 +172,12 @@ class TrainingStep:
         )
         return health, next_routes
 
+    def traffic(self, routes: Routes) -> Traffic:
+        """Counts the bytes that this rank sends to the others in the step of these routes."""
+        payload = HEALTH_BYTES + sum(v.dtype.size * v.shape.num_elements() for v in self._variables)
+        dense = all_reduce_bytes(payload, self._collective.size)
+        return self.embedding.traffic(routes)._replace(dense=dense)
+
     def score(self, dense: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the logits of a batch. All ranks call it together.
 
@@ -304,21 +284,6 @@ class TrainingStep:
         vectors = self.embedding.lookup(routes).vectors  # [B, t, W] for each group
         lanes = in_lanes([dense, vectors], self._lanes)
         return tf.concat([self._compiled_model(*lane) for lane in lanes], 0), bad_count(routes)
-
-
-def checks(health: Health, gradients: Sequence[tf.Tensor]) -> list[tf.Operation]:
-    """Operations that fail, with `IDS_OUTSIDE` or `NOT_FINITE`, if a step must not be taken.
-
-    Args:
-        health: The figures of all ranks.
-        gradients: The dense weights' gradients, of all ranks.
-    """
-    values = [health.pack(), *gradients]
-    finite = tf.reduce_all([tf.math.is_finite(tf.reduce_sum(value)) for value in values])
-    return [
-        tf.debugging.Assert(health.bad_ids == 0, [IDS_OUTSIDE]),
-        tf.debugging.Assert(finite, [NOT_FINITE]),
-    ]
 
 
 def in_lanes(tensors: Sequence[Any], lanes: int) -> list[Any]:

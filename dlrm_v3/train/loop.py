@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dlrm.distributed.collective import Collective
 from dlrm.train.callback import Callback
+from dlrm.train.health import IDS_OUTSIDE, NOT_FINITE, Health
 from dlrm.train.loop import (
     ELSEWHERE,
     SIGNAL_INTERVAL,
@@ -26,7 +27,7 @@ from dlrm.train.loop import (
     TrainingError,
     with_next,
 )
-from dlrm.train.step import IDS_OUTSIDE, NOT_FINITE, Health, Routes
+from dlrm.train.step import Routes
 from dlrm_v3.config import POSITIVE_RATING, LearningConfig
 from dlrm_v3.model.inputs import ModelInputs
 from dlrm_v3.train.evaluation import LENGTH, StreamEvaluation, StreamTally, figures

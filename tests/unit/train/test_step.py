@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dlrm.train.step import IDS_OUTSIDE, NOT_FINITE
+from dlrm.train.health import IDS_OUTSIDE, NOT_FINITE
 from tests.support.small_model import (
     make_batches,
     reference_of,
