@@ -71,7 +71,15 @@ class EventRecorders:
     """
 
     def __init__(self, recorders: Sequence[EventRecorder]) -> None:
-        self._recorders = recorders
+        self._recorders = list(recorders)
+
+    def add(self, recorders: Sequence[EventRecorder]) -> None:
+        """Adds recorders behind those that are there.
+
+        Args:
+            recorders: Each is told every event from here on.
+        """
+        self._recorders += recorders
 
     def start(
         self, step: int, fields: Mapping[str, object], settings: Mapping[str, object]

@@ -17,6 +17,7 @@ from dlrm.reporting.console import Console
 from dlrm.reporting.plot import History, plot_run
 from dlrm.reporting.recorder import EventRecorder, EventRecorders
 from dlrm.reporting.results_table import (
+    bullets,
     exit_criterion,
     millions,
     ratio,
@@ -45,7 +46,6 @@ class Reporter:
         global_batch: Number of samples in a step, over all ranks.
         total_steps: Number of steps after which the run ends, if nothing stops it earlier; an
             evaluation there is printed as the one "in the end".
-        recorders: Further recorders of the same events, which are closed at the end.
         stream: Console, stdout by default; a progress bar is shown if it is a terminal.
         clock: Seconds from any origin; must not run backwards.
 
@@ -64,7 +64,6 @@ class Reporter:
         size: int,
         global_batch: int,
         total_steps: int,
-        recorders: Sequence[EventRecorder] = (),
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -80,9 +79,17 @@ class Reporter:
         self._intervals: list[tuple[int, float]] = []
         self._last_evaluation: Evaluation | None = None
         self._folder = RunFolder(run_dir if self._active else None, self._console.line)
-        self._records = EventRecorders([self._folder, *recorders])
+        self._records = EventRecorders([self._folder])
         self._first_step = self._step = 0
         self._line_time = self._other_seconds = self._checkpoint_seconds = 0.0
+
+    def add_recorders(self, recorders: Sequence[EventRecorder]) -> None:
+        """Adds recorders of the same events, before the run starts; they are ended with it.
+
+        Args:
+            recorders: None on any rank but 0, as they are told nothing there.
+        """
+        self._records.add(recorders)
 
     def start(self, first_step: int = 0) -> None:
         """Records what the run is, and starts its clock.
@@ -332,16 +339,9 @@ class Reporter:
 
     def _write_result(self, table: str, details: Mapping[str, object]) -> None:
         """Writes the results table with further figures, and the plot."""
-        lines = [f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in details.items()]
-        folder = self._folder.write_result(f"{table}\n\n" + "\n".join(lines) + "\n", self._draw)
+        folder = self._folder.write_result(f"{table}\n\n{bullets(details)}", self._draw)
         if folder is not None:
             self._console.line(
                 f"\nplot of the run: {os.path.join(folder, 'run.png')}\n"
                 f"in the same folder: result.md, events.jsonl, tensorboard/"
             )
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

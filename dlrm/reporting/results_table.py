@@ -58,6 +58,22 @@ def results_table(rows: Iterable[Mapping[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def bullets(values: Mapping[str, object]) -> str:
+    """Writes values as a Markdown list.
+
+    Args:
+        values: The values by their names, whose underscores become blanks.
+    """
+    lines = (f"- {name.replace('_', ' ')}: {_text(value)}" for name, value in values.items())
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def exit_criterion(settings: Mapping[str, object], completed_steps: int, auc: float | None) -> str:
     """Says in the words of the table what ended a run.
 

@@ -36,6 +36,7 @@ from dlrm.reporting import Reporter
 from dlrm.train.build import BuildModel, build_trainer, join, place_tables
 from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer
+from dlrm.train.recorders import open_recorders
 
 FAILURE_SECONDS = 5.0  # for the watchdog to find out which rank broke an exchange
 
@@ -64,6 +65,7 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     backend, placement = place_tables(config, collective, data)  # 3
     reporter = collective.together(lambda: open_reporter(config, collective, data))  # 4
     with recorded_failure(reporter):
+        collective.together(lambda: add_recorders(config, collective, reporter))
         for line in (*data.notes, placement):
             reporter.say(line)
         trainer = build_trainer(config, backend, collective, data, build_model)  # 5
@@ -107,6 +109,16 @@ def open_reporter(config: Config, collective: Collective, data: Data) -> Reporte
         global_batch=config.data.global_batch_size,
         total_steps=min(steps, config.run.early_stop) if config.run.early_stop > 0 else steps,
     )
+
+
+def add_recorders(config: Config, collective: Collective, reporter: Reporter) -> None:
+    """Lets what else records this run, on rank 0, hear of its events.
+
+    Raises:
+        ValueError: A recorder cannot be opened.
+    """
+    if collective.rank == 0:
+        reporter.add_recorders(open_recorders(config, reporter.say))
 
 
 def train(

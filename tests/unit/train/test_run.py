@@ -111,7 +111,8 @@ def test_a_checkpoint_is_evaluated(
     for figure in ("AUC", "log loss", "NE"):
         assert figure in tested[1]
     events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in events] == ["start", "evaluation"]
+    names = [json.loads(line)["event"] for line in events]
+    assert names == ["start", "evaluation_start", "evaluation"]
 
 
 def test_nothing_to_evaluate(data: Path, tmp_path: Path) -> None:
