@@ -65,6 +65,12 @@ class EvaluationConfig:
     eval_interval: int = flag(
         3793, "steps between evaluations", affects_training=False, aliases=("test_freq",)
     )
+    evals_per_epoch: Optional[int] = flag(
+        None,
+        "evaluations in an epoch, in place of --eval_interval: one every training samples / "
+        "(global batch * this) steps, rounded down; MLPerf asks for 20",
+        affects_training=False,
+    )
     eval_in_last: bool = flag(
         False, "evaluate only once, after the last step", affects_training=False
     )
@@ -82,8 +88,25 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "eval_interval")
+        if self.evals_per_epoch is not None:
+            require_positive(self, "evals_per_epoch")
         if self.auc_thresholds < 2:
             raise ValueError(f"expected --auc_thresholds of 2 or more, found {self.auc_thresholds}")
+
+    def interval(self, steps_per_epoch: int) -> int:
+        """The steps between evaluations.
+
+        Raises:
+            ValueError: An epoch has fewer steps than evaluations.
+        """
+        if self.evals_per_epoch is None:
+            return self.eval_interval
+        if self.evals_per_epoch > steps_per_epoch:
+            raise ValueError(
+                f"expected --evals_per_epoch of at most {steps_per_epoch}, the steps of an epoch, "
+                f"found {self.evals_per_epoch}; lower it or --global_batch_size"
+            )
+        return steps_per_epoch // self.evals_per_epoch
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     trains = config.run.mode == "train"
     collective = join(config)  # 1
     data = agree_on_data(config, collective, open_data)  # 2
+    if trains:
+        config = config.replace(eval_interval=config.evaluation.interval(len(data.train)))
     backend, placement = place_tables(config, collective, data)  # 3
     reporter = collective.together(lambda: open_reporter(config, collective, data))  # 4
     with recorded_failure(reporter):

@@ -31,6 +31,7 @@ BENCHMARK_FLAGS: dict[str, Any] = {
 }
 OUR_FLAGS: dict[str, Any] = {
     "eval_interval": 3793,
+    "evals_per_epoch": None,
     "auc_target": 0.8025,
     "auc_thresholds": 8000,
     "warmup_steps": None,
@@ -163,6 +164,7 @@ def test_every_flag_arrives() -> None:
         "data_dir": "some/folder",
         "global_batch_size": 2048,
         "eval_interval": 7,
+        "evals_per_epoch": 6,
         "auc_target": 0.5,
         "auc_thresholds": 100,
         "warmup_steps": 3,
@@ -233,6 +235,16 @@ def test_schedule_is_scaled_where_it_is_not_given() -> None:
     assert (schedule.decay_start_step, schedule.decay_steps) == (24657, 13886)
 
 
+def test_evaluations_of_an_epoch_become_an_interval() -> None:
+    """MLPerf's own: 4,195,197,692 samples / (55,296 * 20) = 3793.37."""
+    evaluation = Config.of(use_synthetic_dataset=True, evals_per_epoch=20).evaluation
+    assert evaluation.interval(4_195_197_692 // 55_296) == 3793
+    assert evaluation.interval(20) == 1
+    with pytest.raises(ValueError, match=r"--evals_per_epoch of at most 19, .* found 20"):
+        evaluation.interval(19)
+    assert Config.of(use_synthetic_dataset=True, eval_interval=7).evaluation.interval(5) == 7
+
+
 @pytest.mark.parametrize(
     ("amp", "dtype", "compute", "scale"),
     [
@@ -254,6 +266,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"embedding_dim": 0, "bottom_mlp": (0,)}, ["--embedding_dim", "1 or more", "found 0"]),
     ({"epochs": 0}, ["--epochs", "1 or more", "found 0"]),
     ({"eval_interval": -5}, ["--eval_interval", "1 or more", "found -5"]),
+    ({"evals_per_epoch": 0}, ["--evals_per_epoch", "1 or more", "found 0"]),
     ({"log_interval": 0}, ["--log_interval", "1 or more", "found 0"]),
     ({"auc_thresholds": 1}, ["--auc_thresholds", "2 or more", "found 1"]),
     ({"embedding_dim": 16}, ["--bottom_mlp", "--embedding_dim", "16", "(512, 256, 128)"]),

@@ -78,6 +78,15 @@ def test_each_sample_is_seen_once_an_epoch(
         np.testing.assert_array_equal(value, expected)
 
 
+def test_so_many_evaluations_an_epoch(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """12 steps, 5 evaluations: every second step, also beyond the fifth."""
+    assert program.run(config(data, evals_per_epoch=5, epochs=1), open_data, build_model)
+    output = capsys.readouterr().out
+    found = [where.partition("th iteration")[0] for where, _ in evaluations(output)]
+    assert found == ["2", "4", "6", "8", "10", "the end"]
+    assert "every 2 steps" in output
+
+
 def test_a_finished_run_stays_finished(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
