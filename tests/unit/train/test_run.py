@@ -82,7 +82,7 @@ def test_so_many_evaluations_an_epoch(data: Path, capsys: pytest.CaptureFixture[
     """12 steps, 5 evaluations: every second step, also beyond the fifth."""
     assert program.run(config(data, evals_per_epoch=5, epochs=1), open_data, build_model)
     output = capsys.readouterr().out
-    found = [where.partition("th iteration")[0] for where, _ in evaluations(output)]
+    found = [found[0].partition("th iteration")[0] for found in evaluations(output)]
     assert found == ["2", "4", "6", "8", "10", "the end"]
     assert "every 2 steps" in output
 
