@@ -1,11 +1,13 @@
 # make train              trains a DLRM on synthetic logs, from raw text to its AUC target, on two ranks
 # make train RAW=log.tsv  the same on your own logs, in Criteo's format (RAW="a.gz b.gz": several)
 # make serve              serves the model of `make train`, asks it over HTTP and gRPC, and stops
+# make data               the part of `make train` before the training: its split folders
 # make dlrm-v3            DLRMv3: generates a small stream, trains on it, and runs MLPerf's inference benchmark
 # make test               runs all tests except the slow ones, on JOBS cores: about 5 minutes on two
 # make test-all           runs all tests
 # make lint               checks style, types, formatting and spelling
 # make bench              repeats the measurements of benchmarks/README.md
+# make stability          trains the demo with SEEDS seeds in float32, bfloat16 and float16
 # make coverage           measures which lines the tests reach
 # make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
 # make hstu_op            builds the fused operations of DLRMv3's model
@@ -34,6 +36,7 @@
 # JOBS      2        test*        tests that run at the same time
 # TESTS     -        test*        more options of pytest, such as TESTS="tests/unit -k checksum"
 # FLAGS     -        train        more flags of main.py, such as FLAGS="--xla --epochs=1"
+# SEEDS     16       stability    number of seeds
 # FAULTS    -        faults       options of the fault tests, such as FAULTS="--repeat 5"
 # ROWS      1000000  test-ingest  rows of the log that both engines read
 # BUNDLE    -        bundle       options of setup.bundle, such as BUNDLE="--part_mb 500"
@@ -50,6 +53,7 @@ PYTHON ?= python3
 JOBS ?= 2
 TESTS ?=
 NP ?= 2
+SEEDS ?= 16
 FLAGS ?=
 FAULTS ?=
 BUNDLE ?=
@@ -69,8 +73,8 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: setup help train serve dlrm-v3 serve-setup operate-setup serving_core interact_op hstu_op test test-all \
-    coverage test-ingest test-interact test-hstu faults lint bench sok sok-check bundle clean
+.PHONY: setup help data train serve dlrm-v3 serve-setup operate-setup serving_core interact_op hstu_op \
+    test test-all stability coverage test-ingest test-interact test-hstu faults lint bench sok sok-check bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -107,10 +111,12 @@ $(VENV)/.operating: requirements/operate.txt | setup
 sok-check:
 	@export PATH="$(CURDIR)/.venv-sok/bin:$(CURDIR)/.venv/bin:$$PATH"; python3 -m tools.doctor
 
-train: setup interact_op $(RAW_FILES)
+data: setup $(RAW_FILES)
 	$(RUN) python3 -m preprocess $(RAW_FILES) --output $(DATA) --rules=$(RULES)
 	$(RUN) python3 split_bin.py $(DATA)/train_data.bin $(DATA)/train
 	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
+
+train: data interact_op
 	rm -rf $(DATA)/checkpoints
 	$(RUN) python3 -m launch -np $(NP) -- main.py --flagfile=presets/$(PRESET).flags \
 	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run \
@@ -169,6 +175,10 @@ lint: .venv/.ready
 # Stops at the first benchmark that fails.
 bench: interact_op
 	$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; python3 -m benchmarks.$$name; done
+
+# What is finished in build/stability already is kept.
+stability: data interact_op
+	$(RUN) python3 -m benchmarks.stability $(DATA) --seeds=$(SEEDS)
 
 interact_op: setup
 	$(RUN) $(MAKE) --directory=interact_op

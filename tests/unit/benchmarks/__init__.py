@@ -1,0 +1,1 @@
+"""Tests of what the studies in `benchmarks/` count and keep."""
