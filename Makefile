@@ -87,7 +87,7 @@ help:
 	PYTHON=$(PYTHON) setup/environment.sh
 	touch $@
 
-.venv-sok/.ready: requirements/sok.txt requirements/horovod.txt requirements/spark.txt \
+.venv-sok/.ready: requirements/sok.txt requirements/sok-dev.txt requirements/horovod.txt requirements/spark.txt \
     setup/environment.sh setup/cuda.sh setup/horovod.sh setup/sok.sh setup/wheels.sh
 	PYTHON=$(PYTHON) setup/environment.sh sok
 	touch $@

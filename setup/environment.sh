@@ -4,6 +4,8 @@
 #   PYTHON=python3.12 setup/environment.sh    # .venv: the newest TensorFlow
 #   setup/environment.sh sok                  # .venv-sok: TensorFlow 2.14 and SparseOperationKit
 #
+# TRAINING_ONLY=1 leaves out what only tests, linters and Spark need, as in the container image.
+#
 # It needs Python with venv, a C++ compiler and make; for sok also what setup/cuda.sh names. If
 # something is missing, it says so in one line.
 set -euo pipefail
@@ -38,13 +40,17 @@ free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
 [ -x $venv/bin/python ] || "$python" -m venv $venv
 # Java is optional: without it Spark's tests are skipped.
 if [ "$profile" = default ]; then
-  $venv/bin/python -m pip install --quiet --requirement requirements/dev.txt --requirement requirements/horovod.txt
-  $venv/bin/python -m pip install --quiet --requirement requirements/spark.txt
+  packages=requirements/dev.txt
+  [ -z "${TRAINING_ONLY-}" ] || packages=requirements.txt
+  $venv/bin/python -m pip install --quiet --requirement $packages --requirement requirements/horovod.txt
+  [ -n "${TRAINING_ONLY-}" ] || $venv/bin/python -m pip install --quiet --requirement requirements/spark.txt
   setup/horovod.sh $venv
 else
   # The compilers come first: what is missing is reported before gigabytes are downloaded.
   setup/cuda.sh $venv
-  $venv/bin/python -m pip install --quiet --requirement requirements/sok.txt
+  packages=requirements/sok-dev.txt
+  [ -z "${TRAINING_ONLY-}" ] || packages=requirements/sok.txt
+  $venv/bin/python -m pip install --quiet --requirement $packages
   HOROVOD_GPU_OPERATIONS=NCCL setup/horovod.sh $venv
   setup/sok.sh $venv
 fi
