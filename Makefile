@@ -169,6 +169,7 @@ lint: .venv/.ready
 	export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
 	    ruff check . && ruff format --check . && mypy . && \
 	    shellcheck -x $$(git ls-files '*.sh') .ci/run && \
+	    hadolint launch/docker/Dockerfile && \
 	    clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.cu' '*.cuh') && \
 	    codespell $$(git ls-files ':!LICENSE')
 
