@@ -168,7 +168,7 @@ test-ingest: setup
 lint: .venv/.ready
 	export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
 	    ruff check . && ruff format --check . && mypy . && \
-	    shellcheck -x $$(git ls-files '*.sh') .ci/run && \
+	    shellcheck -x $$(git ls-files '*.sh' '*.sub') .ci/run && \
 	    hadolint launch/docker/Dockerfile && \
 	    clang-format --dry-run --Werror $$(git ls-files '*.cc' '*.h' '*.cu' '*.cuh') && \
 	    codespell $$(git ls-files ':!LICENSE')

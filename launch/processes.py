@@ -30,9 +30,9 @@ def adopt_orphans() -> None:
     LIBRARY.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_with_parent() -> None:
-    """Has this process receive SIGTERM when its parent dies. Runs in a forked child."""
-    LIBRARY.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Has this process receive a signal when its parent dies. Runs in a forked child."""
+    LIBRARY.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def stop_one_rank(pid: int) -> None:

@@ -42,6 +42,7 @@ TENSORFLOW = {"tensorflow", "keras", "horovod", "sparse_operation_kit"}
 # Errors in flags and --help must not wait for these.
 QUICK = (
     *("main", "split_bin", "launch.__main__", "preprocess.__main__", "dlrm.checkpoint.__main__"),
+    "launch.srun",
     *("dlrm.config", "dlrm.optim.schedule", "dlrm.formats.metadata", "serving.__main__"),
     *("dlrm_v3.train.__main__", "dlrm_v3.train.settings"),
 )

@@ -36,7 +36,7 @@ SECTIONS = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?:    .*\n)+)", re
 SENTENCE = re.compile(r'(?:[A-Z0-9`\["]|(?:u?int|float|bool)\d*[ ,]).*\.', re.DOTALL)
 
 TEXTS = files(
-    *("*.py", "*.sh", "*.flags", "*.md", "*.txt", "*.toml", "*.yaml", "Makefile", ".ci/*"),
+    *("*.py", "*.sh", "*.sub", "*.flags", "*.md", "*.txt", "*.toml", "*.yaml", "Makefile", ".ci/*"),
     *("*.h", "*.cc", "*.cu", "*.java"),
 )
 # Shebangs name the system's env, which is everywhere.
