@@ -11,7 +11,7 @@ it receives, N ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from dlrm.embedding.fused_table import FusedTable
 from dlrm.embedding.traffic import Traffic
 from dlrm.optim.row_optimizers import StateColumns
+
+if TYPE_CHECKING:  # it builds on this module
+    from dlrm.embedding.table_group import TableGroup
 
 
 class Route(NamedTuple):
@@ -78,6 +81,10 @@ class Embedding(Protocol):
     @property
     def local_rows(self) -> int:
         """Number of rows that this rank owns."""
+
+    @property
+    def groups(self) -> Sequence[TableGroup]:
+        """The parts of `route`, `lookup` and `update`, one by one, for each group of tables."""
 
     def route(self, ids: tf.Tensor | list[tf.Tensor] | tuple[tf.Tensor, ...]) -> tuple[Route, ...]:
         """Sends the keys of a batch to their owners. Reads no weights, so it can run early.

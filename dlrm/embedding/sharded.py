@@ -1,15 +1,7 @@
-"""The sharded embedding tables: routing, exchange, and sums of gradients by row.
+"""The sharded embedding tables: all groups of tables together, and access to this rank's rows.
 
-Routing is done once per step: the keys go to their owners, each owner finds its distinct rows, and
-the way back for vectors and gradients is kept as splits and positions. An owner reads each distinct
-row once, keeps it until the gradients arrive, sums these by row, and writes each row once.
-
-This module moves keys and vectors between ranks. Where rows are kept is left to a `RowStorage`, and
-how they change to a `RowOptimizer`.
-
-Shapes: B local batch, T tables of the group, W width of a row, S width of a stored row (the row
-and the optimizer's state), U distinct rows that this rank reads, K keys that it sends (B * T, or
-fewer with `compress`), R keys that it receives, N ranks.
+This module and `table_group` move keys and vectors between ranks. Where rows are kept is left to a
+`RowStorage`, and how they change to a `RowOptimizer`.
 """
 
 from __future__ import annotations
@@ -24,14 +16,9 @@ from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.fused_table import FusedTable
 from dlrm.embedding.interface import Lookup, Route
-from dlrm.embedding.partition import (
-    PartitionKeys,
-    by_owner,
-    inverse,
-    position_dtype,
-    positions,
-)
+from dlrm.embedding.partition import PartitionKeys, by_owner
 from dlrm.embedding.row_storage import RowStorage
+from dlrm.embedding.table_group import TableGroup
 from dlrm.embedding.traffic import Traffic, sent_bytes
 from dlrm.optim.row_optimizers import RowOptimizer, StateColumns
 
@@ -53,6 +40,9 @@ class ShardedEmbedding:
             independently. On CPUs most of this work is done by single-threaded operations, so
             several groups keep several cores busy. A run uses the same number of groups and of
             lanes, but a lane is a slice of the batch and a group is a slice of the tables.
+
+    Attributes:
+        groups: The groups of tables.
     """
 
     def __init__(
@@ -70,16 +60,24 @@ class ShardedEmbedding:
         assert bad_ids in sharding.BAD_ID_POLICIES, bad_ids
         self._storage = storage
         self._layout = storage.layout
-        self._optimizer = optimizer
         self._collective = collective
-        self._partition = partition
-        # A rank alone is the owner, which searches for distinct rows anyway.
-        self._compress = compress and collective.size > 1
-        self._bad_ids = bad_ids
         self._dtype = exchange_dtype
         tables = len(self.table.vocab_sizes)
         cuts = [tables * group // table_groups for group in range(table_groups + 1)]
-        self._groups = [slice(a, b) for a, b in zip(cuts, cuts[1:]) if a < b]
+        self.groups = [
+            TableGroup(
+                slice(a, b),
+                storage,
+                optimizer,
+                collective,
+                partition=partition,
+                compress=compress,
+                bad_ids=bad_ids,
+                exchange_dtype=exchange_dtype,
+            )
+            for a, b in zip(cuts, cuts[1:])
+            if a < b
+        ]
 
     @property
     def table(self) -> FusedTable:
@@ -101,15 +99,22 @@ class ShardedEmbedding:
         if isinstance(ids, (list, tuple)):
             parts = list(ids)
         else:
-            parts = [ids[:, tables] for tables in self._groups]
-        assert len(parts) == len(self._groups), "ids for each group of tables"
-        return tuple(self._route(part, tables) for part, tables in zip(parts, self._groups))
+            parts = [ids[:, group.tables] for group in self.groups]
+        assert len(parts) == len(self.groups), "ids for each group of tables"
+        routes = []
+        for group, part in zip(self.groups, parts):
+            addressed = group.address(part)
+            routes.append(group.locate(addressed, *group.exchange_keys(addressed)))
+        return tuple(routes)
 
     def lookup(self, routes: Sequence[Route]) -> Lookup:
         """See `Embedding.lookup`."""
-        found = [self._lookup(route, tables) for route, tables in zip(routes, self._groups)]
-        vectors, stored = zip(*found)
-        return Lookup(vectors, stored, tuple(routes))
+        found, stored = [], []
+        for group, route in zip(self.groups, routes):
+            vectors, rows = group.read(route)
+            found.append(group.arrange(route, group.exchange_vectors(route, vectors)))
+            stored.append(rows)
+        return Lookup(tuple(found), tuple(stored), tuple(routes))
 
     def update(
         self,
@@ -119,17 +124,11 @@ class ShardedEmbedding:
         gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
         """See `Embedding.update`."""
-        for tables, route, stored, gradient in zip(
-            self._groups, lookup.routes, lookup.stored, gradients
+        for group, route, stored, gradient in zip(
+            self.groups, lookup.routes, lookup.stored, gradients
         ):
-            rows, state = self._optimizer.apply(
-                self._layout.rows_of(stored),  # [U, W]
-                self._layout.state_of(stored),  # [U, columns] each
-                self._sums_by_row(route, gradient, tables),  # [U, W]
-                learning_rate,
-                gradient_scale,
-            )
-            self._storage.write(route.rows, self._layout.join(rows, state))  # [U, S]
+            arrived = group.exchange_gradients(route, group.collect(route, gradient))
+            group.update(route, stored, arrived, learning_rate, gradient_scale)
 
     def traffic(self, routes: Sequence[Route]) -> Traffic:
         """See `Embedding.traffic`."""
@@ -147,87 +146,3 @@ class ShardedEmbedding:
     def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
         """See `Embedding.write_rows`."""
         self._storage.write_rows(rows, stored)
-
-    def _route(self, ids: tf.Tensor, tables: slice) -> Route:
-        """The route of one group of tables.
-
-        Args:
-            ids: int32 or int64 [B, T].
-            tables: The group.
-        """
-        ids, present, bad = self._checked(ids, tables)  # [B, T]
-        keys = tf.reshape(ids + tf.constant(self.table.offsets[tables], ids.dtype), [-1])  # [B * T]
-        no_order = tf.zeros([0], position_dtype())
-        if self._collective.size == 1:
-            rows, row_of = tf.unique(self._storage.addresses(keys))  # [U], [R = B * T]
-            count = tf.shape(keys)  # [N = 1]
-            return Route(rows, row_of, count, count, positions(keys), no_order, present, bad)
-
-        key_of = None
-        if self._compress:
-            keys, key_of = tf.unique(keys)  # [K], [B * T]
-        keys, order, sent = self._partition(keys, self._collective.size)  # [K], [K], [N]
-        position_of = inverse(order)  # [K]
-        if key_of is not None:
-            position_of, order = tf.gather(position_of, key_of), no_order  # [B * T], [0]
-        keys, received = self._collective.alltoall(keys, sent, name=f"keys.{tables.start}")
-        rows, row_of = tf.unique(self._storage.addresses(keys))  # [U], [R]
-        return Route(rows, row_of, sent, received, position_of, order, present, bad)
-
-    def _lookup(self, route: Route, tables: slice) -> tuple[tf.Tensor, tf.Tensor]:
-        """The vectors [B, T, W] of a routed group, and the stored rows [U, S] behind them."""
-        stored = self._storage.read(route.rows)  # float32 [U, S]
-        rows = tf.cast(self._layout.rows_of(stored), self._dtype)  # [U, W]
-        vectors = tf.gather(rows, route.row_of)  # [R, W]
-        if self._collective.size > 1:
-            vectors, _ = self._collective.alltoall(
-                vectors, route.received, name=f"vectors.{tables.start}"
-            )  # [K, W]
-            vectors = tf.gather(vectors, route.position_of)  # [B * T, W]
-        vectors = tf.reshape(vectors, [-1, tables.stop - tables.start, self.table.width])
-        if self._bad_ids == "zero":
-            vectors = tf.where(route.present, vectors, tf.zeros_like(vectors))  # [B, T, W]
-        return vectors, stored
-
-    def _sums_by_row(self, route: Route, gradient: tf.Tensor, tables: slice) -> tf.Tensor:
-        """Sends the gradients of a group's vectors to the rows' owners, which sum them by row.
-
-        Args:
-            route: The route that the vectors came by.
-            gradient: [B, T, W].
-            tables: The group.
-
-        Returns:
-            float32 [U, W], sums over all ranks for the rows in `route.rows`.
-        """
-        gradient = tf.cast(gradient, self._dtype)
-        if self._bad_ids == "zero":
-            gradient = tf.where(route.present, gradient, tf.zeros_like(gradient))
-        gradient = tf.reshape(gradient, [-1, self.table.width])  # [B * T, W]
-        if self._collective.size > 1:
-            if self._compress:
-                gradient = tf.math.unsorted_segment_sum(
-                    tf.cast(gradient, tf.float32), route.position_of, tf.reduce_sum(route.sent)
-                )  # [K, W]
-                gradient = tf.cast(gradient, self._dtype)
-            else:
-                gradient = tf.gather(gradient, route.order)  # [K, W]
-            gradient, _ = self._collective.alltoall(
-                gradient, route.sent, name=f"gradients.{tables.start}"
-            )  # [R, W]
-        return tf.math.unsorted_segment_sum(
-            tf.cast(gradient, tf.float32), route.row_of, tf.size(route.rows)
-        )
-
-    def _checked(self, ids: tf.Tensor, tables: slice) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Ids [B, T] that are safe to use, and `present` and `bad` for their `Route`."""
-        ids = tf.cast(ids, self._storage.key_dtype)
-        last = tf.constant(self.table.vocab_sizes[tables], ids.dtype) - 1  # [T]
-        safe = tf.clip_by_value(ids, tf.zeros_like(last), last)
-        inside = tf.equal(ids, safe)
-        none_present, none_bad = tf.zeros([0], tf.bool), tf.constant(0)
-        if self._bad_ids == "zero":
-            return safe, inside[:, :, None], none_bad
-        if self._bad_ids == "clip":
-            return safe, none_present, none_bad
-        return safe, none_present, tf.math.count_nonzero(~inside, dtype=tf.int32)
