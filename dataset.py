@@ -28,6 +28,7 @@ from dlrm.data import (
     SYNTHETIC_VOCAB_SIZES,
     Batches,
     Data,
+    Fingerprints,
     Source,
     SyntheticSource,
     open_split,
@@ -57,7 +58,7 @@ def open_data(config: Config, rank: int, size: int) -> Data:
         num_dense=train.num_dense,
         # A test file that was split on its own may have fewer ids; the larger count is the table's.
         vocab_sizes=tuple(map(max, zip(train.vocab_sizes, test.vocab_sizes))),
-        fingerprints={"training": train.fingerprint, "test": test.fingerprint},
+        fingerprints=Fingerprints({"training": train, "test": test}),
         notes=check_files(config, rank, size),
     )
 

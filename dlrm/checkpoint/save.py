@@ -157,7 +157,7 @@ class Checkpoints:
             for name, entry in json.loads(text).items()
         }
         run, size = self._run, self._collective.size
-        Manifest(position, run.model, run.settings, run.data, size, files).write(unfinished)
+        Manifest(position, run.model, run.settings, dict(run.data), size, files).write(unfinished)
         self._on_save_point("manifest")
         directory.commit(unfinished)
         self._on_save_point("renamed")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dlrm.config.mlperf import MlperfConfig
 from dlrm.config.model import DataConfig, EmbeddingConfig, ModelConfig, OptimizerConfig
 from dlrm.config.report import ReportConfig
 from dlrm.config.run import CheckpointConfig, EvaluationConfig, RunConfig
@@ -24,6 +25,7 @@ __all__ = [
     "DataConfig",
     "EmbeddingConfig",
     "EvaluationConfig",
+    "MlperfConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ReportConfig",
@@ -50,6 +52,7 @@ class Config:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     report: ReportConfig
+    mlperf: MlperfConfig
 
     def __post_init__(self) -> None:
         checkpoint = self.checkpoint
@@ -60,6 +63,12 @@ class Config:
                 "--resume=PATH"
             )
         self.optimizer.schedule(self.data.global_batch_size)  # checked before anything is built
+        self.mlperf.check(
+            self.run.mode,
+            self.data.verify_data,
+            len(self.model.bottom_mlp),
+            len(self.model.top_mlp),
+        )
 
     @classmethod
     def of(cls, **settings: Any) -> Config:

@@ -7,7 +7,7 @@ checked here, ids are not: which ids a table accepts is the embedding's policy.
 
 from __future__ import annotations
 
-from dlrm.data.batch import Batch, Source
+from dlrm.data.batch import Batch, Fingerprints, Source
 from dlrm.data.batches import Batches, Data
 from dlrm.data.per_category import PerCategorySource
 from dlrm.data.split_files import SplitSource
@@ -28,6 +28,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Data",
+    "Fingerprints",
     "PerCategorySource",
     "Source",
     "SplitSource",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +39,34 @@ class Source(Protocol):
             Dense values, float32 [samples, num_dense]; ids, int32 [samples, tables]; labels,
             float32 [samples].
         """
+
+
+class Fingerprints(Mapping[str, str]):
+    """The fingerprints of sources by name, each computed when it is first asked for.
+
+    A fingerprint reads from the files. MLPerf's clock must run before anything does.
+
+    Args:
+        sources: The sources by name.
+    """
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = sources
+        self._found: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        """The fingerprint of one source."""
+        if name not in self._found:
+            self._found[name] = self._sources[name].fingerprint
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the names."""
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        """Number of sources."""
+        return len(self._sources)
 
 
 class Batch(NamedTuple):

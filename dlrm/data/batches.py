@@ -37,6 +37,7 @@ class Batches:
     Attributes:
         steps: Number of steps of the whole epoch.
         local_batch: Number of samples of a step on this rank.
+        num_samples: Number of samples of the source, whole batches or not.
 
     Raises:
         ValueError: The ranks do not divide the global batch, the data is smaller than one global
@@ -74,6 +75,7 @@ class Batches:
         if lookahead < 0 or readers < 1:
             raise ValueError(f"expected lookahead >= 0, readers >= 1, found {lookahead}, {readers}")
         self.local_batch = global_batch // size
+        self.num_samples = source.num_samples
         self._source = source
         self._global_batch = global_batch
         self._rank = rank

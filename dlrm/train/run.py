@@ -14,14 +14,10 @@ Each part is implemented in a separate module; this one puts them together.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Callable
-
-import tensorflow as tf
 
 from dlrm.checkpoint.manifest import ModelShape, Position
 from dlrm.checkpoint.resume import Resumed, resume
@@ -35,10 +31,9 @@ from dlrm.metrics import Evaluation
 from dlrm.reporting import Reporter
 from dlrm.train.build import BuildModel, build_trainer, join, place_tables
 from dlrm.train.callback import Callback
+from dlrm.train.failures import explained_exchange, recorded_failure
 from dlrm.train.loop import Trainer
 from dlrm.train.recorders import open_recorders
-
-FAILURE_SECONDS = 5.0  # for the watchdog to find out which rank broke an exchange
 
 OpenData = Callable[[Config, int, int], Data]
 
@@ -67,7 +62,7 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     backend, placement = place_tables(config, collective, data)  # 3
     reporter = collective.together(lambda: open_reporter(config, collective, data))  # 4
     with recorded_failure(reporter):
-        collective.together(lambda: add_recorders(config, collective, reporter))
+        collective.together(lambda: add_recorders(config, collective, data, reporter))
         for line in (*data.notes, placement):
             reporter.say(line)
         trainer = build_trainer(config, backend, collective, data, build_model)  # 5
@@ -90,7 +85,9 @@ def agree_on_data(config: Config, collective: Collective, open_data: OpenData) -
         ValueError: On every rank, if the data of one is unusable or the ranks differ.
     """
     data = collective.together(lambda: open_data(config, collective.rank, collective.size))
-    seen = (len(data.train), len(data.test), data.num_dense, data.vocab_sizes, data.fingerprints)
+    # MLPerf's clock starts before anything reads the data; `train` then looks at the content.
+    content = {} if config.mlperf.mlperf_log else dict(data.fingerprints)
+    seen = (len(data.train), len(data.test), data.num_dense, data.vocab_sizes, content)
     collective.agree("the training and test data", seen)
     collective.agree("the settings", config.replace(run_dir=None).flat())
     return data
@@ -113,14 +110,14 @@ def open_reporter(config: Config, collective: Collective, data: Data) -> Reporte
     )
 
 
-def add_recorders(config: Config, collective: Collective, reporter: Reporter) -> None:
+def add_recorders(config: Config, collective: Collective, data: Data, reporter: Reporter) -> None:
     """Lets what else records this run, on rank 0, hear of its events.
 
     Raises:
         ValueError: A recorder cannot be opened.
     """
     if collective.rank == 0:
-        reporter.add_recorders(open_recorders(config, reporter.say))
+        reporter.add_recorders(open_recorders(config, data, reporter.say))
 
 
 def train(
@@ -174,6 +171,7 @@ def train(
                 reporter.checkpoint(step, time.perf_counter() - start)
 
     collective.together(partial(reporter.start, position.step))
+    collective.agree("the training and test data", dict(data.fingerprints))
     start = time.perf_counter()
     outcome = trainer.train(
         epochs,
@@ -322,27 +320,3 @@ def load(
         on_message=reporter.say,
         on_progress=watchdog.report_progress,
     )
-
-
-@contextlib.contextmanager
-def recorded_failure(reporter: Reporter) -> Iterator[None]:
-    """Records an error that ends the block in the run's events."""
-    try:
-        yield
-    except (ValueError, OSError, KeyboardInterrupt) as error:
-        reporter.fail(str(error) or "interrupted")
-        raise
-
-
-@contextlib.contextmanager
-def explained_exchange(collective: Collective, watchdog: Watchdog) -> Iterator[None]:
-    """Turns a failed exchange into one line: the watchdog may know which rank stopped, and why."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise ValueError(
-            watchdog.wait_for_failure(FAILURE_SECONDS)
-            or f"rank {collective.rank}: an exchange failed or an operation could not run, most "
-            "likely because another rank stopped, whose own message says why; TensorFlow's words: "
-            f"{' '.join(error.message.split())[-300:]}"
-        ) from error

@@ -27,7 +27,8 @@ from dlrm.distributed import devices
 from dlrm.distributed.collective import connect
 from dlrm.distributed.watchdog import Watchdog
 from dlrm.train.build import NO_LIMIT
-from dlrm.train.run import RunCallback, explained_exchange, recorded_failure
+from dlrm.train.failures import explained_exchange, recorded_failure
+from dlrm.train.run import RunCallback
 from dlrm_v3.train.build import (
     StreamParts,
     build_trainer,

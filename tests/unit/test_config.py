@@ -48,6 +48,11 @@ OUR_FLAGS: dict[str, Any] = {
     "bad_ids": "error",
     "seed": 0,
     "run_dir": None,
+    "mlperf_log": None,
+    "mlperf_division": "open",
+    "mlperf_org": "unnamed",
+    "mlperf_platform": None,
+    "mlperf_status": "research",
     "log_interval": 1000,
     "mode": "train",
     "checkpoint_dir": None,
@@ -78,6 +83,8 @@ CHOICES = {
     "amp_dtype": ["float16", "bfloat16"],
     "verify_data": ["off", "size", "full"],
     "bad_ids": ["error", "clip", "zero"],
+    "mlperf_division": ["closed", "open"],
+    "mlperf_status": ["cloud", "onprem", "preview", "research"],
     "mode": ["train", "test", "inference_benchmark"],
 }
 PRESETS = sorted((ROOT / "presets").iterdir())
@@ -179,6 +186,10 @@ def test_every_flag_arrives() -> None:
         "bad_ids": "clip",
         "seed": 11,
         "run_dir": "other/folder",
+        "mlperf_division": "closed",
+        "mlperf_org": "An organisation",
+        "mlperf_platform": "1xDGX",
+        "mlperf_status": "cloud",
         "log_interval": 13,
         "early_stop": 17,
         "epochs": 2,
@@ -205,6 +216,7 @@ def test_every_flag_arrives() -> None:
         "bottom_mlp": [16, 8],
         "top_mlp": [32, 1],
         "inference_benchmark_batch_sizes": [2, 3],
+        "mlperf_log": None,  # of a training alone
     }
 
 
@@ -278,6 +290,13 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"warmup_steps": -1}, ["--warmup_steps", "-1"]),
     ({"warmup_steps": 10, "decay_start_step": 9}, ["--warmup_steps", "--decay_start_step"]),
     ({"decay_steps": -1}, ["--decay_steps", "-1"]),
+    ({"mlperf_org": ""}, ["--mlperf_org", "found none"]),
+    ({"mlperf_log": "x", "mode": "test", "resume": "y"}, ["--mlperf_log", "--mode=test"]),
+    ({"mlperf_log": "x", "verify_data": "full"}, ["--mlperf_log", "--verify_data=size"]),
+    (
+        {"mlperf_log": "x", "mlperf_division": "closed", "top_mlp": (8, 1)},
+        ["--mlperf_division=closed", "3 layers", "5 in --top_mlp", "found 3 and 2"],
+    ),
     ({"inference_benchmark_steps": 0}, ["--inference_benchmark_steps", "1 or more", "found 0"]),
     ({"inference_benchmark_batch_sizes": (4, 0)}, ["--inference_benchmark_batch_sizes", "4,0"]),
     ({"inference_benchmark_batch_sizes": ()}, ["--inference_benchmark_batch_sizes", "none"]),

@@ -87,6 +87,43 @@ def test_so_many_evaluations_an_epoch(data: Path, capsys: pytest.CaptureFixture[
     assert "every 2 steps" in output
 
 
+def test_mlperfs_clock_starts_before_anything_is_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log as MLPerf's checker wants it, but for the AUC."""
+    pytest.importorskip("mlperf_logging", reason="run `make operate-setup`")
+    log = tmp_path / "log"
+    read: list[str] = []
+
+    def watched(name: str) -> None:
+        original = getattr(os, name)
+
+        def reading(*arguments: Any) -> Any:
+            read.append("run_start" if '"run_start"' in log.read_text() else "nothing")
+            return original(*arguments)
+
+        monkeypatch.setattr(os, name, reading)
+
+    watched("pread")  # the fingerprints
+    watched("preadv")  # the samples
+    settings = config(
+        data,
+        bottom_mlp=(4, 4, 4),
+        top_mlp=(4, 4, 4, 4, 1),
+        checkpoint_dir=str(tmp_path / "checkpoints"),
+        mlperf_log=str(log),
+        mlperf_division="closed",
+    )
+    assert program.run(settings.replace(early_stop=7), open_data, build_model)
+    assert set(read) == {"run_start"}
+    events = [json.loads(line.partition(" ")[2]) for line in log.read_text().splitlines()]
+    values = {event["key"]: event["value"] for event in events}
+    assert (values["train_samples"], values["eval_samples"]) == (8 * STEPS + 5, 30)
+    assert (values["sgd_opt_base_learning_rate"], values["global_batch_size"]) == (0.1, 8)
+    stop = next(event for event in events if event["key"] == "run_stop")
+    assert stop["metadata"]["status"] == "aborted"
+
+
 def test_a_finished_run_stays_finished(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
