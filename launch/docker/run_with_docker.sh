@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Trains in a container on this host: each trial in a container of its own, with a log of its own.
+#
+#   CONT=dlrm:sok DATADIR=... LOGDIR=... DGXSYSTEM=DGXA100 launch/docker/run_with_docker.sh
+#
+# Reads:
+#   CONT           the image (launch/docker/Dockerfile)
+#   DATADIR        the folder of the data, mounted read-only under the same path (none: FLAGS say
+#                  where the data is from)
+#   DGXSYSTEM      the system: its settings are in launch/slurm/config_$DGXSYSTEM.sh
+#   LOGDIR         the folder of the logs and checkpoints (default ./results)
+#   NEXP           the number of trials (default 1)
+#   CLEAR_CACHES   1 drops the host's page cache before each trial (default 1)
+#   DATESTAMP      the name of these trials (default: now); give that of a stopped call to go on
+#   SEED, FLAGS    the seed, and more flags of main.py
+#   DOCKER_FLAGS   more options of `docker run`
+#
+# SIGTERM or Ctrl-C has the training write a checkpoint and ends with its code 75.
+set -euo pipefail
+
+fail() {
+  echo "error: $1" >&2
+  exit 1
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+PREEMPTED=75
+
+# Prints the settings file of a system; a DGX-2H has those of a DGX-2.
+config_of() {
+  local path known=()
+  for path in "$root"/launch/slurm/config_{"$1","${1%H}"}.sh; do
+    if [ -f "$path" ]; then
+      echo "$path"
+      return
+    fi
+  done
+  for path in "$root"/launch/slurm/config_*.sh; do
+    path=${path##*/config_}
+    known+=("${path%.sh}")
+  done
+  fail "DGXSYSTEM: expected one of ${known[*]}, found '$1'"
+}
+
+# Prints the names of the variables that a settings file exports.
+exported_by() {
+  # shellcheck disable=SC2016
+  env -i bash -c 'source "$1" && compgen -e' bash "$1" | grep -vxE 'PATH|PWD|OLDPWD|SHLVL|_'
+}
+
+clear_caches() {
+  sync
+  if [ "$(id -u)" = 0 ]; then
+    echo 3 >/proc/sys/vm/drop_caches
+  elif ! sudo -n sysctl -q vm.drop_caches=3 2>/dev/null; then
+    echo "run_with_docker.sh: the page cache is not dropped, which needs root or passwordless sudo; CLEAR_CACHES=0 leaves it out" >&2
+  fi
+}
+
+# Runs one trial; its output goes to the console and to its log. Returns the training's exit code.
+run_trial() {
+  local name=dlrm_${DATESTAMP}_$1 log=$LOGDIR/${DATESTAMP}_$1.log code=0 client
+  RUN_DIR=$LOGDIR/${DATESTAMP}_$1
+  mkdir -p "$RUN_DIR"
+  # The client does not pass signals on: Ctrl-C would reach the training twice.
+  RUN_DIR=$RUN_DIR docker run --rm --init --name "$name" --sig-proxy=false "${options[@]}" "$CONT" \
+    launch/run_and_time.sh > >(exec tee -ai "$log") 2>&1 &
+  client=$!
+  # shellcheck disable=SC2064
+  trap "docker kill --signal=TERM $name >/dev/null" TERM INT
+  # A signal ends `wait` early.
+  while kill -0 "$client" 2>/dev/null; do
+    wait "$client" || true
+  done
+  wait "$client" || code=$?
+  trap - TERM INT
+  return "$code"
+}
+
+[ -n "${CONT-}" ] || fail "expected CONT, the name of an image, found none; build one: docker build -f launch/docker/Dockerfile -t dlrm ."
+[ -z "${DATADIR-}" ] || [ -d "$DATADIR" ] || fail "DATADIR: expected a folder with data, found '$DATADIR'"
+[ -n "${DGXSYSTEM-}" ] || fail "expected DGXSYSTEM, the name of a system, found none; set DGXSYSTEM=DGXA100, or another launch/slurm/config_*.sh"
+config=$(config_of "$DGXSYSTEM")
+docker version >/dev/null 2>&1 || fail "expected a Docker daemon that $(id -un) may use, found none; see: docker version"
+# shellcheck source=launch/slurm/config_DGXA100.sh
+source "$config"
+# All ranks of the system are on this host; if it has too few GPUs for them, hvd_wrapper.sh says so.
+export DGXNGPU=$((DGXNNODES * DGXNGPU))
+
+mkdir -p "${LOGDIR:=./results}"
+LOGDIR=$(realpath "$LOGDIR")
+NEXP=${NEXP:-1} DATESTAMP=${DATESTAMP:-$(date +%y%m%d%H%M%S)}
+
+options=(
+  --network=host --ipc=host --ulimit=memlock=-1 --ulimit=stack=67108864
+  # What the training writes belongs to the caller, who need not exist in the image.
+  --user="$(id -u):$(id -g)" --env=HOME=/var/tmp
+  --mount="type=bind,source=$LOGDIR,target=$LOGDIR"
+)
+if [ -n "${DATADIR-}" ]; then
+  DATADIR=$(realpath "$DATADIR")
+  options+=(--mount="type=bind,source=$DATADIR,target=$DATADIR,readonly")
+fi
+export DATADIR
+# A variable that is named without a value has this script's, or none.
+for name in $(exported_by "$config") DATADIR RUN_DIR SEED; do
+  options+=(--env="$name")
+done
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+  options+=(--gpus=all)
+fi
+# shellcheck disable=SC2206
+options+=(${DOCKER_FLAGS-})
+
+for ((trial = 1; trial <= NEXP; trial++)); do
+  if [ -e "$LOGDIR/${DATESTAMP}_$trial/result.md" ]; then
+    echo "run_with_docker.sh: trial $trial has a result already"
+    continue
+  fi
+  [ "${CLEAR_CACHES:-1}" != 1 ] || clear_caches
+  code=0
+  run_trial "$trial" || code=$?
+  if ((code == PREEMPTED)); then
+    echo "run_with_docker.sh: stopped with a checkpoint; to go on, call it again with DATESTAMP=$DATESTAMP" >&2
+  fi
+  ((code == 0)) || exit "$code"
+done
