@@ -83,7 +83,8 @@ class Supervisor:
         attempts: list[Attempt] = []
         while True:
             has_checkpoint = any(attempt.progress for attempt in attempts)
-            attempts.append(self._attempt(self._restart if has_checkpoint else self._job))
+            command = self._restart if has_checkpoint else self._job
+            attempts.append(self._attempt(command, restarts=len(attempts)))
             code = attempts[-1].code
             if len(self._signals) > 1:
                 return KILLED + self._signals[1]
@@ -115,7 +116,7 @@ class Supervisor:
         self._signals.append(number)
         self._signalled.set()
 
-    def _attempt(self, command: Sequence[str]) -> Attempt:
+    def _attempt(self, command: Sequence[str], restarts: int) -> Attempt:
         """Runs the job once; no process of it is left afterwards."""
         start, before = time.monotonic(), self._finished_checkpoints()
         output = JobOutput()
@@ -124,7 +125,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "DLRM_RESTARTS": str(restarts)},
             # Ctrl-C must not reach horovodrun, which gives ranks 5 s to live.
             start_new_session=True,
             preexec_fn=end_with_parent,

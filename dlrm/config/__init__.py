@@ -15,7 +15,7 @@ from typing import Any
 
 from dlrm.config.mlperf import MlperfConfig
 from dlrm.config.model import DataConfig, EmbeddingConfig, ModelConfig, OptimizerConfig
-from dlrm.config.report import ReportConfig
+from dlrm.config.report import ReportConfig, TrackingConfig
 from dlrm.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from dlrm.config.setting import Setting
 
@@ -33,6 +33,7 @@ __all__ = [
     "SECTIONS",
     "SETTINGS",
     "Setting",
+    "TrackingConfig",
 ]
 
 
@@ -52,6 +53,7 @@ class Config:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     report: ReportConfig
+    tracking: TrackingConfig
     mlperf: MlperfConfig
 
     def __post_init__(self) -> None:

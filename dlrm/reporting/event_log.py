@@ -39,8 +39,8 @@ def jsonable(value: object) -> object:
     return str(value)
 
 
-class EventLog:
-    """Appends events to a file, one JSON object per line.
+class LineFile:
+    """Appends lines to a file.
 
     A line that an earlier crash left unfinished is ended first, so that it spoils only itself.
 
@@ -59,6 +59,22 @@ class EventLog:
             if self._file.read(1) != b"\n":
                 write_all(self._file, b"\n")
 
+    def append(self, line: str) -> None:
+        """Appends a line, given without its end.
+
+        Raises:
+            OSError: The line could not be written whole.
+        """
+        write_all(self._file, line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+
+class EventLog(LineFile):
+    """Appends events to a file, one JSON object per line."""
+
     def write(self, event: str, step: int, fields: Mapping[str, object]) -> None:
         """Appends one event.
 
@@ -71,12 +87,7 @@ class EventLog:
             OSError: The line could not be written whole.
         """
         line = {"event": event, "time": time.time(), "step": step, **fields}
-        text = json.dumps(jsonable(line), allow_nan=False)
-        write_all(self._file, text.encode() + b"\n")
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        self._file.close()
+        self.append(json.dumps(jsonable(line), allow_nan=False))
 
 
 def write_all(file: Any, data: bytes) -> None:

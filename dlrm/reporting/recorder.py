@@ -3,7 +3,8 @@
 A `Reporter` tells each of its recorders the same events. They are, with the fields of their line in
 `events.jsonl`:
 
-    step              every `log_interval` steps: loss, learning_rate, samples_per_second, seconds
+    step              every `log_interval` steps: loss, learning_rate, samples_per_second,
+                      exchanged_bytes, seconds
     evaluation_start  an evaluation begins
     evaluation        its result: auc, log_loss, normalised_entropy, samples, seconds
     checkpoint        a checkpoint was written: seconds
@@ -15,7 +16,7 @@ A `Reporter` tells each of its recorders the same events. They are, with the fie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, SupportsFloat, cast
 
 
 class EventRecorder(Protocol):
@@ -61,6 +62,11 @@ class EventRecorder(Protocol):
         Args:
             success: Whether the run came to its regular end.
         """
+
+
+def number(fields: Mapping[str, object], name: str) -> float:
+    """Returns a field of an event that holds a number."""
+    return float(cast(SupportsFloat, fields[name]))
 
 
 class EventRecorders:

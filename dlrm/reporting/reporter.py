@@ -113,13 +113,16 @@ class Reporter:
         self._first_step = self._step = first_step
         self._line_time = self._clock()
 
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
+    def step(
+        self, step: int, loss: float, learning_rate: float, exchanged_bytes: int | None = None
+    ) -> None:
         """Reports training progress in a line "Iteration: ...".
 
         Args:
             step: Number of steps done, more than in the previous call.
             loss: Mean loss of the last step, not scaled.
             learning_rate: Learning rate of the last step.
+            exchanged_bytes: What rank 0 sent to other ranks in it; None if nobody has counted.
         """
         if not self._active:
             return
@@ -138,11 +141,9 @@ class Reporter:
             f"throughput:{self._speed(throughput)}"
         )
         self._console.advance(step, f"loss {loss:.4f}, {self._speed(throughput)} {self.SAMPLES}/s")
-        curves = {
-            "loss": loss,
-            "learning_rate": learning_rate,
-            "samples_per_second": throughput,
-        }
+        curves = {"loss": loss, "learning_rate": learning_rate, "samples_per_second": throughput}
+        if exchanged_bytes is not None:
+            curves["exchanged_bytes"] = exchanged_bytes
         self._records.record("step", step, {**curves, "seconds": seconds}, curves)
 
     def evaluation_start(self, step: int) -> None:

@@ -16,6 +16,8 @@ from dlrm.reporting.event_log import EventLog
 from dlrm.reporting.machine import hardware, versions
 from dlrm.reporting.tensorboard_log import TensorBoardLog
 
+RESULT_FILES = ("result.md", "run.png")
+
 
 class RunFolder:
     """Writes the files of one run.
@@ -102,10 +104,10 @@ class RunFolder:
         """
         if self._events is None or self._path is None:
             return None
-        path = os.path.join(self._path, "result.md")
+        table, plot = (os.path.join(self._path, name) for name in RESULT_FILES)
         try:
-            atomic_files.write_text(path, text)
-            draw(os.path.join(self._path, "run.png"))
+            atomic_files.write_text(table, text)
+            draw(plot)
         except OSError as error:
             self._give_up(error)
             return None

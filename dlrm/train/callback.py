@@ -24,6 +24,9 @@ class Callback:
         """Whether this rank was asked to stop."""
         return False
 
+    def exchanged(self, sent_bytes: int) -> None:
+        """This rank sent so many bytes to others in the last step; called right before `step`."""
+
     def step(self, step: int, loss: float, learning_rate: float) -> None:
         """`step` steps are done; called every `log_interval` steps with the last one's values."""
 

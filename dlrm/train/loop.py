@@ -212,6 +212,7 @@ class Trainer:
             if routes is None:
                 routes = self.step.route(batch.ids)
             learning_rate = self._schedule.learning_rate(progress.step)
+            taken = routes
             asked = float(callback.stop_requested())
             health, routes = self._checked_step(
                 progress.step, batch, routes, next_batch, learning_rate, asked
@@ -221,6 +222,7 @@ class Trainer:
 
             # Report and save.
             if progress.step % self._log_interval == 0:
+                callback.exchanged(self.step.traffic(taken).total)
                 callback.step(progress.step, float(health.loss), learning_rate)
             if progress.step % self._checkpoint_interval == 0:
                 callback.save(progress.step)

@@ -27,13 +27,12 @@ from dlrm.config import SETTINGS, Config
 from dlrm.data import Data
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.watchdog import Watchdog
-from dlrm.metrics import Evaluation
 from dlrm.reporting import Reporter
 from dlrm.train.build import BuildModel, build_trainer, join, place_tables
-from dlrm.train.callback import Callback
 from dlrm.train.failures import explained_exchange, recorded_failure
 from dlrm.train.loop import Trainer
 from dlrm.train.recorders import open_recorders
+from dlrm.train.run_callback import RunCallback
 
 OpenData = Callable[[Config, int, int], Data]
 
@@ -62,17 +61,17 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
     backend, placement = place_tables(config, collective, data)  # 3
     reporter = collective.together(lambda: open_reporter(config, collective, data))  # 4
     with recorded_failure(reporter):
-        collective.together(lambda: add_recorders(config, collective, data, reporter))
-        for line in (*data.notes, placement):
-            reporter.say(line)
-        trainer = build_trainer(config, backend, collective, data, build_model)  # 5
-        watchdog = Watchdog(  # 6
+        watchdog = Watchdog(
             collective,
             config.run.stall_timeout,
             exit_hook=reporter.fail,
             catch_signals=trains and config.checkpoint.checkpoint_dir is not None,
         )
-        with watchdog, explained_exchange(collective, watchdog):
+        collective.together(lambda: add_recorders(config, collective, data, reporter, watchdog))
+        for line in (*data.notes, placement):
+            reporter.say(line)
+        trainer = build_trainer(config, backend, collective, data, build_model)  # 5
+        with watchdog, explained_exchange(collective, watchdog):  # 6
             if not trains:
                 return evaluate(config, collective, data, trainer, reporter, watchdog)
             return train(config, collective, data, trainer, reporter, watchdog, begin=begin)
@@ -110,14 +109,17 @@ def open_reporter(config: Config, collective: Collective, data: Data) -> Reporte
     )
 
 
-def add_recorders(config: Config, collective: Collective, data: Data, reporter: Reporter) -> None:
+def add_recorders(
+    config: Config, collective: Collective, data: Data, reporter: Reporter, watchdog: Watchdog
+) -> None:
     """Lets what else records this run, on rank 0, hear of its events.
 
     Raises:
         ValueError: A recorder cannot be opened.
     """
     if collective.rank == 0:
-        reporter.add_recorders(open_recorders(config, data, reporter.say))
+        recorders = open_recorders(config, data, health=watchdog.health, say=reporter.say)
+        reporter.add_recorders(recorders)
 
 
 def train(
@@ -221,51 +223,6 @@ def evaluate(
     trainer.evaluate(data.test, step, RunCallback(reporter, watchdog))
     reporter.close()
     return True
-
-
-class RunCallback(Callback):
-    """Connects the loop to the reports, the watchdog and the checkpoints.
-
-    Args:
-        reporter: Receives losses and evaluations.
-        watchdog: Receives the progress; reports whether a signal asks to stop.
-        save: Saves the state after a number of steps.
-    """
-
-    def __init__(
-        self,
-        reporter: Reporter,
-        watchdog: Watchdog,
-        save: Callable[[int], None] | None = None,
-    ) -> None:
-        self._reporter = reporter
-        self._watchdog = watchdog
-        self._save = save
-
-    def progress(self, position: str) -> None:
-        """See `Callback`."""
-        self._watchdog.report_progress(position)
-
-    def stop_requested(self) -> bool:
-        """See `Callback`."""
-        return bool(self._watchdog.signal)
-
-    def step(self, step: int, loss: float, learning_rate: float) -> None:
-        """See `Callback`."""
-        self._reporter.step(step, loss, learning_rate)
-
-    def evaluation_start(self, step: int) -> None:
-        """See `Callback`."""
-        self._reporter.evaluation_start(step)
-
-    def evaluation(self, result: Evaluation) -> None:
-        """See `Callback`."""
-        self._reporter.evaluation(result)
-
-    def save(self, step: int) -> None:
-        """See `Callback`."""
-        if self._save:
-            self._save(step)
 
 
 def state_of(trainer: Trainer) -> State:

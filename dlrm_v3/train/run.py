@@ -28,7 +28,7 @@ from dlrm.distributed.collective import connect
 from dlrm.distributed.watchdog import Watchdog
 from dlrm.train.build import NO_LIMIT
 from dlrm.train.failures import explained_exchange, recorded_failure
-from dlrm.train.run import RunCallback
+from dlrm.train.run_callback import RunCallback
 from dlrm_v3.train.build import (
     StreamParts,
     build_trainer,

@@ -28,6 +28,18 @@ class Heartbeat(NamedTuple):
     line: str = ""
 
 
+class RankHealth(NamedTuple):
+    """How a rank's process is, for those who look on.
+
+    Attributes:
+        age: Seconds since its last heartbeat.
+        progress: How often its main thread has reported progress.
+    """
+
+    age: float
+    progress: int
+
+
 class Failure(NamedTuple):
     """Why the job must end.
 
@@ -88,6 +100,11 @@ class HeartbeatTable:
             if heartbeat.progress != self.heartbeats[rank].progress:
                 self._progress_at = now
             self.heartbeats[rank], self._heard_at[rank] = heartbeat, now
+
+    def health(self, now: float) -> dict[int, RankHealth]:
+        """Returns how the ranks at work are; may be called from another thread."""
+        beats = list(self.heartbeats.items())
+        return {rank: RankHealth(now - self._heard_at[rank], beat.progress) for rank, beat in beats}
 
     def remove(self, rank: int, now: float) -> None:
         """Removes a rank that has finished its work."""

@@ -18,6 +18,7 @@ from dlrm.distributed.watchdog.heartbeats import (
     Failure,
     Heartbeat,
     HeartbeatTable,
+    RankHealth,
     SuspendAwareClock,
 )
 from dlrm.distributed.watchdog.signals import WakeupPipe
@@ -67,6 +68,8 @@ class Watchdog:
         self._exit_hook = exit_hook
         self._catch_signals = catch_signals
         self._progress = (0, "the start")  # the first fields of a Heartbeat
+        self._clock = SuspendAwareClock(2 * self._interval)
+        self._table = HeartbeatTable((), self._clock.now, stall_timeout)  # of nobody yet
         self._failure: Failure | None = None
         self._has_failed = threading.Event()
         self._grace = GRACE_SECONDS
@@ -81,7 +84,7 @@ class Watchdog:
         self._main_thread = threading.get_ident()
         self._wakeup = WakeupPipe()
         self._connections = ConnectionPool(self._wakeup)
-        self._clock = SuspendAwareClock(2 * self._interval)
+        self._clock.tick()
         watched = range(self._collective.size) if self._rank == HUB else [HUB]
         self._table = HeartbeatTable(watched, self._clock.now, self._stall_timeout)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -109,6 +112,10 @@ class Watchdog:
     def report_progress(self, activity: str) -> None:
         """Records what the main thread does next; it may wait for other ranks meanwhile."""
         self._progress = (self._progress[0] + 1, activity)
+
+    def health(self) -> dict[int, RankHealth]:
+        """Returns how the ranks at work are, as rank 0 knows them; may be called at any time."""
+        return self._table.health(self._clock.now)
 
     def wait_for_failure(self, seconds: float) -> str:
         """Returns why another rank failed, for a main thread whose exchange broke to raise.

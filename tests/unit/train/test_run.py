@@ -179,7 +179,7 @@ def test_a_signal_stops_after_a_step(
 
     log = Reporter.step
 
-    def step(self: Reporter, done: int, *arguments: float) -> None:
+    def step(self: Reporter, done: int, *arguments: Any) -> None:
         log(self, done, *arguments)
         if done == 3:
             os.kill(os.getpid(), number)
