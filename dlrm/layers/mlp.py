@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dlrm.layers.bias import sum_over_samples
+
 
 class MLP(keras.layers.Layer):
     """Fully connected layers with ReLU between them.
@@ -116,5 +118,5 @@ class MLP(keras.layers.Layer):
             of_kernels = [
                 tf.matmul(x, error, transpose_a=True) for x, error in zip(outputs, errors)
             ]
-            of_biases = [tf.raw_ops.BiasAddGrad(out_backprop=error) for error in errors]
+            of_biases = [sum_over_samples(error) for error in errors]
         return [upstream, *of_kernels, *of_biases]

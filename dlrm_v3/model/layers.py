@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dlrm.layers.bias import add_bias
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.hstu_op import HstuOps
 
@@ -26,7 +27,7 @@ LAYER_EPSILON = 1e-6
 
 def linear(x: tf.Tensor, kernel: Any, bias: Any) -> tf.Tensor:
     """Multiplies by the kernel and adds the bias, in the type of x: [L, I] -> [L, O]."""
-    return tf.nn.bias_add(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.cast(bias, x.dtype))
+    return add_bias(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.cast(bias, x.dtype))
 
 
 class SwishMlp(keras.layers.Layer):

@@ -11,8 +11,10 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from dlrm.layers.bias import add_bias
 from dlrm.layers.dot_interaction import dot_interaction
 from dlrm.layers.interaction_width import interaction_width
+from dlrm.layers.mlp import MLP
 from model import DLRM
 
 Doubles = NDArray[np.float64]
@@ -305,3 +307,36 @@ def test_compiled_forward_equals_plain(dtype: str) -> None:
     compiled = tf.function(model.call, jit_compile=True)(*arguments).numpy()
     tolerance = TOLERANCES.get(dtype.removeprefix("mixed_"), 1e-5)
     np.testing.assert_allclose(compiled, plain, rtol=0, atol=tolerance * np.std(plain))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_gradients_of_biases_are_added_up_in_float32(dtype: str) -> None:
+    """In bfloat16, a sum of 4096 values of about 1 would stop at 256."""
+    samples = 4096
+    values = np.random.default_rng(SEED).uniform(0.5, 1.5, (samples, 3))
+    upstream = tf.cast(values, dtype)
+    bias = tf.zeros([3], dtype)
+    for add in (add_bias, tf.function(add_bias)):
+        with tf.GradientTape() as tape:
+            tape.watch(bias)
+            output = add(tf.ones_like(upstream), bias)
+        gradient = tape.gradient(output, bias, output_gradients=upstream)
+        assert gradient.dtype == upstream.dtype
+        expected = upstream.numpy().astype(np.float64).sum(axis=0)
+        np.testing.assert_allclose(gradient.numpy().astype(np.float64), expected, rtol=2**-8)
+
+    # A layer of the MLP, whose weights are zero and whose output has no ReLU.
+    layer = MLP(
+        [3],
+        last_relu=False,
+        input_first=True,
+        compiled=False,
+        seed=0,
+        name="layer",
+        dtype=f"mixed_{dtype}" if dtype != "float32" else dtype,
+    )
+    features = tf.zeros([samples, 2])
+    with tf.GradientTape() as tape:
+        output = layer(features)
+    found = tape.gradient(output, layer.trainable_variables[1], output_gradients=upstream)
+    np.testing.assert_allclose(tf.cast(found, tf.float64), expected, rtol=2**-8)
