@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.metrics import probabilities
-from dlrm.train.step import plain_name
+from dlrm.train.dense_part import plain_name
 from dlrm_v3 import hstu_op
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.data.batch import RequestBatch

@@ -19,8 +19,9 @@ import tensorflow as tf
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, Lookup
 from dlrm.optim.dense_optimizers import DenseOptimizer
+from dlrm.train.dense_part import as_tf_variable, plain_name
 from dlrm.train.health import Health, checks
-from dlrm.train.step import Routes, as_tf_variable, bad_count, plain_name
+from dlrm.train.step import Routes, bad_count
 from dlrm_v3.config import HstuConfig
 from dlrm_v3.data.batch import RequestBatch
 from dlrm_v3.model.hstu import Hstu

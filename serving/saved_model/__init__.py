@@ -20,7 +20,7 @@ import tensorflow as tf
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.config import SETTINGS, Config
-from dlrm.train.step import plain_name
+from dlrm.train.dense_part import plain_name
 from model import DLRM, build_model
 from serving.artifact import (
     DICTIONARY_FILE,

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from dlrm.checkpoint.manifest import ModelShape
 from dlrm.formats.packed_ids import Packing
-from dlrm.train.step import as_tf_variable
+from dlrm.train.dense_part import as_tf_variable
 from serving.row_encoding import FLOAT16, INT8, INT8_ROWS, stored_spec
 from serving.row_order import position_type
 

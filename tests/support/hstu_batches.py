@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from dlrm.train.step import as_tf_variable, plain_name
+from dlrm.train.dense_part import as_tf_variable, plain_name
 from dlrm_v3.config import ACTION_WEIGHTS, HstuConfig
 from dlrm_v3.data.batch import RequestBatch
 from dlrm_v3.model.hstu import Hstu, build_model

@@ -86,7 +86,7 @@ def logits(trainer: Trainer, batches: Batches) -> np.ndarray:
     batch = next(iter(batches))
     routes = trainer.step.route(batch.ids)
     vectors = trainer.step.embedding.lookup(routes).vectors
-    return trainer.step._model(tf.constant(batch.dense), vectors).numpy()
+    return trainer.step.dense_part.logits(tf.constant(batch.dense), vectors).numpy()
 
 
 def main(folder: Path, sizes: list[int]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import interact_op
 from dlrm.layers.dot_interaction import dot_interaction
 from dlrm.layers.interaction_width import interaction_width
-from dlrm.train.step import as_tf_variable
+from dlrm.train.dense_part import as_tf_variable
 from model import DLRM
 from tests.multi_rank.workers.interact import SETTINGS
 from tests.support.guarded import Guarded, dtype_of
