@@ -18,6 +18,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/${VENV:-.venv}/bin:$PATH"
+export DLRM_RESTARTS=${DLRM_RESTARTS:-${SLURM_RESTART_COUNT:-0}} # among the live metrics
 
 read -ra rate <<<"${LR_ARGS-}"
 read -ra more <<<"${FLAGS-}"

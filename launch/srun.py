@@ -25,7 +25,6 @@ with cli.project_environment():
 
 USAGE = "usage: srun -n RANKS --wait=60 ./hvd_wrapper.sh python3 -m launch.srun main.py --flags..."
 ADDRESS, PORT = "HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT"
-INTERFACES = ("HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME")  # which exchanges take, of Gloo and NCCL
 PORTS = range(10000, 30000)  # below those that Linux gives to connections
 START_SECONDS = 300.0  # between the starts of two tasks of a step
 
@@ -137,8 +136,8 @@ def find_address(name: str) -> str:
         return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
     except OSError as error:
         raise ValueError(
-            f"expected the node {name} to have an address, found: {error}; set {ADDRESS} to an "
-            "address of the first node"
+            f"expected the node {name} to have an address, found: {error}; set "
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR to an address of the first node"
         ) from error
 
 
@@ -153,8 +152,8 @@ def interface_towards(address: str) -> str:
             probe.connect((address, PORTS[0]))  # sends nothing, but finds the way
         except OSError as error:
             raise ValueError(
-                f"expected a way to {address}, found: {error}; set {INTERFACES[0]} to the name of "
-                "the interface that leads to the other nodes"
+                f"expected a way to {address}, found: {error}; set HOROVOD_GLOO_IFACE to the "
+                "name of the interface that leads to the other nodes"
             ) from error
         own = probe.getsockname()[0]
     return next(
@@ -188,19 +187,22 @@ def join_step(environment: Mapping[str, str]) -> dict[str, str]:
             store = RendezvousStore(port, task.step)
         except OSError as error:
             raise ValueError(
-                f"expected port {port} to be free on {task.node_name}, found: {error}; set {PORT} "
-                "to one that is"
+                f"expected port {port} to be free on {task.node_name}, found: {error}; set "
+                "HOROVOD_GLOO_RENDEZVOUS_PORT to one that is"
             ) from error
         store.serve_beside()
     else:
         wait_for_store(address, port, task.step, START_SECONDS)
     # A machine may know itself by a loopback address: there, the way to another node counts.
     elsewhere = task.last_node if task.node == 0 and ADDRESS not in environment else address
-    interfaces = {
-        name: environment.get(name) or interface_towards(find_address(elsewhere))
-        for name in INTERFACES
+    interface = environment.get("HOROVOD_GLOO_IFACE") or interface_towards(find_address(elsewhere))
+    return {
+        **variables,
+        ADDRESS: address,
+        PORT: str(port),
+        "HOROVOD_GLOO_IFACE": interface,
+        "NCCL_SOCKET_IFNAME": environment.get("NCCL_SOCKET_IFNAME") or interface,
     }
-    return {**variables, **interfaces, ADDRESS: address, PORT: str(port)}
 
 
 def main(argv: Sequence[str]) -> int:
