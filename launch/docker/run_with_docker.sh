@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains in a container on this host: each trial in a container of its own, with a log of its own.
+# Trains in containers on this host, each time in one of its own.
 #
 #   CONT=dlrm:sok DATADIR=... LOGDIR=... DGXSYSTEM=DGXA100 launch/docker/run_with_docker.sh
 #
@@ -9,13 +9,15 @@
 #                  where the data is from)
 #   DGXSYSTEM      the system: its settings are in launch/slurm/config_$DGXSYSTEM.sh
 #   LOGDIR         the folder of the logs and checkpoints (default ./results)
-#   NEXP           the number of trials (default 1)
-#   CLEAR_CACHES   1 drops the host's page cache before each trial (default 1)
-#   DATESTAMP      the name of these trials (default: now); give that of a stopped call to go on
-#   SEED, FLAGS    the seed, and more flags of main.py
+#   NEXP           how often to train (default 1), each time with its own seed
+#   SEED           seed of the first time, of the others one more each (default: drawn at random)
+#   CLEAR_CACHES   1 empties the host's page cache before each training (default 1)
+#   RUN_ID         the name of the results (default: the time); that of an earlier call goes on
+#                  with what it has left
+#   FLAGS          more flags of main.py
 #   DOCKER_FLAGS   more options of `docker run`
 #
-# SIGTERM or Ctrl-C has the training write a checkpoint and ends with its code 75.
+# SIGTERM or Ctrl-C has the training write a checkpoint; this script then ends with code 75.
 set -euo pipefail
 
 fail() {
@@ -53,17 +55,25 @@ clear_caches() {
   if [ "$(id -u)" = 0 ]; then
     echo 3 >/proc/sys/vm/drop_caches
   elif ! sudo -n sysctl -q vm.drop_caches=3 2>/dev/null; then
-    echo "run_with_docker.sh: the page cache is not dropped, which needs root or passwordless sudo; CLEAR_CACHES=0 leaves it out" >&2
+    echo "run_with_docker.sh: the page cache is not emptied, which needs root or passwordless sudo; CLEAR_CACHES=0 leaves it out" >&2
   fi
 }
 
-# Runs one trial; its output goes to the console and to its log. Returns the training's exit code.
-run_trial() {
-  local name=dlrm_${DATESTAMP}_$1 log=$LOGDIR/${DATESTAMP}_$1.log code=0 client
-  RUN_DIR=$LOGDIR/${DATESTAMP}_$1
-  mkdir -p "$RUN_DIR"
+# Prints the seed of a training: the same whenever it goes on.
+seed_of() {
+  local file=$RUN_DIR/seed seed=${SEED:+$((SEED + $1 - 1))}
+  if [ ! -s "$file" ]; then
+    echo "${seed:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}" >"$file"
+  fi
+  cat "$file"
+}
+
+# Trains once; the output goes to the console and to a log. Returns main.py's exit code.
+train() {
+  local name=dlrm_${RUN_ID}_$1 log=$LOGDIR/${RUN_ID}_$1.log code=0 seed client
+  seed=$(seed_of "$1")
   # The client does not pass signals on: Ctrl-C would reach the training twice.
-  RUN_DIR=$RUN_DIR docker run --rm --init --name "$name" --sig-proxy=false "${options[@]}" "$CONT" \
+  SEED=$seed docker run --rm --init --name "$name" --sig-proxy=false "${options[@]}" "$CONT" \
     launch/run_and_time.sh > >(exec tee -ai "$log") 2>&1 &
   client=$!
   # shellcheck disable=SC2064
@@ -89,7 +99,7 @@ export DGXNGPU=$((DGXNNODES * DGXNGPU))
 
 mkdir -p "${LOGDIR:=./results}"
 LOGDIR=$(realpath "$LOGDIR")
-NEXP=${NEXP:-1} DATESTAMP=${DATESTAMP:-$(date +%y%m%d%H%M%S)}
+NEXP=${NEXP:-1} RUN_ID=${RUN_ID:-$(date +%y%m%d%H%M%S)}
 
 options=(
   --network=host --ipc=host --ulimit=memlock=-1 --ulimit=stack=67108864
@@ -113,15 +123,18 @@ fi
 options+=(${DOCKER_FLAGS-})
 
 for ((trial = 1; trial <= NEXP; trial++)); do
-  if [ -e "$LOGDIR/${DATESTAMP}_$trial/result.md" ]; then
-    echo "run_with_docker.sh: trial $trial has a result already"
+  export RUN_DIR=$LOGDIR/${RUN_ID}_$trial
+  mkdir -p "$RUN_DIR"
+  if [ -e "$RUN_DIR/finished" ]; then
+    echo "run_with_docker.sh: training $trial of $NEXP was finished before"
     continue
   fi
-  [ "${CLEAR_CACHES:-1}" != 1 ] || clear_caches
+  [ "${CLEAR_CACHES:-1}" != 1 ] || [ -e "$RUN_DIR/checkpoints" ] || clear_caches
   code=0
-  run_trial "$trial" || code=$?
+  train "$trial" || code=$?
   if ((code == PREEMPTED)); then
-    echo "run_with_docker.sh: stopped with a checkpoint; to go on, call it again with DATESTAMP=$DATESTAMP" >&2
+    echo "run_with_docker.sh: a signal stopped training $trial of $NEXP after a checkpoint; RUN_ID=$RUN_ID and the same command go on with it" >&2
   fi
   ((code == 0)) || exit "$code"
+  touch "$RUN_DIR/finished"
 done
