@@ -2,6 +2,7 @@
 # make train RAW=log.tsv  the same on your own logs, in Criteo's format (RAW="a.gz b.gz": several)
 # make serve              serves the model of `make train`, asks it over HTTP and gRPC, and stops
 # make data               the part of `make train` before the training: its split folders
+# make mlperf             MLPerf: trains the demo RUNS times; MLPerf's checkers judge the logs; the score
 # make dlrm-v3            DLRMv3: generates a small stream, trains on it, and runs MLPerf's inference benchmark
 # make test               runs all tests except the slow ones, on JOBS cores: about 5 minutes on two
 # make test-all           runs all tests
@@ -36,6 +37,7 @@
 # JOBS      2        test*        tests that run at the same time
 # TESTS     -        test*        more options of pytest, such as TESTS="tests/unit -k checksum"
 # FLAGS     -        train        more flags of main.py, such as FLAGS="--xla --epochs=1"
+# RUNS      5        mlperf       number of runs
 # SEEDS     16       stability    number of seeds
 # FAULTS    -        faults       options of the fault tests, such as FAULTS="--repeat 5"
 # ROWS      1000000  test-ingest  rows of the log that both engines read
@@ -53,6 +55,7 @@ PYTHON ?= python3
 JOBS ?= 2
 TESTS ?=
 NP ?= 2
+RUNS ?= 5
 SEEDS ?= 16
 FLAGS ?=
 FAULTS ?=
@@ -73,7 +76,7 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: setup help data train serve dlrm-v3 serve-setup operate-setup serving_core interact_op hstu_op \
+.PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup serving_core interact_op hstu_op \
     test test-all stability coverage test-ingest test-interact test-hstu faults lint bench sok sok-check bundle clean
 .DELETE_ON_ERROR:
 
@@ -121,6 +124,12 @@ train: data interact_op
 	$(RUN) python3 -m launch -np $(NP) -- main.py --flagfile=presets/$(PRESET).flags \
 	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run \
 	    --checkpoint_dir=$(DATA)/checkpoints $(FLAGS)
+
+# Runs that are done are kept: remove build/mlperf to measure again.
+mlperf: data interact_op operate-setup
+	$(RUN) python3 -m tools.mlperf run build/mlperf --runs $(RUNS) -np $(NP) \
+	    --notes "synthetic logs and a small model: no submission" -- \
+	    main.py --flagfile=presets/mlperf_demo.flags --custom_interact --data_dir=$(DATA) $(FLAGS)
 
 # The checkpoint is that of `make train`, which runs first if there is none.
 serve: serve-setup | $(DATA)/checkpoints

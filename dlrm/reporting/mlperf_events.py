@@ -6,6 +6,7 @@ that made it returns.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,8 +20,6 @@ from dlrm.reporting.event_log import write_all
 TOKEN = ":::MLLOG "  # begins each line, after whatever a launcher puts before it
 CACHE_CLEAR = "cache_clear"
 _ROOT = Path(__file__).resolve().parents[2]
-
-Logged = tuple[str, object]  # key and value of an event
 
 
 class MlperfEvents:
@@ -95,8 +94,8 @@ class _Lines(logging.Handler):
         self.made.append(record.getMessage())
 
 
-def read_events(path: str) -> list[Logged]:
-    """Reads the keys and values of a log in their order; none if there is no such file.
+def read_events(path: str) -> list[dict[str, Any]]:
+    """Reads the events of a log in their order; none if there is no such file.
 
     A line that a crash cut short is left out.
 
@@ -105,14 +104,10 @@ def read_events(path: str) -> list[Logged]:
     """
     if not os.path.exists(path):
         return []
-    found: list[Logged] = []
+    events = []
     for line in Path(path).read_text(encoding="latin-1").splitlines():
         _, token, text = line.partition(TOKEN)
-        if not token:
-            continue
-        try:
-            event: dict[str, Any] = json.loads(text)
-            found.append((event["key"], event["value"]))
-        except (ValueError, KeyError):
-            continue
-    return found
+        if token:
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(text))
+    return events

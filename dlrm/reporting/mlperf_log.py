@@ -111,7 +111,7 @@ class MlperfLog:
         settings: Mapping[str, Any],
     ) -> None:
         """Writes everything up to the start of the first epoch."""
-        if any(key != CACHE_CLEAR for key, _ in self._logged):
+        if any(event["key"] != CACHE_CLEAR for event in self._logged):
             # A run that ended before its first checkpoint: nothing of it counts.
             os.truncate(self._path, 0)
         events.start("init_start", int(1000 * self._run.begin))
@@ -145,7 +145,7 @@ class MlperfLog:
                 "not hold its beginning, which is when MLPerf's clock starts; name the log of the "
                 "beginning, or begin anew with --resume=none"
             )
-        logged = dict(self._logged)
+        logged = {event["key"]: event["value"] for event in self._logged}
         for key, value in self._hyperparameters(settings).items():
             if logged.get(key) != value:
                 raise ValueError(
@@ -153,7 +153,7 @@ class MlperfLog:
                     f"began, found {value}; resume with the same flags, or begin anew with "
                     "--resume=none"
                 )
-        self._epoch = sum(key == "epoch_start" for key, _ in self._logged)
+        self._epoch = sum(event["key"] == "epoch_start" for event in self._logged)
         events.event("run_resumed", step, epoch_num=self._epoch_num(step))
 
     def _hyperparameters(self, settings: Mapping[str, Any]) -> dict[str, object]:
@@ -208,7 +208,7 @@ class MlperfLog:
         return 1 + step / self._run.steps_per_epoch
 
     def _has(self, key: str) -> bool:
-        return any(logged == key for logged, _ in self._logged)
+        return any(event["key"] == key for event in self._logged)
 
     def _close(self) -> None:
         if self._events is not None:

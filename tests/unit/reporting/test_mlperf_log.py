@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dlrm.optim.schedule import Schedule
 from dlrm.reporting.mlperf_events import MlperfEvents
-from dlrm.reporting.mlperf_log import MlperfLog, MlperfRun
+from dlrm.reporting.mlperf_log import MlperfLog
+from tests.support.mlperf_logs import (
+    RUN,
+    SETTINGS,
+    TARGET,
+    evaluate,
+    opened,
+    read_log,
+    write_log,
+)
 
 mlp_compliance = pytest.importorskip(
     "mlperf_logging.compliance_checker.mlp_compliance", reason="run `make operate-setup`"
 )
 
 RULESETS = ("0.7.0", "1.0.0", "1.1.0", "2.0.0", "2.1.0")
-TARGET = 0.8025
-SETTINGS: dict[str, Any] = {
-    "auc_target": TARGET,
-    "checkpoint_dir": None,
-    "mlperf_org": "An organisation",
-    "mlperf_division": "closed",
-    "mlperf_status": "onprem",
-    "mlperf_platform": "two cores",
-    "seed": 5,
-    "global_batch_size": 55296,
-    "bottom_mlp": (512, 256, 128),
-    "top_mlp": (1024, 1024, 512, 256, 1),
-    "epochs": 2,
-}
-RUN = MlperfRun(1_000_003, 4_000, 18, Schedule(24.0, 2, 30, 9), 0.0)
 # The order that MLPerf's own logs have, with two epochs of 18 steps.
 HEADER = [
     *("init_start", "submission_benchmark", "submission_org", "submission_division"),
@@ -51,34 +40,8 @@ EVALUATION = ["eval_start", "eval_accuracy", "eval_stop"]
 END = ["run_stop", "epoch_stop", "block_stop"]
 
 
-def opened(path: Path, warn: Callable[[str], None] = pytest.fail, **run: Any) -> MlperfLog:
-    return MlperfLog(os.fspath(path), RUN._replace(begin=time.time() - 60, **run), warn)
-
-
-def evaluate(log: MlperfLog, step: int, auc: float) -> None:
-    log.record("evaluation_start", step, {})
-    log.record("evaluation", step, {"auc": auc}, {"auc": auc})
-
-
-def write(path: Path, *aucs: float, **settings: Any) -> None:
-    """The log of a run that evaluates every 9 steps."""
-    MlperfEvents(os.fspath(path)).event("cache_clear", True)
-    log = opened(path)
-    log.start(0, {"ranks": 2}, {**SETTINGS, **settings})
-    for number, auc in enumerate(aucs, 1):
-        evaluate(log, 9 * number, auc)
-    log.record("result", 9 * len(aucs), {"reason": "2 epochs"})
-    log.end(success=True)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    texts = path.read_text().splitlines()
-    assert all(text.startswith(":::MLLOG ") for text in texts)
-    return [json.loads(text.removeprefix(":::MLLOG ")) for text in texts]
-
-
 def keys(path: Path) -> list[str]:
-    return [line["key"] for line in lines(path)]
+    return [line["key"] for line in read_log(path)]
 
 
 def valid(path: Path, ruleset: str = "2.1.0") -> bool:
@@ -92,7 +55,7 @@ def valid(path: Path, ruleset: str = "2.1.0") -> bool:
 def log(tmp_path: Path) -> Path:
     """A run that reaches the target in its third evaluation."""
     path = tmp_path / "log"
-    write(path, 0.7, 0.79, 0.803, checkpoint_dir="checkpoints")
+    write_log(path, 0.7, 0.79, 0.803, checkpoint_dir="checkpoints")
     return path
 
 
@@ -100,11 +63,11 @@ def test_events_and_their_order(log: Path) -> None:
     epoch = ["epoch_stop", "epoch_start"]
     expected = ["cache_clear", *HEADER, *EVALUATION, *EVALUATION, *epoch, *EVALUATION, *END]
     assert keys(log) == expected
-    found = lines(log)
+    found = read_log(log)
     assert [line["time_ms"] for line in found[1:]] == sorted(line["time_ms"] for line in found[1:])
     assert 59_000 < found[20]["time_ms"] - found[1]["time_ms"] < 120_000, "the process began then"
     values = {line["key"]: line["value"] for line in found}
-    assert values["global_batch_size"] == 55296
+    assert values["global_batch_size"] == 2048
     assert values["opt_base_learning_rate"] == values["sgd_opt_base_learning_rate"] == 24.0
     assert values["opt_learning_rate_warmup_steps"] == 2
     assert values["lr_decay_start_steps"] == 30
@@ -126,19 +89,19 @@ def test_the_official_checker_accepts_it(log: Path, ruleset: str) -> None:
 
 
 def test_a_run_that_misses_the_target_is_aborted(tmp_path: Path) -> None:
-    write(tmp_path / "log", 0.7, 0.79)
+    write_log(tmp_path / "log", 0.7, 0.79)
     assert keys(tmp_path / "log")[-3:] == END
-    assert lines(tmp_path / "log")[-3]["metadata"]["status"] == "aborted"
+    assert read_log(tmp_path / "log")[-3]["metadata"]["status"] == "aborted"
     assert not valid(tmp_path / "log")
     # MLPerf asks for the target itself or more; the loop for more, so this run came to its end.
-    write(tmp_path / "equal", 0.7, TARGET)
-    assert lines(tmp_path / "equal")[-3]["metadata"]["status"] == "success"
+    write_log(tmp_path / "equal", 0.7, TARGET)
+    assert read_log(tmp_path / "equal")[-3]["metadata"]["status"] == "success"
     assert valid(tmp_path / "equal")
 
 
 def test_another_model_in_the_open_division(tmp_path: Path) -> None:
-    write(tmp_path / "log", 0.81, top_mlp=(8, 1), mlperf_division="open")
-    tensors = [line["metadata"].get("tensor") for line in lines(tmp_path / "log")]
+    write_log(tmp_path / "log", 0.81, top_mlp=(8, 1), mlperf_division="open")
+    tensors = [line["metadata"].get("tensor") for line in read_log(tmp_path / "log")]
     assert [tensor for tensor in tensors if tensor] == [
         *("embeddings", "bottom_mlp_dense1", "bottom_mlp_dense2", "bottom_mlp_dense3"),
         *("top_mlp_dense1", "top_mlp_dense2"),
@@ -147,8 +110,10 @@ def test_another_model_in_the_open_division(tmp_path: Path) -> None:
 
 
 def test_the_platform_is_this_machine_if_none_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "log", 0.81, mlperf_platform=None)
-    (platform,) = [x["value"] for x in lines(tmp_path / "log") if x["key"] == "submission_platform"]
+    write_log(tmp_path / "log", 0.81, mlperf_platform=None)
+    (platform,) = [
+        x["value"] for x in read_log(tmp_path / "log") if x["key"] == "submission_platform"
+    ]
     assert re.fullmatch(r"2 x .+", platform)
 
 
@@ -186,7 +151,7 @@ def test_an_error_that_nothing_can_resume_aborts(tmp_path: Path) -> None:
     log.start(0, {"ranks": 2}, SETTINGS)
     log.record("error", 3, {"message": "the loss is not finite"})
     assert keys(tmp_path / "log") == [*HEADER, *END]
-    assert lines(tmp_path / "log")[-3]["metadata"]["status"] == "aborted"
+    assert read_log(tmp_path / "log")[-3]["metadata"]["status"] == "aborted"
 
 
 def test_a_run_that_began_anew_replaces_its_unfinished_log(tmp_path: Path) -> None:
@@ -208,7 +173,7 @@ def test_refused_with_one_line(log: Path, tmp_path: Path) -> None:
     begun = opened(tmp_path / "begun")
     begun.start(0, {"ranks": 2}, SETTINGS)
     begun.end(success=False)
-    with pytest.raises(ValueError, match="expected global_batch_size 55296 .* found 64"):
+    with pytest.raises(ValueError, match="expected global_batch_size 2048 .* found 64"):
         opened(tmp_path / "begun").start(9, {"ranks": 2}, {**SETTINGS, "global_batch_size": 64})
 
 
