@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -84,6 +84,7 @@ class Job:
         output: The file that receives its output.
         command: The program and its arguments, as for `processes.run`.
         program: The script that its ranks run, or `-m` and the module.
+        time_limit: The longest that it may take, in seconds.
     """
 
     def __init__(
@@ -91,15 +92,16 @@ class Job:
         output: Path,
         command: Sequence[str | Path],
         program: Sequence[str | Path] = ("main.py",),
+        time_limit: float = TIME_LIMIT,
     ) -> None:
         self._mark = uuid.uuid4().hex
-        self._output, self._program = output, program
+        self._output, self._program, self._time_limit = output, program, time_limit
         output.touch()
         pool = ThreadPoolExecutor(1)
         self._ended = pool.submit(
             run,
             ["sh", "-c", 'exec "$@" >"$0" 2>&1', output, *command],
-            time_limit=TIME_LIMIT,
+            time_limit=time_limit,
             env={MARK: self._mark},
         )
         pool.shutdown(wait=False)
@@ -132,7 +134,7 @@ class Job:
     def ranks(self) -> dict[int, int]:
         """Process ids of the running ranks, without the shells around them."""
         return {
-            int(process.info["environ"].get("HOROVOD_RANK", 0)): process.pid
+            rank_of(process.info["environ"]): process.pid
             for process in self.processes(*self._program)
         }
 
@@ -142,7 +144,7 @@ class Job:
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> None:
         """Waits until the condition holds, which must be before the command ends."""
-        end = time.monotonic() + TIME_LIMIT
+        end = time.monotonic() + self._time_limit
         while not condition():
             assert not self._ended.done(), f"ended before {what}:\n{self.output}"
             assert time.monotonic() < end, f"no {what}:\n{self.output}"
@@ -168,6 +170,11 @@ class Job:
         except AssertionError as error:  # out of time, or left a process behind
             raise AssertionError(f"{error}\n{self.output}") from None
         return Ended(ended.code, self.output + ended.output, ended.seconds)
+
+
+def rank_of(environment: Mapping[str, str]) -> int:
+    """The rank of a process that horovodrun or Open MPI started; 0 without a launcher."""
+    return int(environment.get("HOROVOD_RANK") or environment.get("OMPI_COMM_WORLD_RANK") or 0)
 
 
 def code_of_ranks(ended: Ended) -> int:
