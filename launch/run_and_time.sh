@@ -12,6 +12,7 @@
 #   LR_ARGS      flags of the learning rate, both for configurations in MLPerf's form
 #   FLAGS        more flags of main.py, separated by blanks; they win over those above. Without a
 #                --flagfile among them, presets/terabyte.flags is used
+#   MLPERF       1 writes MLPerf's log to RUN_DIR/mlperf.txt
 #   VENV         the environment in the project's folder (default: .venv); if there is none, the
 #                python3 on PATH is used
 set -euo pipefail
@@ -27,6 +28,7 @@ flags=()
 [[ -z ${BATCH_SIZE-} ]] || flags+=("--global_batch_size=$BATCH_SIZE")
 [[ -z ${DATADIR-} ]] || flags+=("--data_dir=$DATADIR")
 [[ -z ${SEED-} ]] || flags+=("--seed=$SEED")
+[[ ${MLPERF-} != 1 ]] || flags+=("--mlperf_log=$RUN_DIR/mlperf.txt")
 flags+=("${rate[@]}" "--run_dir=$RUN_DIR" "--checkpoint_dir=$RUN_DIR/checkpoints" "${more[@]}")
 
 if [[ -n ${SLURM_STEP_ID-} ]]; then

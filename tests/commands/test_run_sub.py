@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,9 @@ def test_each_training_has_its_ranks_its_folder_and_its_seed(job: Job) -> None:
     assert not list(job.calls("scontrol"))
 
 
-def test_a_preempted_job_requeues_itself_and_repeats_no_training(job: Job) -> None:
-    ended = job.start(codes="0 75", NEXP="3")
+@pytest.mark.parametrize("code", [75, 143])  # with a checkpoint, and before there could be one
+def test_a_preempted_job_requeues_itself_and_repeats_no_training(job: Job, code: int) -> None:
+    ended = job.start(codes=f"0 {code}", NEXP="3")
     assert ended.code == 75, ended.output
     assert [arguments for arguments, _ in job.calls("scontrol")] == [["requeue", "71"]]
     assert len(list(job.calls("srun"))) == 2
@@ -164,7 +166,26 @@ def test_caches_are_cleared_once_on_each_node_before_a_training(job: Job) -> Non
     (job.folder / "results" / "71_1" / "finished").unlink()
     (job.folder / "results" / "71_1" / "checkpoints").mkdir()
     job.start(CLEAR_CACHES="1")
-    assert len(list(job.calls("srun"))) == 3  # a resumed training is not measured
+    assert len(list(job.calls("srun"))) == 3  # a training that resumes is not measured
+
+
+def test_mlperf_is_told_that_the_caches_were_cleared(job: Job) -> None:
+    assert job.start(CLEAR_CACHES="1", MLPERF="1", codes="0 75").code == 75
+    log = job.folder / "results" / "71_1" / "mlperf.txt"
+    (line,) = log.read_text().splitlines()
+    event = json.loads(line.removeprefix(":::MLLOG "))
+    assert abs(event.pop("time_ms") / 1000 - time.time()) < 30
+    assert event.pop("metadata")["file"] == SCRIPT
+    assert event == {
+        "namespace": "",
+        "event_type": "POINT_IN_TIME",
+        "key": "cache_clear",
+        "value": True,
+    }
+
+    # Not told: caches that could not be cleared.
+    job.start(CLEAR_CACHES="1", MLPERF="1", RUN_ID="2", codes="1")
+    assert not (job.folder / "results" / "2_1" / "mlperf.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -229,11 +250,11 @@ def test_the_inner_script_starts_one_rank_in_a_step_and_else_all(project: Path) 
 
 
 def test_own_flags_come_after_those_of_a_configuration(project: Path) -> None:
-    mlperf = {"BATCH_SIZE": "55296", "LR_ARGS": "--lr 24 --warmup_steps 2750"}
+    mlperf = {"MLPERF": "1", "BATCH_SIZE": "55296", "LR_ARGS": "--lr 24 --warmup_steps 2750"}
     found = trained_with(project, **mlperf, FLAGS="--lr=1 --amp", SLURM_STEP_ID="0")
     assert found[5:] == [
         *("--flagfile=presets/terabyte.flags", "--global_batch_size=55296"),
-        *("--lr", "24", "--warmup_steps", "2750"),
+        *("--mlperf_log=out/mlperf.txt", "--lr", "24", "--warmup_steps", "2750"),
         *("--run_dir=out", "--checkpoint_dir=out/checkpoints", "--lr=1", "--amp"),
     ]
 
