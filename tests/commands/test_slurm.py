@@ -107,7 +107,7 @@ def test_a_preempted_job_ends_as_an_uninterrupted_one(
     said = re.findall(r"run\.sub: (.*?)(?:[:;,] .*)?\n", trainings.job_log(job))
     assert said == [
         "training 1 of 1",
-        "training 1 of 1 was stopped by a signal and wrote a checkpoint",
+        "training 1 of 1 was stopped by a signal (code 75)",
         "training 1 of 1",
         "training 1 of 1 is finished",
     ], trainings.job_log(job)
