@@ -63,9 +63,9 @@ class Host:
         pid: Its first process, as seen from outside.
     """
 
-    def __init__(self, name: str, pid: int) -> None:
+    def __init__(self, name: str, pid: int, core: int) -> None:
         self.name, self.pid = name, pid
-        self._core = str(*os.sched_getaffinity(pid))
+        self._core = str(core)
 
     def command(self, *words: str | Path) -> list[str | Path]:
         """The command line that runs a command on this host, in the project's root."""
@@ -106,12 +106,21 @@ class Network:
             self._on_switch("link", "add", "switch", "type", "bridge")
             self._on_switch("link", "set", "switch", "up")
             cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
-            for name in self._addresses:
-                core = ["taskset", "--cpu-list", str(next(cores))]
-                first = [*core, "sh", "-c", INIT, "sh", name, os.fspath(self._folder)]
+            for name, core in zip(self._addresses, cores):
+                first = [
+                    "taskset",
+                    "--cpu-list",
+                    str(core),
+                    "sh",
+                    "-c",
+                    INIT,
+                    "sh",
+                    name,
+                    os.fspath(self._folder),
+                ]
                 options = [*OWN_NAMESPACES, "--mount-proc"]
                 pid = stack.enter_context(_namespaces(options, *first))
-                self.hosts[name] = Host(name, pid)
+                self.hosts[name] = Host(name, pid, core)
                 self._connect(self.hosts[name])
             self._wait_for_servers()
             self._stack = stack.pop_all()

@@ -1,37 +1,35 @@
-"""A Slurm cluster of its own: real daemons in a private folder, two nodes that are this machine.
+"""A Slurm cluster of its own: real daemons in a private folder, on hosts of `tests.support.hosts`.
 
 Needs root and Debian's packages slurm-wlm and munge; touches no Slurm that the machine has already.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.support.processes import LAUNCHER, ROOT
+from tests.support import hosts
+from tests.support.processes import LAUNCHER
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
-MISSING = ", ".join(program for program in PROGRAMS if not shutil.which(program))
 NODES = ("n1", "n2")
-READY_SECONDS, ENDED_SECONDS = 60.0, 30.0
-
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+READY_SECONDS = 60.0
+REQUEUE_SECONDS = 5  # that a requeued job waits; Slurm allows no less
 CONFIG = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldHost=n1
 SlurmUser=root
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/%n
 StateSaveLocation={folder}/state
 AuthType=auth/munge
-# A requeued job waits until its last credential has expired.
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire={seconds}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -43,14 +41,20 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
+NodeName=n[1-2] CPUs=1
 PartitionName=low Nodes=n[1-2] MaxTime=INFINITE PriorityTier=1 GraceTime=120 Default=YES
 PartitionName=high Nodes=n[1-2] MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 """
 # Nothing is confined, but slurmd wants to know which cgroups there are.
 CGROUPS_1 = "CgroupPlugin=cgroup/v1\nCgroupAutomount=yes\n"
 CGROUPS_2 = "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n"
+
+
+def why_not() -> str:
+    """What is missing for a cluster on this machine; empty if nothing is."""
+    if not all(shutil.which(program, path=hosts.PATH) for program in PROGRAMS):
+        return "needs the packages slurm-wlm, munge"
+    return hosts.why_not()
 
 
 class SlurmCluster:
@@ -62,73 +66,60 @@ class SlurmCluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._stack = contextlib.ExitStack()
         self._environment = {
             **{name: value for name, value in os.environ.items() if not LAUNCHER.match(name)},
+            "PATH": hosts.PATH,
             "SLURM_CONF": str(folder / "slurm.conf"),
         }
-        self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> SlurmCluster:
-        """Starts the daemons and waits until both nodes are idle."""
-        try:
-            self._start_daemons()
-        except BaseException:
-            self._end_daemons()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends the jobs, then the daemons."""
-        try:
-            self.ask("scancel", "--user=root")
-            self.until(lambda: not self.ask("squeue", "-h"), ENDED_SECONDS)
-        finally:
-            self._end_daemons()
-
-    def _start_daemons(self) -> None:
-        host = socket.gethostname().partition(".")[0]
-        config = CONFIG.format(host=host, folder=self._folder, ports=_free_ports(3))
-        (self._folder / "slurm.conf").write_text(config)
+        """Starts the hosts and the daemons, and waits until both nodes are idle."""
         unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        (self._folder / "slurm.conf").write_text(
+            CONFIG.format(folder=self._folder, seconds=REQUEUE_SECONDS)
+        )
         (self._folder / "cgroup.conf").write_text(CGROUPS_2 if unified else CGROUPS_1)
-        for name in ("state", *NODES):
+        for name in ("network", "state", *NODES):
             (self._folder / name).mkdir()
         key = self._folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        munge = [f"--{name}-file={self._folder}/munge.{name}" for name in ("pid", "log", "seed")]
-        self._start("munged", "-F", "--force", f"--key-file={key}", *munge)
-        self._start("slurmctld", "-D")
-        for node in NODES:
-            self._start("slurmd", "-D", "-N", node)
-        self.until(
-            lambda: self.ask("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"], READY_SECONDS
-        )
+        files = [
+            f"--{name}-file={self._folder}/munge.{name}" for name in ("key", "pid", "log", "seed")
+        ]
+        munge = ["munged", "-F", "--force", f"--socket={self._folder}/munge.socket", *files]
+        with contextlib.ExitStack() as stack:
+            # Their end is that of all processes on them.
+            self._network = stack.enter_context(hosts.Network(self._folder / "network", NODES))
+            self._start("n1", *munge)
+            self._start("n1", "slurmctld", "-D")
+            for node in NODES:
+                self._start(node, "slurmd", "-D", "-N", node)
+            self.until(
+                lambda: self.ask("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"],
+                READY_SECONDS,
+            )
+            self._stack = stack.pop_all()
+        return self
 
-    def _end_daemons(self) -> None:
-        for daemon in reversed(self._daemons):
-            daemon.terminate()
-            daemon.wait(ENDED_SECONDS)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
-    def _start(self, program: str, *arguments: str) -> None:
-        if program == "munged":
-            arguments = (*arguments, f"--socket={self._folder}/munge.socket")
+    def _start(self, host: str, *command: str) -> None:
         with open(self._folder / "daemons.log", "ab") as log:
-            self._daemons.append(
-                subprocess.Popen(
-                    [program, *arguments],
-                    env=self._environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                )
+            subprocess.Popen(
+                self._network.hosts[host].command(*command),
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     def ask(self, *command: str | Path, env: Mapping[str, str] | None = None) -> str:
-        """Runs one of Slurm's commands in the project's folder; returns what it prints."""
+        """Runs a command in the project's root on the first node; returns what it prints."""
         return subprocess.run(
-            [os.fspath(part) for part in command],
-            cwd=ROOT,
+            self._network.hosts["n1"].command(*command),
             env={**self._environment, **(env or {})},
             stdout=subprocess.PIPE,
             text=True,
@@ -141,12 +132,4 @@ class SlurmCluster:
         while not condition():
             log = (self._folder / "daemons.log").read_text(errors="replace")
             assert time.monotonic() < end, log[-4000:]
-            time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+            time.sleep(0.2)
