@@ -33,7 +33,8 @@ class SlurmTask(NamedTuple):
     """A task of a step, as Slurm's variables describe it.
 
     Attributes:
-        step: The step's name, which no other step has at the same time.
+        job: The job's number.
+        step: The step's number, within the job.
         rank: This task among all of the step.
         size: The number of tasks of the step.
         local_rank: This task among those of its node.
@@ -44,7 +45,8 @@ class SlurmTask(NamedTuple):
         last_node: The name of its last node.
     """
 
-    step: str
+    job: int
+    step: int
     rank: int
     size: int
     local_rank: int
@@ -64,7 +66,8 @@ class SlurmTask(NamedTuple):
         try:
             nodes = environment["SLURM_STEP_NODELIST"]
             task = cls(
-                f"job {environment['SLURM_JOB_ID']}, step {environment['SLURM_STEP_ID']}",
+                int(environment["SLURM_JOB_ID"]),
+                int(environment["SLURM_STEP_ID"]),
                 int(environment["SLURM_PROCID"]),
                 int(environment["SLURM_STEP_NUM_TASKS"]),
                 int(environment["SLURM_LOCALID"]),
@@ -78,7 +81,8 @@ class SlurmTask(NamedTuple):
                 f"expected a task of srun, found no {error.args[0]}; {USAGE}, or without Slurm "
                 "python3 -m launch"
             ) from None
-        if sum(task.tasks) != task.size or task.local_rank >= task.tasks[task.node]:
+        here = sum(task.tasks[task.node : task.node + 1])  # none on a node that the step lacks
+        if sum(task.tasks) != task.size or task.local_rank >= here:
             raise ValueError(
                 f"expected SLURM_STEP_TASKS_PER_NODE={environment['SLURM_STEP_TASKS_PER_NODE']} to "
                 f"describe {task.size} tasks, among them task {task.local_rank} of node "
@@ -108,8 +112,11 @@ class SlurmTask(NamedTuple):
 
     def port(self) -> int:
         """Returns a port that every task derives alike, and other steps hardly ever."""
-        job, step = map(int, re.findall(r"\d+", self.step))
-        return PORTS[(job + 1009 * step) % len(PORTS)]
+        return PORTS[(self.job + 1009 * self.step) % len(PORTS)]
+
+    def store_name(self) -> str:
+        """Returns what tells this step's store from that of any other."""
+        return f"job {self.job}, step {self.step}"
 
 
 def expand_counts(text: str) -> list[int]:
@@ -184,7 +191,7 @@ def join_step(environment: Mapping[str, str]) -> dict[str, str]:
     port = int(environment.get(PORT) or task.port())
     if task.rank == 0:
         try:
-            store = RendezvousStore(port, task.step)
+            store = RendezvousStore(port, task.store_name())
         except OSError as error:
             raise ValueError(
                 f"expected port {port} to be free on {task.node_name}, found: {error}; set "
@@ -192,7 +199,7 @@ def join_step(environment: Mapping[str, str]) -> dict[str, str]:
             ) from error
         store.serve_beside()
     else:
-        wait_for_store(address, port, task.step, START_SECONDS)
+        wait_for_store(address, port, task.store_name(), START_SECONDS)
     # A machine may know itself by a loopback address: there, the way to another node counts.
     elsewhere = task.last_node if task.node == 0 and ADDRESS not in environment else address
     interface = environment.get("HOROVOD_GLOO_IFACE") or interface_towards(find_address(elsewhere))

@@ -107,17 +107,8 @@ class Network:
             self._on_switch("link", "set", "switch", "up")
             cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
             for name, core in zip(self._addresses, cores):
-                first = [
-                    "taskset",
-                    "--cpu-list",
-                    str(core),
-                    "sh",
-                    "-c",
-                    INIT,
-                    "sh",
-                    name,
-                    os.fspath(self._folder),
-                ]
+                bind = ["taskset", "--cpu-list", str(core)]
+                first = [*bind, "sh", "-c", INIT, "sh", name, os.fspath(self._folder)]
                 options = [*OWN_NAMESPACES, "--mount-proc"]
                 pid = stack.enter_context(_namespaces(options, *first))
                 self.hosts[name] = Host(name, pid, core)

@@ -106,7 +106,9 @@ def test_what_slurm_does_not_say_is_named() -> None:
             SlurmTask.from_environment(task)
 
 
-@pytest.mark.parametrize("wrong", [{"SLURM_STEP_NUM_TASKS": "3"}, {"SLURM_LOCALID": "2"}])
+@pytest.mark.parametrize(
+    "wrong", [{"SLURM_STEP_NUM_TASKS": "3"}, {"SLURM_LOCALID": "2"}, {"SLURM_NODEID": "1"}]
+)
 def test_contradicting_variables_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected SLURM_STEP_TASKS_PER_NODE=2 to describe"):
         SlurmTask.from_environment({**tasks("2", per_node=[2])[0], **wrong})
