@@ -28,6 +28,7 @@ from dlrm.distributed.collective import connect
 from dlrm.distributed.watchdog import Watchdog
 from dlrm.train.build import NO_LIMIT
 from dlrm.train.failures import explained_exchange, recorded_failure
+from dlrm.train.recorders import open_trackers
 from dlrm.train.run_callback import RunCallback
 from dlrm_v3.train.build import (
     StreamParts,
@@ -38,7 +39,7 @@ from dlrm_v3.train.build import (
 )
 from dlrm_v3.train.loop import StreamTrainer
 from dlrm_v3.train.reporter import StreamReporter
-from dlrm_v3.train.settings import NOT_OF_THE_MODEL
+from dlrm_v3.train.settings import NOT_OF_THE_MODEL, tracking_of
 
 ARCHITECTURE = "HSTU"
 
@@ -62,16 +63,17 @@ def run(flags: argparse.Namespace) -> bool:
     backend, placement = place_tables(parts)  # 3
     reporter = collective.together(lambda: open_reporter(parts))  # 4
     with recorded_failure(reporter):
-        reporter.say(placement)
-        trainer = build_trainer(parts, backend)  # 5
-        reporter.say(described_parts(parts))
-        watchdog = Watchdog(  # 6
+        watchdog = Watchdog(
             collective,
             options.stall_timeout,
             exit_hook=reporter.fail,
             catch_signals=parts.settings.trains and options.checkpoint_dir is not None,
         )
-        with watchdog, explained_exchange(collective, watchdog):
+        collective.together(lambda: add_trackers(parts, reporter, watchdog))
+        reporter.say(placement)
+        trainer = build_trainer(parts, backend)  # 5
+        reporter.say(described_parts(parts))
+        with watchdog, explained_exchange(collective, watchdog):  # 6
             if not parts.settings.trains:
                 return evaluate(parts, trainer, reporter, watchdog)
             return train(parts, trainer, reporter, watchdog, begin=begin)
@@ -104,6 +106,25 @@ def open_reporter(parts: StreamParts) -> StreamReporter:
         global_batch=settings.learning.global_batch_size,
         total_steps=min(parts.plan.steps, stop) if stop > 0 else parts.plan.steps,
     )
+
+
+def add_trackers(parts: StreamParts, reporter: StreamReporter, watchdog: Watchdog) -> None:
+    """Lets what shows the run to other programs, on rank 0, hear of its events.
+
+    Raises:
+        ValueError: One of them cannot be opened.
+    """
+    if parts.collective.rank == 0:
+        options = parts.settings.options
+        trackers = open_trackers(
+            tracking_of(vars(options)),
+            run_dir=options.run_dir,
+            checkpoint_dir=options.checkpoint_dir if parts.settings.trains else None,
+            steps_per_epoch=parts.plan.steps,
+            health=watchdog.health,
+            say=reporter.say,
+        )
+        reporter.add_recorders(trackers)
 
 
 def train(

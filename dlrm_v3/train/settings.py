@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlrm import cli
+from dlrm.config import TrackingConfig
 from dlrm_v3.config import PRESETS, HstuConfig, LearningConfig, StreamConfig
 from dlrm_v3.flags import add_flags, given_values
 
@@ -20,7 +21,8 @@ NOT_OF_THE_MODEL = frozenset(
     {
         *("data_dir", "mode", "first_timestamp", "last_timestamp", "early_stop", "stall_timeout"),
         *("sok_gpu_gb", "checkpoint_dir", "checkpoint_timestamps", "keep_checkpoints", "resume"),
-        *("ignore_data_change", "run_dir", "log_interval", "eval_batches"),
+        *("ignore_data_change", "run_dir", "log_interval", "metrics_port", "mlflow"),
+        "eval_batches",
     }
 )
 """Settings of which another value does not train another model."""
@@ -111,6 +113,8 @@ def parser() -> cli.Parser:
     add("--ignore_data_change", action="store_true", help="resume even if the data changed")
     add("--run_dir", help="folder for events.jsonl, run.png, result.md and TensorBoard's files")
     add("--log_interval", type=int, default=20, help="steps between console lines")
+    add("--metrics_port", type=int, help="port where Prometheus reads the figures; 0: a free one")
+    add("--mlflow", help="address of an MLflow server, such as http://HOST:5000")
 
     add_flags(made.add_argument_group("learning"), LearningConfig)
     add_flags(made.add_argument_group("shape of the model"), HstuConfig)
@@ -165,6 +169,15 @@ def settings_of(flags: argparse.Namespace, stream: StreamConfig, preset: str) ->
     return StreamTraining(model, learning, argparse.Namespace(**options))
 
 
+def tracking_of(options: Mapping[str, Any]) -> TrackingConfig:
+    """Returns the settings of what shows the run to other programs.
+
+    Raises:
+        ValueError: They make no sense.
+    """
+    return TrackingConfig(metrics_port=options["metrics_port"], mlflow=options["mlflow"])
+
+
 def _check_options(options: Mapping[str, Any], stream: StreamConfig) -> None:
     """Refuses values that make no sense."""
     first, last = options["first_timestamp"], options["last_timestamp"]
@@ -176,6 +189,7 @@ def _check_options(options: Mapping[str, Any], stream: StreamConfig) -> None:
     stop, timeout = options["early_stop"], options["stall_timeout"]
     _require("early_stop", stop == -1 or stop >= 1, "1 or more, or -1 for none", stop)
     _require("stall_timeout", 0 <= timeout < float("inf"), "0 or more", timeout)
+    tracking_of(options)
     named = options["checkpoint_dir"] or options["resume"] not in ("auto", "none")
     if options["mode"] == "test" and not named:
         raise ValueError(
