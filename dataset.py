@@ -17,21 +17,19 @@ To train on other data, write a `dlrm.data.Source` and open it here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from dlrm.config import Config
+from dlrm.config.data import SYNTHETIC_NUM_DENSE
 from dlrm.data import (
-    SYNTHETIC_NUM_DENSE,
-    SYNTHETIC_TEST_SAMPLES,
-    SYNTHETIC_TRAIN_SAMPLES,
-    SYNTHETIC_VOCAB_SIZES,
     Batches,
     Data,
     Fingerprints,
     Source,
     SyntheticSource,
     open_split,
+    write_synthetic,
 )
 from dlrm.data.verify import check_data
 
@@ -48,28 +46,38 @@ def open_data(config: Config, rank: int, size: int) -> Data:
         ValueError: Files are missing, malformed or damaged (as far as `verify_data` looks), or do
             not fit each other or the settings.
     """
-    train, test = (
-        synthetic_sources(config) if config.data.use_synthetic_dataset else file_sources(config)
-    )
+    train, test = synthetic_sources(config) if config.data.synthetic else file_sources(config)
+    check_num_dense(config, train)
     return Data(
-        # For an evaluation alone, the training data may be smaller than a batch.
-        train=batches(config, train, rank, size, drop_remainder=config.run.mode == "train"),
-        test=batches(config, test, rank, size, drop_remainder=False),
+        train=training_batches(config, train, rank, size),
+        test=test_batches(config, test, rank, size),
         num_dense=train.num_dense,
-        # A test file that was split on its own may have fewer ids; the larger count is the table's.
-        vocab_sizes=tuple(map(max, zip(train.vocab_sizes, test.vocab_sizes))),
+        vocab_sizes=table_sizes(config, train, test),
         fingerprints=Fingerprints({"training": train, "test": test}),
         notes=check_files(config, rank, size),
     )
 
 
 def synthetic_sources(config: Config) -> tuple[Source, Source]:
-    """Makes the training and test samples of the synthetic benchmark."""
+    """Makes synthetic training and test samples; `synthetic_disk` writes them to files first.
+
+    Raises:
+        ValueError: The folder for the files holds other data.
+    """
+    options = config.synthetic
+    num_dense = config.data.num_numerical_features or SYNTHETIC_NUM_DENSE
     train, test = (
-        SyntheticSource(SYNTHETIC_VOCAB_SIZES, SYNTHETIC_NUM_DENSE, samples, config.run.seed + part)
-        for part, samples in enumerate((SYNTHETIC_TRAIN_SAMPLES, SYNTHETIC_TEST_SAMPLES))
+        SyntheticSource(
+            options.synthetic_dataset_table_sizes, num_dense, samples, config.run.seed + part
+        )
+        for part, samples in enumerate(options.samples)
     )
-    return train, test
+    if config.data.dataset_type != "synthetic_disk":
+        return train, test
+    folders = [Path(options.synthetic_dataset_dir, part) for part in ("train", "test")]
+    for folder, source in zip(folders, (train, test)):
+        write_synthetic(folder, source)
+    return open_split(folders[0], False), open_split(folders[1], False)
 
 
 def file_sources(config: Config) -> tuple[Source, Source]:
@@ -80,7 +88,7 @@ def file_sources(config: Config) -> tuple[Source, Source]:
     """
     assert config.data.data_dir is not None
     parts = [
-        open_split(os.path.join(config.data.data_dir, part), config.data.use_splited_dataset)
+        open_split(Path(config.data.data_dir, part), config.data.use_splited_dataset)
         for part in parts_of(config)
     ]
     train, test = parts[0], parts[-1]
@@ -97,17 +105,55 @@ def file_sources(config: Config) -> tuple[Source, Source]:
 def parts_of(config: Config) -> tuple[str, ...]:
     """Names the folders in `data_dir` that the run reads; only training needs `train`."""
     assert config.data.data_dir is not None
-    train = os.path.join(config.data.data_dir, "train")
-    if config.run.mode != "train" and not os.path.exists(train):
+    if config.run.mode != "train" and not Path(config.data.data_dir, "train").exists():
         return ("test",)
     return ("train", "test")
 
 
-def batches(
-    config: Config, source: Source, rank: int, size: int, *, drop_remainder: bool
-) -> Batches:
-    """Cuts a source into one rank's batches."""
-    return Batches(source, config.data.global_batch_size, rank, size, drop_remainder=drop_remainder)
+def check_num_dense(config: Config, source: Source) -> None:
+    """Checks that the samples have as many dense features as the settings say, if they do."""
+    expected = config.data.num_numerical_features
+    if expected not in (None, source.num_dense):
+        raise ValueError(
+            f"{config.data.data_dir}: expected {expected} dense columns "
+            f"(--num_numerical_features), found {source.num_dense}; leave the flag out to take "
+            "what the files hold"
+        )
+
+
+def table_sizes(config: Config, train: Source, test: Source) -> tuple[int, ...]:
+    """Returns the number of rows of each table."""
+    # A test file that was split on its own may have fewer ids; the larger count is the table's.
+    sizes = tuple(map(max, zip(train.vocab_sizes, test.vocab_sizes)))
+    most = config.embedding.max_table_size
+    return sizes if most is None else tuple(min(size, most) for size in sizes)
+
+
+def training_batches(config: Config, source: Source, rank: int, size: int) -> Batches:
+    """Cuts the training samples into one rank's batches."""
+    return Batches(
+        source,
+        config.data.global_batch_size,
+        rank,
+        size,
+        # For an evaluation alone, the training data may be smaller than a batch.
+        drop_remainder=config.run.mode == "train",
+        subset=config.data.dataset_subset,
+        order_seed=config.run.seed if config.data.shuffle_batch_order else None,
+    )
+
+
+def test_batches(config: Config, source: Source, rank: int, size: int) -> Batches:
+    """Cuts the test samples into one rank's batches."""
+    own = config.evaluation.test_batch_size
+    return Batches(
+        source,
+        own or config.data.global_batch_size,
+        rank,
+        size,
+        drop_remainder=False,
+        size_flag="--test_batch_size" if own else "--global_batch_size",
+    )
 
 
 def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
@@ -119,7 +165,7 @@ def check_files(config: Config, rank: int, size: int) -> Sequence[str]:
     Raises:
         ValueError: The first fault in this rank's share of the files.
     """
-    if config.data.use_synthetic_dataset or config.data.verify_data == "off":
+    if config.data.synthetic or config.data.verify_data == "off":
         return ()
     assert config.data.data_dir is not None
     report = check_data(

@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 from dlrm import cli
 from dlrm.config import SECTIONS, SETTINGS, Config
+from dlrm.config.other_flags import instead_of
 
 with cli.project_environment():
     from absl import app, flags
@@ -54,7 +55,7 @@ def define_flags() -> None:
             flags.DEFINE_bool(name, default, text, **group)
         elif setting.type in (int, Optional[int]):
             flags.DEFINE_integer(name, default, text, **group)
-        elif setting.type is float:
+        elif setting.type in (float, Optional[float]):
             flags.DEFINE_float(name, default, text, **group)
         elif setting.type == tuple[int, ...]:
             flags.DEFINE_list(name, [str(number) for number in default], text, **group)
@@ -132,6 +133,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     """
     try:
         return list(flags.FLAGS(argv))
+    except flags.UnrecognizedFlagError as error:
+        hint = instead_of(error.flagname)
+        cli.print_error(f"--{error.flagname}: {hint}" if hint else f"{error}; see --help")
+        sys.exit(cli.FAILURE)
     except flags.Error as error:
         cli.print_error(f"{error}; see --help")
         sys.exit(cli.FAILURE)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dlrm.config import Config
-from dlrm.data import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES, Batches, Data, SyntheticSource
+from dlrm.config.data import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES
+from dlrm.data import Batches, Data, SyntheticSource
 from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES
 
 __all__ = ["KAGGLE_VOCAB_SIZES", "MLPERF_VOCAB_SIZES", "NUM_DENSE", "SHAPES", "Shape"]

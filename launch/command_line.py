@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm import cli
+from dlrm.config import SETTINGS
 from launch.supervisor import Supervisor
 
 WRAPPER = Path(__file__).resolve().parent.parent / "hvd_wrapper.sh"
@@ -81,7 +82,7 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
 
     Args:
         arguments: The arguments of main.py.
-        name: The flag, without dashes.
+        name: The flag, without dashes; its further names are those of the settings.
 
     Returns:
         The last value given; None if there is none.
@@ -89,11 +90,12 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
     Raises:
         ValueError: A flag file cannot be read.
     """
+    aliases = {alias for s in SETTINGS if s.name == name for alias in s.aliases}
     value = None
     words = iter(arguments)
     for word in words:
         key, equals, given = word.lstrip("-").partition("=")
-        if not word.startswith("-") or key not in (name, "flagfile"):
+        if not word.startswith("-") or key not in {name, *aliases, "flagfile"}:
             continue
         given = given if equals else next(words, "")
         if key == "flagfile":

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dlrm.config.data import DataConfig, SyntheticConfig
 from dlrm.config.mlperf import MlperfConfig
-from dlrm.config.model import DataConfig, EmbeddingConfig, ModelConfig, OptimizerConfig
+from dlrm.config.model import EmbeddingConfig, ModelConfig, OptimizerConfig
 from dlrm.config.report import ReportConfig, TrackingConfig
 from dlrm.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from dlrm.config.setting import Setting
@@ -33,6 +34,7 @@ __all__ = [
     "SECTIONS",
     "SETTINGS",
     "Setting",
+    "SyntheticConfig",
     "TrackingConfig",
 ]
 
@@ -47,6 +49,7 @@ class Config:
 
     run: RunConfig
     data: DataConfig
+    synthetic: SyntheticConfig
     model: ModelConfig
     embedding: EmbeddingConfig
     optimizer: OptimizerConfig
@@ -63,6 +66,12 @@ class Config:
             raise ValueError(
                 f"--mode={self.run.mode}: no checkpoint named; set --checkpoint_dir=FOLDER or "
                 "--resume=PATH"
+            )
+        warmup = self.report.benchmark_warmup_steps
+        if 0 < self.run.early_stop <= warmup:
+            raise ValueError(
+                f"expected --benchmark_warmup_steps below --early_stop={self.run.early_stop}, "
+                f"found {warmup}"
             )
         self.optimizer.schedule(self.data.global_batch_size)  # checked before anything is built
         self.mlperf.check(

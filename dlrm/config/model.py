@@ -1,4 +1,4 @@
-"""The sections that say what is trained: the data, the model, its tables and the optimizer."""
+"""The sections that say what is trained: the model, its tables and the optimizer."""
 
 from __future__ import annotations
 
@@ -9,38 +9,6 @@ from typing import Optional
 from dlrm.config.setting import flag, require_positive
 from dlrm.distributed.sharding import BAD_ID_POLICIES
 from dlrm.optim.schedule import Schedule, scaled_steps
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the samples come from, and how many make a step."""
-
-    data_dir: Optional[str] = flag(
-        None,
-        "folder with train/ and test/ as split_bin.py writes them",
-        affects_training=False,  # the fingerprints of the data are compared instead
-        aliases=("dataset",),
-    )
-    use_synthetic_dataset: bool = flag(
-        False, "train on generated samples with random labels; no --data_dir is needed"
-    )
-    use_splited_dataset: bool = flag(
-        False, "read one file for each categorical feature instead of category.bin"
-    )
-    global_batch_size: int = flag(
-        65536, "samples in a step, over all ranks", aliases=("batch_size",)
-    )
-    verify_data: str = flag(
-        "size",
-        "what to check before training: nothing, the sizes of the data files, or their content",
-        ("off", "size", "full"),
-        affects_training=False,
-    )
-
-    def __post_init__(self) -> None:
-        if not self.data_dir and not self.use_synthetic_dataset:
-            raise ValueError("no data: set --data_dir=FOLDER or --use_synthetic_dataset")
-        require_positive(self, "global_batch_size")
 
 
 @dataclass(frozen=True)
@@ -60,6 +28,11 @@ class ModelConfig:
     )
     amp: bool = flag(False, "compute in 16 bits and keep the weights in 32 bits")
     amp_dtype: str = flag("float16", "16-bit type of --amp", ("float16", "bfloat16"))
+    loss_scale: Optional[float] = flag(
+        None,
+        "factor on the loss while gradients are computed, which is divided out again; default: "
+        "1024 with float16, else 1",
+    )
     xla: bool = flag(False, "compile the MLPs and the interaction with XLA")
     custom_interact: bool = flag(
         False, "use the fused interaction op that `make interact_op` builds"
@@ -78,6 +51,8 @@ class ModelConfig:
             )
         if min(self.bottom_mlp + self.top_mlp) < 1:
             raise ValueError("expected --bottom_mlp and --top_mlp of positive integers")
+        if self.loss_scale is not None and not 0 < self.loss_scale < math.inf:
+            raise ValueError(f"expected --loss_scale above 0, found {self.loss_scale}")
 
     @property
     def compute_dtype(self) -> str:
@@ -85,8 +60,10 @@ class ModelConfig:
         return self.amp_dtype if self.amp else "float32"
 
     @property
-    def loss_scale(self) -> float:
+    def loss_factor(self) -> float:
         """The factor that keeps small float16 gradients above zero; other types need none."""
+        if self.loss_scale is not None:
+            return self.loss_scale
         return 1024.0 if self.compute_dtype == "float16" else 1.0
 
     @property
@@ -116,14 +93,27 @@ class EmbeddingConfig:
     compress: bool = flag(False, "send each distinct key of a batch only once")
     bad_ids: str = flag(
         "error",
-        "what to do with an id outside its table: stop, take the nearest valid id, or use a zero "
-        "vector",
+        "what to do with an id outside its table: stop, take the nearest valid id, use a zero "
+        "vector, or take the id modulo the table's size",
         BAD_ID_POLICIES,
+    )
+    max_table_size: Optional[int] = flag(
+        None,
+        "most rows of a table; ids beyond are what --bad_ids makes of them, usually modulo",
+        affects_training=False,  # a model of other tables is another one
     )
 
     def __post_init__(self) -> None:
         if self.sok_gpu_gb < 0:
             raise ValueError(f"expected --sok_gpu_gb of 0 or more, found {self.sok_gpu_gb}")
+        if self.max_table_size is None:
+            return
+        require_positive(self, "max_table_size")
+        if self.bad_ids == "error":
+            raise ValueError(
+                "--max_table_size leaves ids outside their table; say what becomes of them: set "
+                "--bad_ids=modulo, clip or zero"
+            )
 
 
 @dataclass(frozen=True)
@@ -134,12 +124,17 @@ class OptimizerConfig:
     warmup_steps: Optional[int] = flag(
         None, "steps of linear warm-up; default: 2750 * 55296 / global batch"
     )
+    warmup_factor: int = flag(
+        0, "f: the warm-up begins at 1 - 1 / 2^f of the learning rate; 0 begins at 0"
+    )
     decay_start_step: Optional[int] = flag(
         None, "step at which the decay begins; default: 49315 * 55296 / global batch"
     )
     decay_steps: Optional[int] = flag(
-        None, "steps of quadratic decay to zero; default: 27772 * 55296 / global batch"
+        None, "steps of the decay; default: 27772 * 55296 / global batch"
     )
+    decay_power: int = flag(2, "p: the decay goes with the share of its steps that is left, to p")
+    decay_end_lr: float = flag(0.0, "learning rate below which the decay does not go, and after it")
     embedding_grad: str = flag(
         "mean",
         "gradient that updates the tables: mean, of the loss averaged over all ranks; sum, of the "
@@ -167,4 +162,7 @@ class OptimizerConfig:
             given(self.warmup_steps, "warmup"),
             given(self.decay_start_step, "decay_start"),
             given(self.decay_steps, "decay"),
+            warmup_factor=self.warmup_factor,
+            decay_power=self.decay_power,
+            end=self.decay_end_lr,
         )

@@ -22,8 +22,20 @@ class ReportConfig:
         1000, "steps between console lines", affects_training=False, aliases=("print_freq",)
     )
 
+    benchmark_warmup_steps: int = flag(
+        0,
+        "first steps that the average throughput at the end leaves out; with 0, what comes before "
+        "the first console line",
+        affects_training=False,
+    )
+
     def __post_init__(self) -> None:
         require_positive(self, "log_interval")
+        if self.benchmark_warmup_steps < 0:
+            raise ValueError(
+                "expected --benchmark_warmup_steps of 0 or more, found "
+                f"{self.benchmark_warmup_steps}"
+            )
 
 
 @dataclass(frozen=True)

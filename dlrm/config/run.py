@@ -27,7 +27,7 @@ class RunConfig:
         affects_training=False,
         aliases=("max_steps",),
     )
-    seed: int = flag(0, "seed of the initial weights and of the synthetic data")
+    seed: int = flag(0, "seed of the initial weights, the synthetic data and --shuffle_batch_order")
     stall_timeout: float = flag(
         300.0,
         "abort all ranks after this many seconds without progress; 0 disables the check",
@@ -71,6 +71,14 @@ class EvaluationConfig:
         "(global batch * this) steps, rounded down; MLPerf asks for 20",
         affects_training=False,
     )
+    test_after: float = flag(
+        0.0, "epochs before the first evaluation, whole or not", affects_training=False
+    )
+    test_batch_size: Optional[int] = flag(
+        None,
+        "samples of an evaluation's batch, over all ranks; default: --global_batch_size",
+        affects_training=False,
+    )
     eval_in_last: bool = flag(
         False, "evaluate only once, after the last step", affects_training=False
     )
@@ -90,6 +98,10 @@ class EvaluationConfig:
         require_positive(self, "eval_interval")
         if self.evals_per_epoch is not None:
             require_positive(self, "evals_per_epoch")
+        if not 0 <= self.test_after < math.inf:
+            raise ValueError(f"expected --test_after of 0 epochs or more, found {self.test_after}")
+        if self.test_batch_size is not None:
+            require_positive(self, "test_batch_size")
         if self.auc_thresholds < 2:
             raise ValueError(f"expected --auc_thresholds of 2 or more, found {self.auc_thresholds}")
 

@@ -11,20 +11,11 @@ from dlrm.data.batch import Batch, Fingerprints, Source
 from dlrm.data.batches import Batches, Data
 from dlrm.data.per_category import PerCategorySource
 from dlrm.data.split_files import SplitSource
-from dlrm.data.synthetic import (
-    SYNTHETIC_NUM_DENSE,
-    SYNTHETIC_TEST_SAMPLES,
-    SYNTHETIC_TRAIN_SAMPLES,
-    SYNTHETIC_VOCAB_SIZES,
-    SyntheticSource,
-)
+from dlrm.data.synthetic import SyntheticSource
+from dlrm.data.synthetic_files import write_synthetic
 from dlrm.formats.file_names import StrPath
 
 __all__ = [
-    "SYNTHETIC_NUM_DENSE",
-    "SYNTHETIC_TEST_SAMPLES",
-    "SYNTHETIC_TRAIN_SAMPLES",
-    "SYNTHETIC_VOCAB_SIZES",
     "Batch",
     "Batches",
     "Data",
@@ -34,6 +25,7 @@ __all__ = [
     "SplitSource",
     "SyntheticSource",
     "open_split",
+    "write_synthetic",
 ]
 
 

@@ -7,17 +7,19 @@ from is the source's concern.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Generator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dlrm.data.batch import Batch, Source
+from dlrm.data.batch_order import batch_order
 from dlrm.data.read_ahead import read_ahead
 
 
 class Batches:
-    """The batches of one rank, in order; each iteration is the same epoch from the start.
+    """The batches of one rank; each iteration is the same epoch from the start.
 
     Global batch s covers samples [s * G, (s + 1) * G); rank r takes the contiguous block
     [s * G + r * L, s * G + (r + 1) * L), where L = G / size. In evaluation the last global batch is
@@ -33,6 +35,10 @@ class Batches:
             (evaluation).
         lookahead: Number of batches that are read before they are used.
         readers: Number of threads that read; each reads whole batches.
+        subset: Fraction of the steps that an epoch takes, the first ones; rounded up.
+        order_seed: Seed of the order of the batches, another one in each epoch; None takes them as
+            they come.
+        size_flag: The flag that sets `global_batch`, for messages.
 
     Attributes:
         steps: Number of steps of the whole epoch.
@@ -54,6 +60,9 @@ class Batches:
         drop_remainder: bool,
         lookahead: int = 2,
         readers: int = 1,
+        subset: float = 1.0,
+        order_seed: int | None = None,
+        size_flag: str = "--global_batch_size",
     ) -> None:
         if size < 1 or not 0 <= rank < size:
             raise ValueError(f"expected a rank from 0 to {size - 1}, found {rank}")
@@ -61,17 +70,17 @@ class Batches:
             nearest = max(1, round(global_batch / size)) * size
             raise ValueError(
                 f"global batch: expected a positive multiple of the {size} ranks, found "
-                f"{global_batch}; set --global_batch_size={nearest}"
+                f"{global_batch}; set {size_flag}={nearest}"
             )
         if source.num_samples < 1:
             raise ValueError("expected at least one sample, found none; give other data")
         if drop_remainder and source.num_samples < global_batch:
             raise ValueError(
                 f"global batch: expected at most the {source.num_samples} training samples, found "
-                f"{global_batch}; lower --global_batch_size"
+                f"{global_batch}; lower {size_flag}"
             )
         full, rest = divmod(source.num_samples, global_batch)
-        self.steps = full if drop_remainder or not rest else full + 1
+        self.steps = math.ceil(subset * (full if drop_remainder or not rest else full + 1))
         if lookahead < 0 or readers < 1:
             raise ValueError(f"expected lookahead >= 0, readers >= 1, found {lookahead}, {readers}")
         self.local_batch = global_batch // size
@@ -80,8 +89,16 @@ class Batches:
         self._global_batch = global_batch
         self._rank = rank
         self._first_step = 0
+        self._order_seed = order_seed
+        self._epoch = 0
         self._lookahead = lookahead
         self._readers = readers
+
+    def in_epoch(self, epoch: int) -> Batches:
+        """Returns the batches of another epoch, from 0: the same ones, maybe in another order."""
+        other = copy.copy(self)
+        other._epoch = epoch
+        return other
 
     def starting_at(self, first_step: int) -> Batches:
         """Returns the same epoch from one of its steps on, for a resumed run.
@@ -104,8 +121,11 @@ class Batches:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """Yields the batches; errors of reading are raised here, in the consumer's thread."""
-        steps = range(self._first_step, self.steps)
-        return read_ahead(self._read, steps, lookahead=self._lookahead, readers=self._readers)
+        steps: Sequence[int] = range(self.steps)
+        if self._order_seed is not None:
+            steps = batch_order(self.steps, self._order_seed, self._epoch)
+        rest = steps[self._first_step :]
+        return read_ahead(self._read, rest, lookahead=self._lookahead, readers=self._readers)
 
     def _read(self, step: int) -> Batch:
         """Reads this rank's share of a global batch, padded with zeros to the local batch."""

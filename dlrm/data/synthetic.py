@@ -17,15 +17,6 @@ from dlrm.formats import splitmix64
 from dlrm.formats.column_file import check_range
 from dlrm.formats.metadata import check_num_dense, check_vocab_sizes
 
-# The synthetic set of the SOK benchmark.
-SYNTHETIC_VOCAB_SIZES = (
-    *(203931, 18598, 14092, 7012, 18977, 4, 6385, 1245, 49, 186213, 71328, 67288, 11),
-    *(2168, 7338, 61, 4, 932, 15, 204515, 141526, 199433, 60919, 9137, 71, 34),
-)
-SYNTHETIC_NUM_DENSE = 13
-SYNTHETIC_TRAIN_SAMPLES = 5_242_880
-SYNTHETIC_TEST_SAMPLES = 1_310_720
-
 # Samples in a block: their 64-bit words stay in the second-level cache.
 _BLOCK_SAMPLES = 1024
 
@@ -63,9 +54,9 @@ class SyntheticSource:
         self.num_samples = num_samples
         columns = 1 + num_dense + len(self.vocab_sizes)
         # Each seed and column starts a separate stream at a hashed, hence unrelated, state.
-        origin = _hashed(np.array([seed % 2**64], np.uint64))
+        origin = splitmix64.hashed(np.array([seed % 2**64], np.uint64))
         numbers: NDArray[np.uint64] = np.arange(columns, dtype=np.uint64)
-        self._streams = _hashed(_hashed(origin + numbers) ^ origin)
+        self._streams = splitmix64.hashed(splitmix64.hashed(origin + numbers) ^ origin)
         self._sizes = np.array(self.vocab_sizes, np.uint64)
         self.fingerprint = f"synthetic:{num_samples}x{num_dense}+{len(self.vocab_sizes)}:{seed}"
 
@@ -97,10 +88,3 @@ class SyntheticSource:
             scaled >>= np.uint64(32)
             np.copyto(ids[first:last], scaled, casting="unsafe")
         return dense, ids, labels
-
-
-def _hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The first output of SplitMix64 for each word as its seed."""
-    words = words + _GAMMA
-    splitmix64.mix(words)
-    return words

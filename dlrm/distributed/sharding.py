@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # the settings need BAD_ID_POLICIES where NumPy may be missin
     from numpy.typing import NDArray
 
 # What can be done with an id that is not in its table and so has no key: stop, take the nearest
-# id, or look up a vector of zeros.
-BAD_ID_POLICIES = ("error", "clip", "zero")
+# id, look up a vector of zeros, or take the id modulo the table's size.
+BAD_ID_POLICIES = ("error", "clip", "zero", "modulo")
 
 
 def key_offsets(vocab_sizes: Sequence[int]) -> NDArray[np.int64]:

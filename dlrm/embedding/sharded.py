@@ -34,7 +34,8 @@ class ShardedEmbedding:
         compress: Whether to send each distinct key of the local batch only once.
         bad_ids: What happens with ids outside their table. `error` counts them in `Route.bad` (they
             are clipped, so that memory stays safe until the caller stops), `clip` takes the nearest
-            id, `zero` gives a vector of zeros, whose gradient is dropped.
+            id, `zero` gives a vector of zeros, whose gradient is dropped, `modulo` takes the id
+            modulo the table's size.
         exchange_dtype: The type in which vectors and gradients are exchanged.
         table_groups: Number of groups of consecutive tables that are looked up and updated
             independently. On CPUs most of this work is done by single-threaded operations, so

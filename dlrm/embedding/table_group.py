@@ -193,10 +193,13 @@ class TableGroup:
     def _checked(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Ids [B, T] that are safe to use, and `present` and `bad` for their `Route`."""
         ids = tf.cast(ids, self._storage.key_dtype)
-        last = tf.constant(self._layout.table.vocab_sizes[self.tables], ids.dtype) - 1  # [T]
+        sizes = tf.constant(self._layout.table.vocab_sizes[self.tables], ids.dtype)  # [T]
+        none_present, none_bad = tf.zeros([0], tf.bool), tf.constant(0)
+        if self._bad_ids == "modulo":
+            return tf.math.floormod(ids, sizes), none_present, none_bad
+        last = sizes - 1
         safe = tf.clip_by_value(ids, tf.zeros_like(last), last)
         inside = tf.equal(ids, safe)
-        none_present, none_bad = tf.zeros([0], tf.bool), tf.constant(0)
         if self._bad_ids == "zero":
             return safe, inside[:, :, None], none_bad
         if self._bad_ids == "clip":

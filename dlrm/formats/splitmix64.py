@@ -1,4 +1,4 @@
-"""SplitMix64, the generator behind shuffled rows, synthetic samples and initial rows of tables.
+"""SplitMix64, the generator behind shuffles, synthetic samples and initial rows of tables.
 
 Its output for a counter does not depend on the outputs before (Steele, Lea, Flood: Fast Splittable
 Pseudorandom Number Generators, 2014). The constants are part of what is written to files. This
@@ -31,3 +31,10 @@ def mix(words: NDArray[np.uint64], scratch: NDArray[np.uint64] | None = None) ->
         words ^= scratch
         if factor != 1:
             words *= np.uint64(factor)
+
+
+def hashed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The first output of the generator for each word as its seed."""
+    words = words + np.uint64(GAMMA)
+    mix(words)
+    return words

@@ -1,4 +1,4 @@
-"""The learning rate of a step: warm-up, plateau, quadratic decay, end.
+"""The learning rate of a step: warm-up, plateau, polynomial decay, end.
 
 Plain arithmetic on step numbers, independent of training.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 REFERENCE_BATCH = 55296
 REFERENCE_STEPS = {"warmup": 2750, "decay_start": 49315, "decay": 27772}
 
+_MAX_WARMUP_FACTOR = 32  # begins closer to the full rate than float32 can tell
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -18,16 +20,23 @@ class Schedule:
 
     Attributes:
         base: The learning rate after the warm-up, which then stays for a while.
-        warmup_steps: W, the length of the warm-up. The rate of step s < W is base * s / W.
+        warmup_steps: W, the length of the warm-up. The rate of step s < W is
+            base * (1 - (W - s) / (W * 2^F)): by default, where F is 0, base * s / W.
         decay_start_step: D, the step at which the decay begins.
-        decay_steps: K, the length of the decay. The rate is base * ((D + K - s) / K)^2 from step D
-            to step D + K, and 0 from then on.
+        decay_steps: K, the length of the decay. The rate is base * ((D + K - s) / K)^P from step D
+            to step D + K, but not less than `end`, and `end` from then on.
+        warmup_factor: F, which says where the warm-up begins.
+        decay_power: P, the power of the decay.
+        end: The least rate of the decay.
     """
 
     base: float
     warmup_steps: int
     decay_start_step: int
     decay_steps: int
+    warmup_factor: int = 0
+    decay_power: int = 2
+    end: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps <= self.decay_start_step:
@@ -37,17 +46,29 @@ class Schedule:
             )
         if self.decay_steps < 0:
             raise ValueError(f"expected --decay_steps of 0 or more, found {self.decay_steps}")
+        if not 0 <= self.warmup_factor <= _MAX_WARMUP_FACTOR:
+            raise ValueError(
+                f"expected --warmup_factor from 0 to {_MAX_WARMUP_FACTOR}, found "
+                f"{self.warmup_factor}"
+            )
+        if self.decay_power < 1:
+            raise ValueError(f"expected --decay_power of 1 or more, found {self.decay_power}")
+        if not 0 <= self.end <= self.base:
+            raise ValueError(
+                f"expected --decay_end_lr from 0 to {self.base:g} (--lr), found {self.end:g}"
+            )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the 0-based `step`."""
         if step < self.warmup_steps:
-            return self.base * step / self.warmup_steps
+            length = self.warmup_steps * 2**self.warmup_factor
+            return self.base * (length - self.warmup_steps + step) / length
         if step < self.decay_start_step:
             return self.base
         left = self.decay_start_step + self.decay_steps - step
         if left <= 0:
-            return 0.0
-        return self.base * (left / self.decay_steps) ** 2
+            return self.end
+        return max(self.base * (left / self.decay_steps) ** self.decay_power, self.end)
 
 
 def scaled_steps(global_batch: int) -> dict[str, int]:

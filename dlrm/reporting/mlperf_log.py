@@ -16,8 +16,6 @@ from dlrm.optim.schedule import Schedule
 from dlrm.reporting.machine import hardware
 from dlrm.reporting.mlperf_events import CACHE_CLEAR, MlperfEvents, read_events
 
-DECAY_POWER = 2  # of the learning rate's decay, in `Schedule`
-
 
 class MlperfRun(NamedTuple):
     """What the log says of a run beyond its flags.
@@ -168,7 +166,7 @@ class MlperfLog:
             "sgd_opt_base_learning_rate": schedule.base,
             "lr_decay_start_steps": schedule.decay_start_step,
             "sgd_opt_learning_rate_decay_steps": schedule.decay_steps,
-            "sgd_opt_learning_rate_decay_poly_power": DECAY_POWER,
+            "sgd_opt_learning_rate_decay_poly_power": schedule.decay_power,
         }
 
     def _record(

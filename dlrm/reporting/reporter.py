@@ -25,6 +25,7 @@ from dlrm.reporting.results_table import (
     settings_columns,
 )
 from dlrm.reporting.run_folder import RunFolder
+from dlrm.reporting.throughput import Throughput
 
 if TYPE_CHECKING:  # it loads NumPy, which reporting does not need
     from dlrm.metrics import Evaluation
@@ -75,8 +76,9 @@ class Reporter:
         self._clock = clock
         self._console = Console(sys.stdout if stream is None else stream)
         self._history = History()
-        # Samples and seconds of each interval between two training lines.
-        self._intervals: list[tuple[int, float]] = []
+        warmup_steps = settings.get("benchmark_warmup_steps", 0)
+        assert isinstance(warmup_steps, int)
+        self._average = Throughput(global_batch, warmup_steps)
         self._last_evaluation: Evaluation | None = None
         self._folder = RunFolder(run_dir if self._active else None, self._console.line)
         self._records = EventRecorders([self._folder])
@@ -129,10 +131,9 @@ class Reporter:
         now = self._clock()
         # Evaluations and checkpoints since the previous line do not count as training time.
         seconds = max(0.0, now - self._line_time - self._other_seconds)
-        samples = (step - self._step) * self._global_batch
-        throughput = ratio(samples, seconds)
+        throughput = ratio((step - self._step) * self._global_batch, seconds)
+        self._average.add(step - self._step, seconds)
         self._step, self._line_time, self._other_seconds = step, now, 0.0
-        self._intervals.append((samples, seconds))
         self._history.steps.append(step)
         self._history.losses.append(loss)
         self._history.throughputs.append(throughput)
@@ -216,7 +217,7 @@ class Reporter:
         if not self._active:
             return
         training_seconds -= self._checkpoint_seconds
-        throughput = self._throughput(steps, training_seconds)
+        throughput = self._average.average(steps, training_seconds)
         ms_per_iteration = 1e3 * ratio(training_seconds, steps)
         completed = self._first_step + steps
         figures = {
@@ -289,17 +290,6 @@ class Reporter:
         self._console.stop_bar()
         self._records.record("error", self._step, {"message": message})
         self._records.end(success=False)
-
-    def _throughput(self, steps: int, training_seconds: float) -> float:
-        """Samples/s as the benchmark counts them.
-
-        The first interval includes tracing and compilation, so it is left out if there is another.
-        Without any interval, the whole training time is taken.
-        """
-        intervals = self._intervals[1:] or self._intervals
-        if not intervals:
-            return ratio(steps * self._global_batch, training_seconds)
-        return ratio(sum(n for n, _ in intervals), sum(seconds for _, seconds in intervals))
 
     def _table(
         self, figures: Mapping[str, object], completed: int

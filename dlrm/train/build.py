@@ -58,7 +58,7 @@ def place_tables(config: Config, collective: Collective, data: Data) -> tuple[st
             config.model,
             config.embedding,
             collective,
-            config.data.global_batch_size // collective.size,
+            max(data.train.local_batch, data.test.local_batch),
         )
     )
     reason = f" ({why})" if why else ""
@@ -129,7 +129,7 @@ def build_trainer(
         num_dense=data.num_dense,
         local_batch=config.data.global_batch_size // collective.size,
         lanes=lanes,
-        loss_scale=config.model.loss_scale,
+        loss_scale=config.model.loss_factor,
         sum_over_ranks=config.optimizer.embedding_grad == "sum",
         compiled=config.model.whole_graph_xla,
     )
@@ -143,4 +143,6 @@ def build_trainer(
         config.evaluation,
         log_interval=config.report.log_interval,
         checkpoint_interval=config.checkpoint.checkpoint_interval,
+        steps_per_epoch=data.train.steps,
+        warmup_steps=config.report.benchmark_warmup_steps,
     )

@@ -11,6 +11,7 @@ No other rank takes part, and where vectors come from is no concern of this modu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -75,13 +76,13 @@ class DensePart:
         return named
 
     def logits(self, dense: tf.Tensor, vectors: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Computes the logits of a batch, float32 [B].
+        """Computes the logits of a batch of any size, float32 [B].
 
         Args:
             dense: float32 [B, D].
             vectors: [B, t, W] for each group of tables.
         """
-        lanes = in_lanes([dense, vectors], self._lanes)
+        lanes = in_lanes([dense, vectors], math.gcd(self._lanes, dense.shape[0]))
         return tf.concat([self._compiled_model(*lane) for lane in lanes], 0)
 
     def loss(

@@ -82,6 +82,8 @@ class Trainer:
         evaluation: When to evaluate, and which AUC ends the training.
         log_interval: Number of steps between two calls of `Callback.step`.
         checkpoint_interval: Number of steps between two calls of `Callback.save`.
+        steps_per_epoch: Number of steps in an epoch.
+        warmup_steps: Number of first steps after which `Callback.step` is called too.
 
     Attributes:
         step: As given.
@@ -98,6 +100,8 @@ class Trainer:
         *,
         log_interval: int = 1,
         checkpoint_interval: int = 10000,
+        steps_per_epoch: int = 1,
+        warmup_steps: int = 0,
     ) -> None:
         self.step = step
         self._evaluator = evaluator
@@ -107,6 +111,8 @@ class Trainer:
         self._run = run
         self._log_interval = log_interval
         self._checkpoint_interval = checkpoint_interval
+        self._steps_per_epoch = steps_per_epoch
+        self._warmup_steps = warmup_steps
 
     def train(
         self,
@@ -186,6 +192,7 @@ class Trainer:
     ) -> str:
         """The loop itself. Returns why it ended; keeps `progress` up to date for its caller."""
         batches = with_next(itertools.chain.from_iterable(epochs))
+        warmup_end = progress.step + self._warmup_steps
         routes: Routes | None = None
         signal: tf.Tensor | float = 0.0
         while True:
@@ -221,7 +228,7 @@ class Trainer:
             progress.step += 1
 
             # Report and save.
-            if progress.step % self._log_interval == 0:
+            if progress.step % self._log_interval == 0 or progress.step == warmup_end:
                 callback.exchanged(self.step.traffic(taken).total)
                 callback.step(progress.step, float(health.loss), learning_rate)
             if progress.step % self._checkpoint_interval == 0:
@@ -232,8 +239,10 @@ class Trainer:
         return reason
 
     def _evaluation_is_due(self, step: int) -> bool:
-        interval = self._evaluation.eval_interval
-        return step > 0 and step % interval == 0 and not self._evaluation.eval_in_last
+        options = self._evaluation
+        if options.eval_in_last or step / self._steps_per_epoch < options.test_after:
+            return False
+        return step > 0 and step % options.eval_interval == 0
 
     def _evaluate(
         self, progress: Progress, test: Iterable[Batch], callback: Callback
@@ -279,7 +288,7 @@ class Trainer:
         return (
             f"rank {self._collective.rank}, sample {sample} of its batch: expected an id in "
             f"[0, {vocab_sizes[table]}) for table {table}, found {batch.ids[sample, table]}; "
-            "correct vocab_sizes in metadata.json or the data, or set --bad_ids=clip or zero"
+            "correct vocab_sizes in metadata.json or the data, or set --bad_ids=clip or another"
         )
 
     def _describe_not_finite(self, batch: Batch, routes: Routes) -> str:

@@ -159,10 +159,10 @@ def train(
     if checkpoints and resumed:
         checkpoints.loaded(resumed.path)
     position = resumed.position if resumed else Position(0, 0, 0)
-    epochs = [data.train] * (config.run.epochs - position.epoch)
+    epochs = [data.train.in_epoch(epoch) for epoch in range(position.epoch, config.run.epochs)]
     if epochs:
         first_batch = position.next_sample // config.data.global_batch_size
-        epochs[0] = data.train.starting_at(first_batch)
+        epochs[0] = epochs[0].starting_at(first_batch)
 
     def save(step: int) -> None:
         if checkpoints:
@@ -272,8 +272,8 @@ def load(
         state,
         collective,
         ignore_data_change=options.ignore_data_change or not trains,
-        # Schedule and position count in steps.
-        pinned=("global_batch_size",) if trains else (),
+        # Schedule and position count in steps, the position in steps of this order.
+        pinned=("global_batch_size", "dataset_subset", "shuffle_batch_order") if trains else (),
         on_message=reporter.say,
         on_progress=watchdog.report_progress,
     )

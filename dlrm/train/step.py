@@ -107,7 +107,7 @@ class TrainingStep:
         self._compiled_train = tf.function(
             self._train, input_signature=[dense, labels, routes, ids, scalar, scalar]
         )
-        self._compiled_score = tf.function(self._score, input_signature=[dense, ids])
+        self._compiled_score = tf.function(self._score)  # evaluation's batches may have other sizes
 
     @property
     def batch_specs(self) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec]:

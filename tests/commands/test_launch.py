@@ -264,9 +264,12 @@ def test_flags_are_read_as_main_reads_them(tmp_path: Path) -> None:
         ([f"--flagfile={outer}", "--checkpoint_dir=a"], "a"),
         (["--checkpoint_dir=a", "--flagfile", str(outer)], "inner"),
         (["--keep_checkpoints=2", "--run_dir=checkpoint_dir=x"], None),
+        (["--save_checkpoint_path=a"], "a"),
+        (["--checkpoint_dir=a", "--save_checkpoint_path", "b", "--load_checkpoint_path=c"], "b"),
     ):
         assert command_line.flag_value(words, "checkpoint_dir") == expected, words
     assert command_line.flag_value([f"--flagfile={outer}"], "resume") == "none"
+    assert command_line.flag_value(["--load_checkpoint_path=c"], "resume") == "c"
     with pytest.raises(ValueError, match="^--flagfile: .*nowhere"):
         command_line.main(["-np", "1", "--", "main.py", "--flagfile=nowhere"])
 

@@ -29,6 +29,10 @@ BENCHMARK_FLAGS: dict[str, Any] = {
     "epochs": 1,
     "lr": 24.0,
 }
+SYNTHETIC_TABLES = (
+    *(203931, 18598, 14092, 7012, 18977, 4, 6385, 1245, 49, 186213, 71328, 67288, 11),
+    *(2168, 7338, 61, 4, 932, 15, 204515, 141526, 199433, 60919, 9137, 71, 34),
+)
 OUR_FLAGS: dict[str, Any] = {
     "eval_interval": 3793,
     "evals_per_epoch": None,
@@ -66,7 +70,28 @@ OUR_FLAGS: dict[str, Any] = {
     "stall_timeout": 300.0,
     "inference_benchmark_batch_sizes": (1, 64, 4096),
     "inference_benchmark_steps": 200,
+    "dataset_type": "split",
+    "num_numerical_features": None,
+    "dataset_subset": 1.0,
+    "shuffle_batch_order": False,
+    "synthetic_dataset_num_entries": 5242880,
+    "synthetic_dataset_table_sizes": SYNTHETIC_TABLES,
+    "synthetic_dataset_dir": "synthetic_dataset",
+    "loss_scale": None,
+    "max_table_size": None,
+    "warmup_factor": 0,
+    "decay_power": 2,
+    "decay_end_lr": 0.0,
+    "test_after": 0.0,
+    "test_batch_size": None,
+    "benchmark_warmup_steps": 0,
 }
+LISTS = (
+    "bottom_mlp",
+    "top_mlp",
+    "inference_benchmark_batch_sizes",
+    "synthetic_dataset_table_sizes",
+)
 # The names that users of NVIDIA's PyTorch DLRM know.
 ALIASES = {
     "auc_threshold": "auc_target",
@@ -77,6 +102,7 @@ ALIASES = {
     "max_steps": "early_stop",
     "print_freq": "log_interval",
     "save_checkpoint_path": "checkpoint_dir",
+    "shuffle": "shuffle_batch_order",
     "test_freq": "eval_interval",
     "top_mlp_sizes": "top_mlp",
 }
@@ -85,7 +111,8 @@ CHOICES = {
     "embedding_grad": ["mean", "sum"],
     "amp_dtype": ["float16", "bfloat16"],
     "verify_data": ["off", "size", "full"],
-    "bad_ids": ["error", "clip", "zero"],
+    "bad_ids": ["error", "clip", "zero", "modulo"],
+    "dataset_type": ["split", "binary", "memmap", "synthetic_gpu", "synthetic_disk"],
     "mlperf_division": ["closed", "open"],
     "mlperf_status": ["cloud", "onprem", "preview", "research"],
     "mode": ["train", "test", "inference_benchmark"],
@@ -159,7 +186,7 @@ def test_defaults_are_frozen() -> None:
 def test_flags_are_the_fields() -> None:
     result = parsed("--use_synthetic_dataset")
     frozen = {**BENCHMARK_FLAGS, **OUR_FLAGS}
-    for name in ("bottom_mlp", "top_mlp", "inference_benchmark_batch_sizes"):
+    for name in LISTS:
         frozen[name] = [str(number) for number in frozen[name]]
     assert result["defaults"] == frozen
     assert result["choices"] == CHOICES
@@ -207,22 +234,38 @@ def test_every_flag_arrives() -> None:
         "resume": "a/checkpoint",
         "stall_timeout": 30.5,
         "inference_benchmark_steps": 23,
+        "dataset_type": "synthetic_disk",
+        "num_numerical_features": 4,
+        "dataset_subset": 0.5,
+        "synthetic_dataset_num_entries": 29,
+        "synthetic_dataset_dir": "fourth/folder",
+        "loss_scale": 64.0,
+        "max_table_size": 31,
+        "warmup_factor": 1,
+        "decay_power": 3,
+        "decay_end_lr": 0.125,
+        "test_after": 0.75,
+        "test_batch_size": 37,
+        "benchmark_warmup_steps": 5,
     }
     written = [f"--{name}={value}" for name, value in given.items()]
     written += ["--bottom_mlp=16,8", "--top_mlp=32,1", "--inference_benchmark_batch_sizes=2,3"]
     written += ["--amp", "--xla=true", "--compress=True", "--eval_in_last=1", "--nocustom_interact"]
     written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
+    written += ["--shuffle_batch_order", "--synthetic_dataset_table_sizes=5,6"]
     config = parsed(*written)["config"]
     true = ("amp", "xla", "compress", "eval_in_last", "use_splited_dataset", "ignore_data_change")
     assert config == {
         **given,
         **dict.fromkeys(true, True),
+        "shuffle_batch_order": True,
         "custom_interact": False,
         "use_synthetic_dataset": False,
         "bottom_mlp": [16, 8],
         "top_mlp": [32, 1],
         "inference_benchmark_batch_sizes": [2, 3],
         "mlperf_log": None,  # of a training alone
+        "synthetic_dataset_table_sizes": [5, 6],
     }
 
 
@@ -231,6 +274,7 @@ def test_aliases_set_the_same_flags() -> None:
     given = {"auc_target": 0.5, "data_dir": "some/folder", "resume": "a/checkpoint"}
     given.update(checkpoint_dir="b", global_batch_size=64, early_stop=7, log_interval=5)
     given.update(eval_interval=9, bottom_mlp=[32, 8, 128], top_mlp=[16, 1])
+    given.update(shuffle_batch_order=True)
     written = [
         f"--{alias}={','.join(map(str, value)) if isinstance(value, list) else value}"
         for alias, name in ALIASES.items()
@@ -274,7 +318,8 @@ def test_evaluations_of_an_epoch_become_an_interval() -> None:
 )
 def test_loss_scale(amp: bool, dtype: str, compute: str, scale: float) -> None:
     config = Config.of(use_synthetic_dataset=True, amp=amp, amp_dtype=dtype)
-    assert (config.model.compute_dtype, config.model.loss_scale) == (compute, scale)
+    assert (config.model.compute_dtype, config.model.loss_factor) == (compute, scale)
+    assert config.replace(loss_scale=8.0).model.loss_factor == 8.0
 
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
@@ -306,6 +351,27 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"inference_benchmark_steps": 0}, ["--inference_benchmark_steps", "1 or more", "found 0"]),
     ({"inference_benchmark_batch_sizes": (4, 0)}, ["--inference_benchmark_batch_sizes", "4,0"]),
     ({"inference_benchmark_batch_sizes": ()}, ["--inference_benchmark_batch_sizes", "none"]),
+    ({"dataset_type": "binary"}, ["--dataset_type=binary", "split_bin.py", "--data_dir=DATA"]),
+    ({"dataset_type": "memmap", "data_dir": "x"}, ["--dataset_type=memmap", "split_bin.py"]),
+    ({"num_numerical_features": 0}, ["--num_numerical_features", "1 or more", "found 0"]),
+    ({"dataset_subset": 0.0}, ["--dataset_subset", "above 0", "found 0.0"]),
+    ({"dataset_subset": 1.5}, ["--dataset_subset", "at most 1", "found 1.5"]),
+    ({"synthetic_dataset_num_entries": 0}, ["--synthetic_dataset_num_entries", "found 0"]),
+    ({"synthetic_dataset_table_sizes": (3, 0)}, ["--synthetic_dataset_table_sizes", "3,0"]),
+    ({"synthetic_dataset_table_sizes": ()}, ["--synthetic_dataset_table_sizes", "none"]),
+    ({"loss_scale": 0.0}, ["--loss_scale", "above 0", "found 0.0"]),
+    ({"max_table_size": 100}, ["--max_table_size", "--bad_ids=modulo"]),
+    ({"max_table_size": 0, "bad_ids": "modulo"}, ["--max_table_size", "found 0"]),
+    ({"warmup_factor": -1}, ["--warmup_factor", "found -1"]),
+    ({"decay_power": 0}, ["--decay_power", "found 0"]),
+    ({"decay_end_lr": 25.0}, ["--decay_end_lr", "24 (--lr)", "found 25"]),
+    ({"test_after": -0.5}, ["--test_after", "found -0.5"]),
+    ({"test_batch_size": 0}, ["--test_batch_size", "found 0"]),
+    ({"benchmark_warmup_steps": -1}, ["--benchmark_warmup_steps", "found -1"]),
+    (
+        {"benchmark_warmup_steps": 10, "early_stop": 10},
+        ["--benchmark_warmup_steps below --early_stop=10", "found 10"],
+    ),
     ({"mode": "inference_benchmark"}, ["--mode=inference_benchmark", "--checkpoint_dir=FOLDER"]),
 ]
 
@@ -353,6 +419,24 @@ def test_refused_on_the_command_line(
 def test_unknown_values_and_flags(light: dict[str, str], argument: str) -> None:
     name = argument.strip("-").partition("=")[0]
     assert_one_line(main(light, "--use_synthetic_dataset", argument), name, "--help")
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("--hash_indices", "set --bad_ids=modulo"),
+        ("--nooptimized_mlp", "leave it out"),
+        ("--interaction_op=cuda_dot", "--custom_interact for cuda_dot"),
+        ("--embedding_type=joint_fused", "leave it out"),
+        ("--base_device=cuda", "leave it out"),
+        ("--output_dir=x", "--checkpoint_dir"),
+    ],
+)
+def test_flags_of_the_pytorch_dlrm_without_a_counterpart(
+    light: dict[str, str], argument: str, remedy: str
+) -> None:
+    name = argument.partition("=")[0]
+    assert_one_line(main(light, "--use_synthetic_dataset", argument), f"{name}: ", remedy)
 
 
 def test_flagfile(light: dict[str, str], tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from dlrm import data as dataset
+from dlrm.config import SyntheticConfig
 from dlrm.data import Batches, PerCategorySource, SplitSource, SyntheticSource, open_split
+from dlrm.data.batch_order import batch_order
 from dlrm.data.per_category import id_type
 from dlrm.formats.column_file import ColumnFile
 from dlrm.formats.metadata import Metadata, write_metadata
@@ -225,9 +226,10 @@ def test_synthetic_is_uniform_and_unrelated():
 
 
 def test_synthetic_defaults_are_the_benchmarks():
-    assert sum(dataset.SYNTHETIC_VOCAB_SIZES) == 1_221_286
-    assert len(dataset.SYNTHETIC_VOCAB_SIZES) == 26
-    assert (dataset.SYNTHETIC_TRAIN_SAMPLES, dataset.SYNTHETIC_TEST_SAMPLES) == (5242880, 1310720)
+    defaults = SyntheticConfig()
+    assert sum(defaults.synthetic_dataset_table_sizes) == 1_221_286
+    assert len(defaults.synthetic_dataset_table_sizes) == 26
+    assert defaults.samples == (5242880, 1310720)
 
 
 # --- batches
@@ -293,6 +295,36 @@ def test_first_step_resumes():
             assert not want.valid or want.first == want.ids[0, 0]
     with pytest.raises(ValueError, match="first step: expected 0 to 5"):
         Batches(Slices(50), 12, 1, 2, drop_remainder=False).starting_at(6)
+
+
+def test_a_subset_is_the_first_steps_rounded_up():
+    for subset, steps in ((1.0, 4), (0.75, 3), (0.5, 2), (0.51, 3), (0.001, 1)):
+        batches = Batches(Slices(50), 12, 0, 1, drop_remainder=True, subset=subset)
+        assert len(batches) == batches.steps == steps
+        assert [batch.first for batch in batches] == [0, 12, 24, 36][:steps]
+
+
+def test_batches_in_a_random_order():
+    def firsts(epoch=0, seed=3, rank=0, start=0, **options):
+        batches = Batches(
+            Slices(1200), 12, rank, 2, drop_remainder=True, order_seed=seed, **options
+        )
+        return [batch.first for batch in batches.in_epoch(epoch).starting_at(start)]
+
+    order = firsts()
+    assert sorted(order) == list(range(0, 1200, 12)), "each batch once"
+    assert order == firsts()
+    assert [first + 6 for first in order] == firsts(rank=1), "all ranks read the same batch"
+    assert firsts(start=37) == order[37:], "a resumed epoch goes on in its order"
+    assert len({tuple(firsts(epoch, seed)) for epoch in range(3) for seed in (-1, 3, 4)}) == 9
+    assert sorted(firsts(subset=0.1)) == list(range(0, 120, 12)), "the subset is that of no order"
+
+
+def test_no_place_is_preferred_by_the_random_order():
+    places = np.array([batch_order(16, 5, epoch) for epoch in range(4000)])  # [epochs, places]
+    counts = np.array([np.bincount(column, minlength=16) for column in places.T])
+    chi = ((counts - 250) ** 2 / 250).sum()  # 15 * 15 degrees of freedom
+    assert abs(chi - 225) < 6 * np.sqrt(2 * 225)
 
 
 def test_the_fingerprint_of_a_file_sees_other_content(tmp_path):

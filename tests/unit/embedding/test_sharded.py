@@ -158,8 +158,15 @@ def test_bad_ids(policy):
     vectors = lookup.vectors[0].numpy()
     np.testing.assert_array_equal(vectors[0], before[[0, 11, 411]])
     clipped = before[[0, 11, 411]]
-    expected = clipped if policy != "zero" else clipped * [[0], [1], [0]]
+    expected = {
+        "zero": clipped * [[0], [1], [0]],
+        "modulo": before[[10, 11, 12]],  # -1 % 11 is 10, 400 % 400 is 0
+    }.get(policy, clipped)
     np.testing.assert_array_equal(vectors[1], expected)
+    if policy == "modulo":
+        np.testing.assert_array_equal(vectors[2], before[[10, 11, 12]])
+        tables.update(lookup, [tf.ones([3, 3, 6])], tf.constant(1.0))
+        np.testing.assert_allclose(rows_of(tables)[10], before[10] - 2, atol=1e-6)
     if policy == "zero":
         tables.update(lookup, [tf.ones([3, 3, 6])], tf.constant(1.0))
         after = rows_of(tables)

@@ -62,6 +62,26 @@ def test_parts_may_be_empty() -> None:
     assert Schedule(2.0, 0, 0, 0).learning_rate(0) == 0.0
 
 
+@pytest.mark.parametrize("factor", [0, 1, 3])
+@pytest.mark.parametrize(("power", "end"), [(2, 0.0), (1, 0.0), (3, 0.5), (2, 24.0)])
+def test_all_parts_against_the_formulas_of_the_pytorch_dlrm(
+    factor: int, power: int, end: float
+) -> None:
+    """Its factor of the rate, as its documentation gives it."""
+    schedule = Schedule(24.0, 4, 6, 8, warmup_factor=factor, decay_power=power, end=end)
+    for step in range(20):
+        if step < 4:
+            expected = 24 * (1 - (4 - step) / (4 * 2**factor))
+        elif step <= 6:
+            expected = 24.0
+        elif step < 14:
+            expected = max(24 * ((14 - step) / 8) ** power, end)
+        else:
+            expected = end
+        assert schedule.learning_rate(step) == pytest.approx(expected, rel=1e-14), step
+    assert schedule.learning_rate(0) == [0.0, 12.0, None, 21.0][factor]
+
+
 @pytest.mark.parametrize(
     ("batch", "steps"),
     [

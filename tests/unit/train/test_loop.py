@@ -77,6 +77,26 @@ def test_an_evaluation_above_the_target_ends_the_training() -> None:
     assert (outcome.reason, outcome.step) == ("AUC > -1.0", 2)
 
 
+@pytest.mark.parametrize(
+    ("after", "first"), [(0.0, 1), (0.7, 7), (1.0, 10), (1.01, 11), (1.5, 15), (9.0, None)]
+)
+def test_no_evaluation_before_some_epochs(after: float, first: int | None) -> None:
+    """With 10 steps an epoch; 0.7 is a little more than 7 / 10 in binary arithmetic."""
+    trainer = make_trainer(eval_interval=1, test_after=after)
+    trainer._steps_per_epoch = 10
+    due = [step for step in range(30) if trainer._evaluation_is_due(step)]
+    assert due == ([] if first is None else list(range(first, 30)))
+
+
+def test_the_end_of_the_warm_up_is_reported_too() -> None:
+    trainer, record = make_trainer(), Record()
+    trainer._log_interval, trainer._warmup_steps = 4, 2
+    steps: list[int] = []
+    record.step = lambda step, *_: steps.append(step)  # type: ignore[method-assign]
+    trainer.train([make_batches(9)], [], record, first_step=1)
+    assert steps == [3, 4, 8]
+
+
 def test_a_signal_ends_the_training_after_the_step_that_tells_all_ranks() -> None:
     record = Record(stop_after=1)
     outcome = make_trainer().train([make_batches(5)], [], record)

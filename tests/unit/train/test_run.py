@@ -124,6 +124,50 @@ def test_mlperfs_clock_starts_before_anything_is_read(
     assert stop["metadata"]["status"] == "aborted"
 
 
+@pytest.mark.parametrize("stop", [5, 9, 12])
+def test_a_shuffled_part_of_the_data_resumes_in_its_order(
+    data: Path, tmp_path: Path, stop: int
+) -> None:
+    """9 of the 12 steps, in another order in each of the two epochs."""
+    settings = config(data, shuffle_batch_order=True, dataset_subset=0.7)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert program.run(settings.replace(checkpoint_dir=str(whole)), open_data, build_model)
+    stopped = settings.replace(checkpoint_dir=str(parts), early_stop=stop)
+    assert program.run(stopped, open_data, build_model)
+    position = read_manifest(folder.finished(parts)[-1]).position
+    assert (position.epoch, position.next_sample) == (stop // 9, stop % 9 * 8)
+    assert program.run(stopped.replace(early_stop=-1), open_data, build_model)
+    assert read_manifest(folder.finished(parts)[-1]).position.step == 18
+    for value, expected in zip(weights(parts), weights(whole)):
+        np.testing.assert_array_equal(value, expected)
+
+    in_order = config(data, dataset_subset=0.7, checkpoint_dir=str(tmp_path / "in_order"))
+    assert program.run(in_order, open_data, build_model)
+    assert any(
+        (value != other).any()
+        for value, other in zip(weights(whole), weights(tmp_path / "in_order"))
+    )
+    changed: dict[str, Any] = {"dataset_subset": 1.0, "shuffle_batch_order": False}
+    for flag, now in changed.items():
+        with pytest.raises(ValueError, match=f"another run: {flag}: checkpoint .*, run {now}"):
+            program.run(stopped.replace(**{flag: now}), open_data, build_model)
+
+
+def test_evaluation_batches_of_their_own_size_give_the_same_figures(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for number, size in enumerate((None, 3, 30, 64)):
+        assert program.run(
+            config(data, test_batch_size=size, run_dir=str(tmp_path / str(number))),
+            open_data,
+            build_model,
+        )
+        found.append(evaluations(capsys.readouterr().out))
+    assert len(found[0]) == 4  # every 5 of the 24 steps
+    assert found == [found[0]] * 4
+
+
 def test_a_finished_run_stays_finished(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,16 @@ def test_scores_equal_the_reference() -> None:
     assert int(bad_ids) == 0
 
 
+@pytest.mark.parametrize("samples", [1, 6, 40])
+def test_a_batch_of_another_size_scores_the_same(samples: int) -> None:
+    step, batches = small_step(lanes=4), make_batches(3)
+    dense = np.concatenate([batch.dense for batch in batches])[:samples]
+    ids = np.concatenate([batch.ids for batch in batches])[:samples]
+    logits, _ = step.score(dense, ids)
+    expected = reference_of(step).logits(dense, ids)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_change_nothing() -> None:
     step, (batch,) = small_step(), make_batches(1)
     before = weights_of(step)
