@@ -28,6 +28,7 @@ from launch.processes import (
 )
 
 MAX_PAUSE = 60.0  # seconds
+RESTARTS = "DLRM_RESTARTS"  # tells the ranks how often the job was started again
 PREEMPTED = os.EX_TEMPFAIL  # 75: a signal stopped the training after it wrote a checkpoint
 KILLED = 128  # plus the signal's number: the exit code of a process that a signal ends
 
@@ -118,6 +119,8 @@ class Supervisor:
 
     def _attempt(self, command: Sequence[str], restarts: int) -> Attempt:
         """Runs the job once; no process of it is left afterwards."""
+        # A scheduler may have started this launcher again, too.
+        restarts += int(os.environ.get(RESTARTS, "0"))
         start, before = time.monotonic(), self._finished_checkpoints()
         output = JobOutput()
         process = subprocess.Popen(
@@ -125,7 +128,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "DLRM_RESTARTS": str(restarts)},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", RESTARTS: str(restarts)},
             # Ctrl-C must not reach horovodrun, which gives ranks 5 s to live.
             start_new_session=True,
             preexec_fn=end_with_parent,
