@@ -43,6 +43,9 @@ EXTERNAL_FLAGS = {
     # Of TensorFlow's saved_model_cli, and of TensorFlow Serving.
     *("dir", "tag_set", "signature_def", "model_config_file", "rest_api_port", "port"),
     *("enable_batching", "batching_parameters_file"),
+    # Of the systems in docs/coming_from.md.
+    *("no_python", "use_env", "nproc_per_node", "model_config", "bin_data_root", "out_root"),
+    *("stage", "pull", "benchmarks", "scenarios", "test_mode", "config_ver", "hash_indices"),
 }
 FIXED = 8  # from this many characters on, a piece of an error line must occur in the code
 
