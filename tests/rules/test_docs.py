@@ -40,6 +40,7 @@ EXTERNAL_FLAGS = {
     # Of docker.
     *("build", "env", "gpus", "init", "ipc", "rm", "signal", "time", "ulimit", "user", "volume"),
     *("cpu", "kill", "ntasks", "wait"),  # of Slurm, up to the first hyphen
+    *("artifacts", "backend", "host"),  # of MLflow's server, likewise
     # Of TensorFlow's saved_model_cli, and of TensorFlow Serving.
     *("dir", "tag_set", "signature_def", "model_config_file", "rest_api_port", "port"),
     *("enable_batching", "batching_parameters_file"),
