@@ -55,12 +55,14 @@ class MlperfLog:
         self._auc = 0.0  # of the last evaluation
         self._target = 0.0
         self._resumable = False
+        self._events: MlperfEvents | None = None
         try:
             self._logged = read_events(path)
-            self._events: MlperfEvents | None = MlperfEvents(path)
+            if not self._has("run_stop"):
+                self._events = MlperfEvents(path)
         except OSError as error:
             raise ValueError(self._complaint(error)) from error
-        if self._has("run_stop"):
+        if self._events is None:
             raise ValueError(
                 f"--mlperf_log={path}: expected a new file, found the log of a finished run; name "
                 "another file"
