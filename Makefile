@@ -15,6 +15,7 @@
 # make serving_core       builds the scorer of python3 -m serving
 # make serve-setup        installs Triton's server and client, and LoadGen, into the environment
 # make operate-setup      installs what MLPerf's log, MLflow and the pages of a profile need
+# make mpi-setup          builds the environment's Horovod with Open MPI, so that mpirun can start the ranks
 # make setup              creates the environment .venv; every target that needs it does so too
 # make clean              removes build/
 #
@@ -76,8 +77,9 @@ DATA := build/demo
 RAW_FILES := $(DATA)/raw.tsv
 endif
 
-.PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup serving_core interact_op hstu_op \
-    test test-all stability coverage test-ingest test-interact test-hstu faults lint bench sok sok-check bundle clean
+.PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup mpi-setup serving_core \
+    interact_op hstu_op test test-all stability coverage test-ingest test-interact test-hstu faults lint bench sok \
+    sok-check bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -109,6 +111,10 @@ operate-setup: $(VENV)/.operating
 $(VENV)/.operating: requirements/operate.txt | setup
 	$(VENV)/bin/python -m pip install --quiet --requirement $<
 	touch $@
+
+# Horovod for the same environment, with MPI beside what it had.
+mpi-setup: setup
+	$(if $(filter sok,$(PROFILE)),HOROVOD_GPU_OPERATIONS=NCCL) HOROVOD_WITH_MPI=1 setup/horovod.sh $(VENV)
 
 # Runs in whichever environment exists, or in the system's Python.
 sok-check:

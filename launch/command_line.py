@@ -3,13 +3,14 @@
     python3 -m launch -np 8 -- main.py --data_dir=DATA --checkpoint_dir=CHECKPOINTS ...
 
 For users without a scheduler that restarts jobs. Options before `--` that are not its own go to
-horovodrun (such as -H host1:4,host2:4). On a SIGTERM or Ctrl-C the job writes a checkpoint and ends
-with code 75; a second signal ends it at once.
+horovodrun (such as -H host1:4,host2:4), or with --mpi to Open MPI's mpirun. On a SIGTERM or Ctrl-C
+the job writes a checkpoint and ends with code 75; a second signal ends it at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,15 @@ from launch.supervisor import Supervisor
 
 WRAPPER = Path(__file__).resolve().parent.parent / "hvd_wrapper.sh"
 MAX_RESTARTS = 3
+MPI_OPTIONS = (
+    # The wrapper divides the cores; mpirun would leave each rank a single one.
+    *("--bind-to", "none"),
+    # Seconds that the other ranks have when one has ended, to say why they end as well; as long as
+    # horovodrun gives them.
+    *("--mca", "odls_base_sigkill_timeout", "5"),
+    # On other hosts, too.
+    *("-x", "PYTHONUNBUFFERED"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
             "expected --checkpoint_dir among the flags, found none: with --max_restarts="
             f"{max_restarts} a restart would begin anew; name a folder or set --max_restarts=0"
         )
-    start = [cli.find_horovodrun(), "--gloo", "-np", str(options.np), *runner_options, str(WRAPPER)]
+    runner = [_find_mpirun(), *MPI_OPTIONS] if options.mpi else [cli.find_horovodrun(), "--gloo"]
+    start = [*runner, "-np", str(options.np), *runner_options, str(WRAPPER)]
     job = [*start, sys.executable, *command]
     # What --resume names was the start of the first attempt; a restart continues from later.
     restart = job if resume is None else [*job, "--resume=auto"]
@@ -47,14 +58,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """Returns this command's options, horovodrun's options, and the command after `--`.
+    """Returns this command's options, the runner's options, and the command after `--`.
 
     Raises:
         ValueError: An option or the command is missing or malformed.
     """
     parser = cli.Parser(
         prog="python3 -m launch",
-        usage="%(prog)s -np N [--max_restarts K] [horovodrun's options] -- main.py --flags...",
+        usage="%(prog)s -np N [--max_restarts K] [--mpi] [options of horovodrun or mpirun] -- "
+        "main.py --flags...",
         description=(
             "Runs a training on N ranks and restarts it from its last checkpoint if it fails."
         ),
@@ -66,12 +78,23 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
         type=int,
         help=f"maximum number of restarts (default: {MAX_RESTARTS}; 0 without --checkpoint_dir)",
     )
+    parser.add_argument("--mpi", action="store_true", help="start the ranks with Open MPI's mpirun")
     end = argv.index("--") if "--" in argv else len(argv)
     options, runner_options = parser.parse_known_args(argv[:end])
     command = list(argv[end + 1 :])
     if not command:
         parser.error("expected -- and main.py with its flags, found none")
     return options, runner_options, command
+
+
+def _find_mpirun() -> str:
+    found = shutil.which("mpirun")
+    if found is None:
+        raise ValueError(
+            "--mpi: expected mpirun on PATH, found none; install Open MPI (sudo apt-get install "
+            "openmpi-bin libopenmpi-dev) and run `make mpi-setup`, or leave --mpi out"
+        )
+    return found
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import psutil
 
 LEFTOVER_SECONDS = 10.0  # after horovodrun's death, its helpers end what they started by then
+RANK_VARIABLES = {"HOROVOD_RANK", "OMPI_COMM_WORLD_RANK"}  # one of them in a rank's environment
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LIBRARY = ctypes.CDLL(None)  # loaded before any fork
 
@@ -64,9 +65,8 @@ def ranks_below(pid: int) -> Iterator[psutil.Process]:
             parent = process.ppid()
         except psutil.Error:
             continue
-        if "HOROVOD_RANK" in environments[process.pid] and "HOROVOD_RANK" not in environments.get(
-            parent, {}
-        ):
+        inherited = RANK_VARIABLES & environments.get(parent, {}).keys()
+        if RANK_VARIABLES & environments[process.pid].keys() and not inherited:
             yield process
 
 

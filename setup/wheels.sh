@@ -43,7 +43,7 @@ install_wheel() {
     echo "building $1 $2 for TensorFlow $tensorflow ($tag, $3): takes minutes, once"
     build_wheel "$1" "$2" "$cache" || fail "$1 $2 did not build against TensorFlow $tensorflow; see the end of the compiler's output above"
   fi
-  "$python" -m pip install --quiet --no-deps "$cache"/*.whl
+  "$python" -m pip install --quiet --no-deps --force-reinstall "$cache"/*.whl
 }
 
 # build_wheel PACKAGE VERSION FOLDER

@@ -215,7 +215,9 @@ def connect(timeout: float = 600.0) -> Collective:
         if collective.size != launched:
             raise ValueError(
                 f"the launcher started {launched} processes, but Horovod sees {collective.size}: "
-                "it was built without this launcher's protocol; start with horovodrun instead"
+                "it was built without this launcher's protocol; start with horovodrun, or under "
+                "Slurm with python3 -m launch.srun, or, for mpirun, build it with MPI: "
+                "`make mpi-setup`"
             )
     return collective
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TextIO
 
 
@@ -24,7 +25,8 @@ class Console:
             step: Number of steps done.
             total_steps: Number of steps at which the bar is full.
         """
-        if not self._stream.isatty():
+        # Open MPI gives each rank a terminal, even if its output goes to a file.
+        if not self._stream.isatty() or "OMPI_COMM_WORLD_RANK" in os.environ:
             return
         from rich import progress
         from rich.console import Console as RichConsole

@@ -25,14 +25,14 @@ def recorded_failure(reporter: Reporter) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained_exchange(collective: Collective, watchdog: Watchdog) -> Iterator[None]:
+def explained_exchange(collective: Collective, watchdog: Watchdog | None = None) -> Iterator[None]:
     """Turns a failed exchange into one line: the watchdog may know which rank stopped, and why."""
     try:
         yield
     except tf.errors.OpError as error:
         raise ValueError(
-            watchdog.wait_for_failure(FAILURE_SECONDS)
+            (watchdog.wait_for_failure(FAILURE_SECONDS) if watchdog else "")
             or f"rank {collective.rank}: an exchange failed or an operation could not run, most "
-            "likely because another rank stopped, whose own message says why; TensorFlow's words: "
-            f"{' '.join(error.message.split())[-300:]}"
+            "likely because another rank stopped, whose own message says why, or is out of reach; "
+            f"TensorFlow's words: {' '.join(error.message.split())[-300:]}"
         ) from error

@@ -53,14 +53,41 @@ def run(config: Config, open_data: OpenData, build_model: BuildModel) -> bool:
             and, where the ranks can still talk, is raised on all of them.
     """
     begin = time.perf_counter()
-    trains = config.run.mode == "train"
     collective = join(config)  # 1
+    with explained_exchange(collective):
+        return run_together(config, collective, open_data, build_model, begin=begin)
+
+
+def run_together(
+    config: Config,
+    collective: Collective,
+    open_data: OpenData,
+    build_model: BuildModel,
+    *,
+    begin: float,
+) -> bool:
+    """Does what follows once the ranks are joined: parts 2 to 8 of a run.
+
+    Args:
+        config: The settings.
+        collective: The ranks.
+        open_data: Opens the data.
+        build_model: Builds the dense part.
+        begin: When the run began, in seconds of `time.perf_counter`.
+
+    Returns:
+        Whether the run came to its end.
+
+    Raises:
+        ValueError, OSError: As for `run`.
+    """
+    trains = config.run.mode == "train"
     data = agree_on_data(config, collective, open_data)  # 2
     if trains:
         config = config.replace(eval_interval=config.evaluation.interval(len(data.train)))
     backend, placement = place_tables(config, collective, data)  # 3
     reporter = collective.together(lambda: open_reporter(config, collective, data))  # 4
-    with recorded_failure(reporter):
+    with recorded_failure(reporter), explained_exchange(collective):
         watchdog = Watchdog(
             collective,
             config.run.stall_timeout,

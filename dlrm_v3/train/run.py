@@ -62,7 +62,7 @@ def run(flags: argparse.Namespace) -> bool:
     options = parts.settings.options
     backend, placement = place_tables(parts)  # 3
     reporter = collective.together(lambda: open_reporter(parts))  # 4
-    with recorded_failure(reporter):
+    with recorded_failure(reporter), explained_exchange(collective):
         watchdog = Watchdog(
             collective,
             options.stall_timeout,

@@ -64,7 +64,7 @@ class Launch:
             )
 
     def stand_in(self, *arguments: object, plan: list[Any], flags: tuple[str, ...] = ()) -> int:
-        """Runs to the end with the worker in horovodrun's place; gives the exit code."""
+        """Runs to the end with the worker in its runner's place; gives the exit code."""
         self.start_stand_in(*arguments, plan=plan, flags=flags)
         return self.process.wait(STARTED)
 
@@ -73,11 +73,12 @@ class Launch:
     ) -> None:
         programs = self.folder / "bin"
         programs.mkdir()
-        script = programs / "horovodrun"
-        script.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" "{WORKERS}/fake_horovodrun.py" "$@"\n'
-        )
-        script.chmod(0o755)
+        for name in ("horovodrun", "mpirun"):
+            script = programs / name
+            script.write_text(
+                f'#!/bin/sh\nexec "{sys.executable}" "{WORKERS}/fake_horovodrun.py" "$@"\n'
+            )
+            script.chmod(0o755)
         command = ["-np", 2, *arguments, "--", "main.py", self.flag, *flags]
         self.start(*command, plan=plan, path=str(programs))
 
@@ -191,6 +192,22 @@ def test_goes_on(job: Launch) -> None:
     arguments = [start[1:] for start in job.starts()]
     # Only a checkpoint of this job may be gone on from.
     assert arguments == [command, command, [*command, "--resume=auto"]]
+
+
+def test_with_mpi(job: Launch) -> None:
+    """The options of Open MPI come before the user's, which so have the last word."""
+    assert job.stand_in("--mpi", "--bind-to", "core", "-H", "a,b", plan=[{}]) == 0
+    ((_, *arguments),) = job.starts()
+    own = arguments.index("-np")
+    assert arguments[:2] == ["--bind-to", "none"]
+    users = ["-np", "2", "--bind-to", "core", "-H", "a,b", str(ROOT / "hvd_wrapper.sh")]
+    assert arguments[own:] == [*users, sys.executable, "main.py", job.flag]
+
+
+def test_without_mpirun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    with pytest.raises(ValueError, match="^--mpi: expected mpirun on PATH, .*`make mpi-setup`"):
+        command_line.main(["-np", "2", "--mpi", "--", "main.py"])
 
 
 def test_gives_up_on_the_same_errors(job: Launch) -> None:

@@ -36,7 +36,8 @@ CODE_NAME = re.compile(rf"`([\w./]+\.(?:{SUFFIXES}))(?::([\w.]+))?(?:\(\))?`")
 MEMBER = re.compile(rf"`([A-Z]\w+)\.(?!(?:{SUFFIXES})`)(\w+)(?:\(\))?`")
 FLAG = re.compile(r"(?<![\w-])--([a-z]\w+)")
 EXTERNAL_FLAGS = {
-    *("network", "flagfile", "help"),  # of horovodrun and absl
+    *("network", "disable", "flagfile", "help"),  # of horovodrun and absl
+    *("bind", "oversubscribe", "allow"),  # of mpirun
     # Of docker.
     *("build", "env", "gpus", "init", "ipc", "rm", "signal", "time", "ulimit", "user", "volume"),
     *("cpu", "kill", "ntasks", "wait"),  # of Slurm, up to the first hyphen

@@ -536,6 +536,16 @@ def test_progress_bar_on_a_terminal(
     assert "\x1b" not in shown[shown.index("total time") :]
 
 
+def test_no_progress_bar_on_the_terminal_that_open_mpi_makes(
+    terminal: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    stream, hang_up = terminal
+    clock = Clock()
+    tell(make(None, stream, clock), clock)
+    assert "\x1b" not in hang_up()
+
+
 def test_import_is_light() -> None:
     script = (
         "import sys, dlrm.reporting; "
