@@ -12,6 +12,8 @@
 #   NEXP           how often to train (default 1), each time with its own seed
 #   SEED           seed of the first time, of the others one more each (default: drawn at random)
 #   CLEAR_CACHES   1 empties the host's page cache before each training (default 1)
+#   MLPERF         1 writes MLPerf's log to mlperf.txt in the folder of each training; the image
+#                  needs --build-arg REQUIREMENTS=requirements/operate.txt
 #   RUN_ID         the name of the results (default: the time); that of an earlier call goes on
 #                  with what it has left
 #   FLAGS          more flags of main.py
@@ -56,6 +58,11 @@ clear_caches() {
     echo 3 >/proc/sys/vm/drop_caches
   elif ! sudo -n sysctl -q vm.drop_caches=3 2>/dev/null; then
     echo "run_with_docker.sh: the page cache is not emptied, which needs root or passwordless sudo; CLEAR_CACHES=0 leaves it out" >&2
+    return
+  fi
+  if [ "${MLPERF-}" = 1 ]; then # a new file: no log of an attempt without a checkpoint
+    printf ':::MLLOG {"namespace": "", "time_ms": %s, "event_type": "POINT_IN_TIME", "key": "cache_clear", "value": true, "metadata": {"file": "launch/docker/run_with_docker.sh", "lineno": %s}}\n' \
+      "$(date +%s%3N)" $LINENO >"$RUN_DIR/mlperf.txt"
   fi
 }
 
@@ -113,7 +120,7 @@ if [ -n "${DATADIR-}" ]; then
 fi
 export DATADIR
 # A variable that is named without a value has this script's, or none.
-for name in $(exported_by "$config") DATADIR RUN_DIR SEED; do
+for name in $(exported_by "$config") DATADIR RUN_DIR SEED MLPERF; do
   options+=(--env="$name")
 done
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
