@@ -161,7 +161,7 @@ PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(T
 
 # What they build is built before, as several processes would build it at the same time. Triton's
 # server is there for x86-64 alone; elsewhere its tests are skipped.
-NEEDED_default := interact_op hstu_op $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
+NEEDED_default := interact_op hstu_op operate-setup $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
 NEEDED_sok := interact_op hstu_op serving_core
 
 test: $(NEEDED_$(PROFILE))
