@@ -76,7 +76,9 @@ def _write_columns(folder: Path, source: SyntheticSource) -> dict[str, FileSum]:
                 (labels.astype(np.int32), dense, ids), outputs, sums
             ):
                 data = column.reshape(-1).view(np.uint8).data
-                output.write(data)
+                with atomic_files.naming(output.name):
+                    output.write(data)
+                    output.flush()
                 running.update(data)
         stack.close()  # before the files get their names
     return {path.name: total.value for path, total in zip(paths, sums)}
