@@ -78,12 +78,12 @@ def test_an_evaluation_above_the_target_ends_the_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "first"), [(0.0, 1), (0.7, 7), (1.0, 10), (1.01, 11), (1.5, 15), (9.0, None)]
+    ("after", "first"), [(0.0, 1), (0.07, 7), (0.1, 10), (0.101, 11), (0.15, 15), (9.0, None)]
 )
 def test_no_evaluation_before_some_epochs(after: float, first: int | None) -> None:
-    """With 10 steps an epoch; 0.7 is a little more than 7 / 10 in binary arithmetic."""
+    """With 100 steps an epoch; 0.07 * 100 is a little more than 7 in binary arithmetic."""
     trainer = make_trainer(eval_interval=1, test_after=after)
-    trainer._steps_per_epoch = 10
+    trainer._steps_per_epoch = 100
     due = [step for step in range(30) if trainer._evaluation_is_due(step)]
     assert due == ([] if first is None else list(range(first, 30)))
 
