@@ -71,7 +71,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
             "Runs a training on N ranks and restarts it from its last checkpoint if it fails."
         ),
         allow_abbrev=False,
+        add_help=False,  # with -h as an option, -hostfile would be -h with an argument
     )
+    parser.add_argument("--help", action="help", help="show this and exit; also -h")
     parser.add_argument("-np", type=int, required=True, help="number of ranks")
     parser.add_argument(
         "--max_restarts",
@@ -80,7 +82,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
     )
     parser.add_argument("--mpi", action="store_true", help="start the ranks with Open MPI's mpirun")
     end = argv.index("--") if "--" in argv else len(argv)
-    options, runner_options = parser.parse_known_args(argv[:end])
+    words = ["--help" if word == "-h" else word for word in argv[:end]]
+    options, runner_options = parser.parse_known_args(words)
     command = list(argv[end + 1 :])
     if not command:
         parser.error("expected -- and main.py with its flags, found none")

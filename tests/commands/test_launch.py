@@ -204,6 +204,26 @@ def test_with_mpi(job: Launch) -> None:
     assert arguments[own:] == [*users, sys.executable, "main.py", job.flag]
 
 
+def test_options_of_the_runner(capsys: pytest.CaptureFixture[str]) -> None:
+    """As horovodrun and mpirun know them, with one dash or two."""
+    words = [
+        "-hostfile",
+        "hosts",
+        "-p",
+        "2222",
+        "-mca",
+        "btl",
+        "^openib",
+        "--network-interfaces",
+        "a",
+    ]
+    options, runner, command = command_line.parse(["-np", "4", *words, "--", "main.py", "-h"])
+    assert (options.np, runner, command) == (4, words, ["main.py", "-h"])
+    with pytest.raises(SystemExit):
+        command_line.parse(["-h"])
+    assert "--max_restarts" in capsys.readouterr().out
+
+
 def test_without_mpirun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     with pytest.raises(ValueError, match="^--mpi: expected mpirun on PATH, .*`make mpi-setup`"):

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_n
 STALL = 40.0  # --stall_timeout: compiling the step may take half of it on busy cores
 ENDING = 5.0  # seconds that a rank may take to end after it has waited for so long
 EPOCHS = 25
-TIME_LIMIT = 600.0  # horovodrun imports TensorFlow on each host before it starts a rank
-TWO_HOSTS = ["-np", "2", "-H", "a:1,b:1", "--disable-cache"]
+TIME_LIMIT = 900.0  # horovodrun imports TensorFlow on each host before it starts a rank
+TWO_HOSTS = ["-np", "2", "-H", "a:1,b:1", "--disable-cache", "--start-timeout", "300"]
 LOST = (
     r"rank {} has sent no heartbeat for 40 s \(last reported activity: \"step \d+\"\); "
     "the other ranks stop; start the same command again to continue from the last checkpoint"
