@@ -30,30 +30,6 @@ WARMUP = 4
 SQUARE = 2048  # rows and columns of the large product's factors
 
 
-def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> int:
-    """Returns the floating-point operations per sample in the products of one step.
-
-    A layer multiplies three times: output, gradient of its kernel, gradient of its input; the first
-    layer of the bottom MLP needs no gradient of its input. A pair of the interaction costs one
-    multiplication per value in the forward pass and two in the backward pass.
-
-    Args:
-        num_dense: Number of dense columns.
-        tables: Number of embedding tables.
-        bottom: Units of the bottom MLP's layers; the last is the width of the vectors.
-        top: Units of the top MLP's layers.
-    """
-    from dlrm.layers.interaction_width import interaction_width
-
-    def multiplications(units: list[int]) -> list[int]:
-        return [a * b for a, b in zip(units, units[1:])]
-
-    first, *others = multiplications([num_dense, *bottom])
-    others += multiplications([interaction_width(bottom[-1], tables), *top])
-    others.append(tables * (tables + 1) // 2 * bottom[-1])
-    return 2 * (2 * first + 3 * sum(others))
-
-
 class Clock(Callback):
     """Times each step of a training loop, and other actions between the steps.
 
@@ -120,6 +96,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
     from dlrm.distributed import devices
     from dlrm.layers.interaction_width import interaction_width
     from dlrm.train.build import build_trainer, join
+    from dlrm.train.products import products
     from model import build_model
 
     config = SHAPES[shape].config(GLOBAL_BATCH, compress=compress)

@@ -16,6 +16,7 @@ from typing import Any
 from dlrm.config.data import DataConfig, SyntheticConfig
 from dlrm.config.mlperf import MlperfConfig
 from dlrm.config.model import EmbeddingConfig, ModelConfig, OptimizerConfig
+from dlrm.config.profile import ProfileConfig
 from dlrm.config.report import ReportConfig, TrackingConfig
 from dlrm.config.run import CheckpointConfig, EvaluationConfig, RunConfig
 from dlrm.config.setting import Setting
@@ -29,6 +30,7 @@ __all__ = [
     "MlperfConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ProfileConfig",
     "ReportConfig",
     "RunConfig",
     "SECTIONS",
@@ -57,6 +59,7 @@ class Config:
     checkpoint: CheckpointConfig
     report: ReportConfig
     tracking: TrackingConfig
+    profile: ProfileConfig
     mlperf: MlperfConfig
 
     def __post_init__(self) -> None:
@@ -74,6 +77,7 @@ class Config:
                 f"found {warmup}"
             )
         self.optimizer.schedule(self.data.global_batch_size)  # checked before anything is built
+        self.profile.check(self.run.mode, self.report.run_dir, self.run.early_stop)
         self.mlperf.check(
             self.run.mode,
             self.data.verify_data,

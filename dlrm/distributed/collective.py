@@ -19,6 +19,8 @@ T = TypeVar("T")
 # them: Slurm also sets it in a plain shell inside an allocation.
 SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
+DYNAMIC_TIMELINE = "DYNAMIC"  # Horovod's word for a timeline that starts and stops when told to
+
 
 class Collective:
     """A single process, in which every exchange is the identity.
@@ -86,6 +88,16 @@ class Collective:
         """Returns every rank's text, in rank order, on every rank."""
         return [text]
 
+    def start_timeline(self, path: str) -> None:
+        """Begins to record the exchanges; rank 0 writes the file.
+
+        Args:
+            path: The file, in the form that Chrome and Perfetto show.
+        """
+
+    def stop_timeline(self) -> None:
+        """Ends what `start_timeline` began."""
+
     def together(self, action: Callable[[], T]) -> T:
         """Runs `action` on every rank, and fails on all of them if it fails on one.
 
@@ -135,9 +147,10 @@ class HorovodCollective(Collective):
 
     Args:
         timeout: Seconds that Gloo waits for a message of another rank.
+        timeline: Whether `start_timeline` may be called.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, *, timeline: bool = False) -> None:
         import horovod.tensorflow as hvd
 
         # The watchdog finds a rank that dies or hangs sooner, and names it; a rank that is merely
@@ -147,6 +160,8 @@ class HorovodCollective(Collective):
         # Milliseconds between two times at which Horovod looks for work. An exchange waits for
         # several of them; at Horovod's default of 1 ms that is a tenth of a short step.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.2")
+        if timeline:
+            os.environ.setdefault("HOROVOD_TIMELINE", DYNAMIC_TIMELINE)
         hvd.init()
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
@@ -174,6 +189,16 @@ class HorovodCollective(Collective):
         for index, variable in enumerate(variables):
             variable.assign(self._hvd.broadcast(variable, root_rank=0, name=f"broadcast.{index}"))
 
+    def start_timeline(self, path: str) -> None:
+        """Starts Horovod's timeline, unless the user has it record the whole run."""
+        if os.environ["HOROVOD_TIMELINE"] == DYNAMIC_TIMELINE:
+            self._hvd.start_timeline(path)
+
+    def stop_timeline(self) -> None:
+        """Stops Horovod's timeline."""
+        if os.environ["HOROVOD_TIMELINE"] == DYNAMIC_TIMELINE:
+            self._hvd.stop_timeline()
+
     def gather_text(self, text: str) -> list[str]:
         """Gathers the lengths of the texts, then their bytes."""
         data = tf.io.decode_raw(tf.constant(text.encode()), tf.uint8)  # uint8 [bytes]
@@ -189,11 +214,12 @@ def launched_size(environment: Mapping[str, str]) -> int:
     return max([int(environment[name]) for name in SIZE_VARIABLES if name in environment] or [1])
 
 
-def connect(timeout: float = 600.0) -> Collective:
+def connect(timeout: float = 600.0, *, timeline: bool = False) -> Collective:
     """Joins the other ranks, if there are any.
 
     Args:
         timeout: Seconds that a rank may wait for a message of another rank.
+        timeline: Whether `Collective.start_timeline` may be called.
 
     Returns:
         The ranks; a `Collective` of one process if no launcher started several.
@@ -206,7 +232,7 @@ def connect(timeout: float = 600.0) -> Collective:
         collective = Collective()
     else:
         try:
-            collective = HorovodCollective(timeout)
+            collective = HorovodCollective(timeout, timeline=timeline)
         except ImportError as error:
             raise ValueError(
                 f"{launched} processes were started, but Horovod cannot be imported ({error}); "

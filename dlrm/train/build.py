@@ -6,6 +6,7 @@ Used by a run, and by benchmarks and checks that train without one. Settings com
 from __future__ import annotations
 
 import math
+import os
 from typing import Callable
 
 import keras
@@ -16,12 +17,19 @@ from dlrm.data import Data
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective, connect
 from dlrm.train.evaluation import Evaluator
+from dlrm.train.instruments import Instruments
 from dlrm.train.loop import Trainer
 from dlrm.train.memory import check_memory
 from dlrm.train.optimizers import dense_optimizer, row_optimizer
+from dlrm.train.products import product_rate, products
 from dlrm.train.step import TrainingStep
+from dlrm.train.step_profiler import StepProfiler, Trace
 
 NO_LIMIT = 1e6  # seconds
+# The variables by which a program knows that Nsight Systems watches it, and the steps that it is
+# shown in parts if none are named: within the 30 steps of the SOK benchmark's command.
+NSYS = {"NSYS_PROFILING_SESSION_ID", "NVTX_INJECTION64_PATH"}
+NSYS_STEPS = range(10, 20)
 
 BuildModel = Callable[[Config], keras.Model]
 
@@ -32,7 +40,8 @@ def join(config: Config) -> Collective:
     Raises:
         ValueError: The ranks cannot be joined.
     """
-    collective = connect(2 * config.run.stall_timeout or NO_LIMIT)
+    timeout = 2 * config.run.stall_timeout or NO_LIMIT
+    collective = connect(timeout, timeline=config.profile.profile is not None)
     devices.claim(collective.local_rank, core_per_operation=not config.model.xla)
     return collective
 
@@ -145,4 +154,48 @@ def build_trainer(
         checkpoint_interval=config.checkpoint.checkpoint_interval,
         steps_per_epoch=data.train.steps,
         warmup_steps=config.report.benchmark_warmup_steps,
+        instruments=build_instruments(config, step, collective, lanes),
+    )
+
+
+def build_instruments(
+    config: Config, step: TrainingStep, collective: Collective, lanes: int
+) -> Instruments:
+    """Builds what watches the steps. All ranks call it together.
+
+    Args:
+        config: The settings.
+        step: The step, built.
+        collective: The ranks.
+        lanes: Number of lanes of the step.
+    """
+    shown, note = config.profile.steps, ""
+    if NSYS & os.environ.keys() and not shown:
+        shown = NSYS_STEPS
+        note = (
+            f"Nsight Systems watches: every second one of steps {shown.start} to {shown.stop} is "
+            "taken in parts; --profile=FIRST:LAST names others"
+        )
+    if not shown and not config.profile.step_breakdown:
+        return Instruments()
+    run_dir, model = config.report.run_dir, config.model
+
+    def products_seconds() -> float:
+        tables = len(step.embedding.table.vocab_sizes)
+        dense, _, _ = step.batch_specs
+        samples, num_dense = dense.shape
+        each = products(num_dense, tables, model.bottom_mlp, model.top_mlp)
+        return samples * each / product_rate(lanes, model.compute_dtype)
+
+    return StepProfiler(
+        step,
+        collective,
+        shown=shown,
+        trace=Trace(os.path.join(run_dir, "profile"), collective)
+        if config.profile.profile and run_dir
+        else None,
+        breakdown=config.profile.step_breakdown,
+        products_seconds=products_seconds,
+        folder=run_dir,
+        note=note,
     )

@@ -24,6 +24,7 @@ from dlrm.optim.schedule import Schedule
 from dlrm.train.callback import Callback
 from dlrm.train.evaluation import Evaluator
 from dlrm.train.health import IDS_OUTSIDE, NOT_FINITE, Health
+from dlrm.train.instruments import CHECKPOINT, DATA, EVALUATION, Instruments, StepInputs
 from dlrm.train.step import Routes, TrainingStep
 
 Item = TypeVar("Item")
@@ -84,9 +85,11 @@ class Trainer:
         checkpoint_interval: Number of steps between two calls of `Callback.save`.
         steps_per_epoch: Number of steps in an epoch.
         warmup_steps: Number of first steps after which `Callback.step` is called too.
+        instruments: What watches the steps; `Instruments` by default.
 
     Attributes:
         step: As given.
+        instruments: As given.
     """
 
     def __init__(
@@ -102,8 +105,10 @@ class Trainer:
         checkpoint_interval: int = 10000,
         steps_per_epoch: int = 1,
         warmup_steps: int = 0,
+        instruments: Instruments | None = None,
     ) -> None:
         self.step = step
+        self.instruments = instruments or Instruments()
         self._evaluator = evaluator
         self._collective = collective
         self._schedule = schedule
@@ -140,7 +145,9 @@ class Trainer:
             interrupted = False
         except StopRequestedError:
             reason, interrupted = "a signal", True
-        callback.save(progress.step)
+        finally:
+            self.instruments.stop()
+        self._save(progress.step, callback)
         return Outcome(reason, progress.step, progress.evaluation_seconds, interrupted)
 
     def evaluate(self, test: Iterable[Batch], step: int, callback: Callback) -> Evaluation:
@@ -206,7 +213,8 @@ class Trainer:
             if 0 < self._run.early_stop <= progress.step:
                 reason = f"{progress.step} steps"
                 break
-            batch, next_batch = next(batches, (None, None))
+            with self.instruments.phase(DATA):
+                batch, next_batch = next(batches, (None, None))
             if batch is None or next_batch is None:
                 reason = plural(self._run.epochs, "epoch")
                 break
@@ -232,9 +240,11 @@ class Trainer:
                 callback.exchanged(self.step.traffic(taken).total)
                 callback.step(progress.step, float(health.loss), learning_rate)
             if progress.step % self._checkpoint_interval == 0:
-                callback.save(progress.step)
+                self._save(progress.step, callback)
         if self._evaluation.eval_in_last:
-            callback.save(progress.step)  # before the evaluation, which a resumed run then repeats
+            self._save(
+                progress.step, callback
+            )  # before the evaluation, which a resumed run then repeats
             self._evaluate(progress, test, callback)
         return reason
 
@@ -248,9 +258,14 @@ class Trainer:
         self, progress: Progress, test: Iterable[Batch], callback: Callback
     ) -> Evaluation:
         """Evaluates and counts the time that this takes."""
-        result = self.evaluate(test, progress.step, callback)
+        with self.instruments.phase(EVALUATION):
+            result = self.evaluate(test, progress.step, callback)
         progress.evaluation_seconds += result.seconds
         return result
+
+    def _save(self, step: int, callback: Callback) -> None:
+        with self.instruments.phase(CHECKPOINT):
+            callback.save(step)
 
     def _checked_step(
         self,
@@ -263,9 +278,10 @@ class Trainer:
     ) -> tuple[Health, Routes]:
         """Takes one step; turns a check that failed in it into a message for the user."""
         try:
-            return self.step.train(
+            inputs = StepInputs(
                 batch.dense, batch.labels, routes, next_batch.ids, learning_rate, signal
             )
+            return self.instruments.take(step, self.step.train, inputs)
         except tf.errors.InvalidArgumentError as error:
             global_batch = len(batch.labels) * self._collective.size
             where = f"step {step} (global batch of {global_batch} samples)"

@@ -98,6 +98,8 @@ def run_together(
         for line in (*data.notes, placement):
             reporter.say(line)
         trainer = build_trainer(config, backend, collective, data, build_model)  # 5
+        if trainer.instruments.note:
+            reporter.say(trainer.instruments.note)
         with watchdog, explained_exchange(collective, watchdog):  # 6
             if not trains:
                 return evaluate(config, collective, data, trainer, reporter, watchdog)
@@ -115,7 +117,7 @@ def agree_on_data(config: Config, collective: Collective, open_data: OpenData) -
     content = {} if config.mlperf.mlperf_log else dict(data.fingerprints)
     seen = (len(data.train), len(data.test), data.num_dense, data.vocab_sizes, content)
     collective.agree("the training and test data", seen)
-    collective.agree("the settings", config.replace(run_dir=None).flat())
+    collective.agree("the settings", {**config.flat(), "run_dir": None})
     return data
 
 
@@ -215,6 +217,8 @@ def train(
             f"checkpoint in {config.checkpoint.checkpoint_dir}"
         )
         return False
+    for line in trainer.instruments.report():
+        reporter.say(line)
     reporter.finish(
         outcome.reason,
         training_seconds=end - start - outcome.evaluation_seconds,

@@ -51,20 +51,20 @@ class StagedStep:
         # What one function returns, the next ones take.
         each = self._each
         self._address, addressed = compiled(self._addressed, ids)
-        self._exchange_keys, keys = compiled(each(TableGroup.exchange_keys), addressed)
+        self._exchange_keys, keys = self._exchange(TableGroup.exchange_keys, addressed)
         self._locate, routes = compiled(each(located), addressed, keys)
         self._read, read = compiled(each(TableGroup.read), routes)
         vectors, stored = zip(*read)
-        self._exchange_vectors, arrived = compiled(
-            each(TableGroup.exchange_vectors), routes, vectors
+        self._exchange_vectors, arrived = self._exchange(
+            TableGroup.exchange_vectors, routes, vectors
         )
         self._arrange, vectors = compiled(each(TableGroup.arrange), routes, arrived)
         part = step.dense_part
         self._forward, _ = compiled(part.loss, dense, vectors, labels, jit_compile=part.jit_compile)
         self._average, _ = compiled(self._averaged, number, vectors, weights, routes, number)
         self._collect, gradients = compiled(each(TableGroup.collect), routes, vectors)
-        self._exchange_gradients, arrived = compiled(
-            each(TableGroup.exchange_gradients), routes, gradients
+        self._exchange_gradients, arrived = self._exchange(
+            TableGroup.exchange_gradients, routes, gradients
         )
         self._update, _ = compiled(self._updated, routes, stored, arrived, weights, number)
         # Backward and forward are compiled at their first use, which must not count as a step's.
@@ -133,6 +133,11 @@ class StagedStep:
     def _each(self, call: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         """A function of tuples, one element for each group, that calls `call` for each group."""
         return lambda *arguments: tuple(call(*each) for each in zip(self._groups, *arguments))
+
+    def _exchange(self, call: Callable[..., Any], *inputs: Any) -> tuple[Callable[..., Any], Any]:
+        """As `compiled`, for each group; a rank alone need not call a graph to send nothing."""
+        graph, outputs = compiled(self._each(call), *inputs)
+        return (graph if self._step.size > 1 else self._each(call)), outputs
 
     def _addressed(self, ids: tf.Tensor) -> tuple[Addressed, ...]:
         return tuple(group.address(ids[:, group.tables]) for group in self._groups)

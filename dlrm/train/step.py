@@ -57,6 +57,7 @@ class TrainingStep:
         dense: Weights and optimizer state of the dense layers by name, which a checkpoint holds;
             empty until built.
         dense_part: The model in lanes.
+        size: Number of ranks.
         row_scale: Factor on the gradients of the vectors, summed over ranks by row, that makes them
             gradients of the loss.
     """
@@ -78,6 +79,7 @@ class TrainingStep:
         self.embedding = embedding
         self.dense: Mapping[str, tf.Variable] = {}
         self.dense_part = DensePart(model, lanes=lanes, loss_scale=loss_scale, compiled=compiled)
+        self.size = collective.size
         self._optimizer = optimizer
         self._collective = collective
         self._num_dense = num_dense

@@ -85,6 +85,8 @@ OUR_FLAGS: dict[str, Any] = {
     "test_after": 0.0,
     "test_batch_size": None,
     "benchmark_warmup_steps": 0,
+    "profile": None,
+    "step_breakdown": False,
 }
 LISTS = (
     "bottom_mlp",
@@ -372,6 +374,12 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"benchmark_warmup_steps": 10, "early_stop": 10},
         ["--benchmark_warmup_steps below --early_stop=10", "found 10"],
     ),
+    ({"profile": "20", "run_dir": "x"}, ["--profile=FIRST:LAST", "found '20'"]),
+    ({"profile": "20:20", "run_dir": "x"}, ["second one greater", "found '20:20'"]),
+    ({"profile": "-1:20", "run_dir": "x"}, ["--profile=FIRST:LAST", "found '-1:20'"]),
+    ({"profile": "10:20"}, ["--profile", "--run_dir=FOLDER"]),
+    ({"profile": "10:20", "run_dir": "x", "early_stop": 19}, ["--early_stop=19", "10:20"]),
+    ({"step_breakdown": True, "mode": "test", "resume": "y"}, ["--step_breakdown", "--mode=test"]),
     ({"mode": "inference_benchmark"}, ["--mode=inference_benchmark", "--checkpoint_dir=FOLDER"]),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from typing import Any
@@ -13,6 +14,10 @@ from dlrm.data import Batches, Data
 from dlrm.distributed.collective import connect
 from dlrm.train.build import build_trainer
 from dlrm.train.callback import Callback
+from dlrm.train.health import Health
+from dlrm.train.instruments import Instruments, StepInputs, Train
+from dlrm.train.staged_step import StagedStep
+from dlrm.train.step import Routes, TrainingStep
 from model import build_model
 
 SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
@@ -27,6 +32,13 @@ SETTINGS += [
     {"compress": False, "xla": False, "embedding_grad": "sum"},
     {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16"},
     {"compress": False, "xla": False, "amp": True, "amp_dtype": "bfloat16"},
+]
+# In each of these, every second step is taken in parts.
+STAGED = range(len(SETTINGS), len(SETTINGS) + 3)
+SETTINGS += [
+    {"compress": True, "xla": False, "bad_ids": "zero"},
+    {"compress": False, "xla": True, "embedding_grad": "sum"},
+    {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16"},
 ]
 
 
@@ -48,6 +60,17 @@ class Samples:
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Samples [start, stop)."""
         return self.dense[start:stop], self.ids[start:stop], self.labels[start:stop]
+
+
+class EverySecondInParts(Instruments):
+    """Takes the first step in parts, the second one as it is, and so on."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        self._staged = StagedStep(step, lambda part: contextlib.nullcontext())
+
+    def take(self, number: int, train: Train, inputs: StepInputs) -> tuple[Health, Routes]:
+        """See `Instruments`."""
+        return super().take(number, train if number % 2 else self._staged.train, inputs)
 
 
 def steps_of(settings: dict[str, Any]) -> int:
@@ -82,6 +105,8 @@ def main(folder: str) -> None:
         )
         data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
         trainer = build_trainer(config_of(**settings), "alltoall", collective, data, build_model)
+        if index in STAGED:
+            trainer.instruments = EverySecondInParts(trainer.step)
         begin = [variable.numpy() for variable in trainer.step.dense.values()]
         begin_rows = trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows)
         trainer.train([batches], batches, Callback())

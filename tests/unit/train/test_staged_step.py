@@ -48,7 +48,8 @@ def test_steps_and_staged_steps_in_turn_equal_the_reference(lanes: int) -> None:
 
 
 def test_opens_each_part_in_order() -> None:
-    step, (batch,), opened = small_step(), make_batches(1), []
+    opened: list[str] = []
+    step, (batch,) = small_step(), make_batches(1)
     parts = staged(step, opened)
     assert opened == [], "compiling is no step"
     parts.train(batch.dense, batch.labels, step.route(batch.ids), batch.ids, LEARNING_RATE)
