@@ -25,7 +25,7 @@ class IdCase(NamedTuple):
     Attributes:
         name: The name in the report.
         compress: Whether the exchange sends each distinct id once.
-        bad_ids: What to do with ids outside their table: `error`, `clip` or `zero`.
+        bad_ids: What to do with ids outside their table, as `--bad_ids` says it.
         ids: int64 [size, samples, tables], the ids of all ranks.
     """
 
@@ -48,6 +48,7 @@ def id_cases(size: int) -> Iterator[IdCase]:
         yield IdCase(f"no ids{note}", compress, "error", plain[:, :0])
         yield IdCase(f"ids out of range, clipped{note}", compress, "clip", beyond)
         yield IdCase(f"ids out of range, zero{note}", compress, "zero", beyond)
+        yield IdCase(f"ids out of range, modulo{note}", compress, "modulo", beyond)
 
 
 def table_error(tables: embedding.Embedding, collective: Collective, case: IdCase) -> float:
@@ -61,7 +62,9 @@ def table_error(tables: embedding.Embedding, collective: Collective, case: IdCas
     ids, rank, size, table = case.ids, collective.rank, collective.size, tables.table
     rows = table.initial(tf.range(table.rows, dtype=tf.int64)).numpy().astype(np.float64)
     inside = (ids >= 0) & (ids < table.vocab_sizes)
-    keys = np.clip(ids, 0, np.array(table.vocab_sizes) - 1) + table.offsets
+    sizes = np.array(table.vocab_sizes)
+    safe = ids % sizes if case.bad_ids == "modulo" else np.clip(ids, 0, sizes - 1)
+    keys = safe + table.offsets
     valid = inside if case.bad_ids == "zero" else np.ones_like(inside)
     expected = rows[keys[rank]] * valid[rank][..., None]
     gradients = np.random.default_rng(7).standard_normal([*ids.shape, table.width], np.float32)
