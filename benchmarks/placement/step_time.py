@@ -23,6 +23,11 @@ NUM_DENSE = 13
 BOTTOM, TOP = (512, 256, 128), (1024, 1024, 512, 256, 1)
 INTERACTION = 480  # values that the top MLP takes
 WIDTH = BOTTOM[-1]
+DENSE_VALUES = sum(
+    (inputs + 1) * outputs
+    for units in ((NUM_DENSE, *BOTTOM), (INTERACTION, *TOP))
+    for inputs, outputs in zip(units, units[1:])
+)
 KEY_BYTES = 4
 BYTES_OF = {"float32": 4, "float16": 2}
 # How often a layer's output, and then its gradient, goes to memory or comes from it: written by
@@ -137,7 +142,7 @@ def step_time(gpu: Accelerator, dtype: str, exchange: Exchange, samples: int) ->
     of_requester = 2 * (exchange.keys.sum(axis=1) + samples * tables) * vector
     moved = activations + (of_owner + of_requester).max()
 
-    weights = _dense_values() * 4
+    weights = DENSE_VALUES * 4
     busiest = gpu.link if ranks <= gpu.node else gpu.network * gpu.node
     return StepTime(
         1e3 * at_one / gpu.operations[dtype],
@@ -169,15 +174,6 @@ def _bottom_products() -> int:
     units = (NUM_DENSE, *BOTTOM)
     pairs = [a * b for a, b in zip(units, units[1:])]
     return 2 * (3 * sum(pairs) - pairs[0])
-
-
-def _dense_values() -> int:
-    """Number of the dense weights."""
-    return sum(
-        (a + 1) * b
-        for units in ((NUM_DENSE, *BOTTOM), (INTERACTION, *TOP))
-        for a, b in zip(units, units[1:])
-    )
 
 
 def rests(exchanges: Mapping[tuple[str, bool], Exchange], samples: int) -> list[float]:
