@@ -81,7 +81,7 @@ train() {
   seed=$(seed_of "$1")
   # The client does not pass signals on: Ctrl-C would reach the training twice.
   SEED=$seed docker run --rm --init --name "$name" --sig-proxy=false "${options[@]}" "$CONT" \
-    launch/run_and_time.sh > >(exec tee -ai "$log") 2>&1 &
+    /dlrm/launch/run_and_time.sh > >(exec tee -ai "$log") 2>&1 &
   client=$!
   # shellcheck disable=SC2064
   trap "docker kill --signal=TERM $name >/dev/null" TERM INT
