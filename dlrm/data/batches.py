@@ -43,7 +43,8 @@ class Batches:
     Attributes:
         steps: Number of steps of the whole epoch.
         local_batch: Number of samples of a step on this rank.
-        num_samples: Number of samples of the source, whole batches or not.
+        num_samples: Number of samples of the source, whole batches or not; of a subset, those in
+            its steps.
 
     Raises:
         ValueError: The ranks do not divide the global batch, the data is smaller than one global
@@ -85,6 +86,8 @@ class Batches:
             raise ValueError(f"expected lookahead >= 0, readers >= 1, found {lookahead}, {readers}")
         self.local_batch = global_batch // size
         self.num_samples = source.num_samples
+        if subset < 1:
+            self.num_samples = min(source.num_samples, self.steps * global_batch)
         self._source = source
         self._global_batch = global_batch
         self._rank = rank

@@ -302,6 +302,7 @@ def test_a_subset_is_the_first_steps_rounded_up():
         batches = Batches(Slices(50), 12, 0, 1, drop_remainder=True, subset=subset)
         assert len(batches) == batches.steps == steps
         assert [batch.first for batch in batches] == [0, 12, 24, 36][:steps]
+        assert batches.num_samples == (50 if subset == 1 else 12 * steps)
 
 
 def test_batches_in_a_random_order():
