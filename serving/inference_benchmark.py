@@ -10,6 +10,7 @@ The flags, and what a latency is, are no concern of this module.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -30,6 +31,7 @@ from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective, connect
 from dlrm.formats.json_files import write_json_object
 from dlrm.formats.quantities import plural
+from dlrm.reporting.dllogger_lines import DlloggerLines
 from dlrm.reporting.machine import hardware, versions
 from dlrm.train.build import NO_LIMIT, BuildModel, build_tables, most_lanes, place_tables
 from dlrm.train.optimizers import dense_optimizer
@@ -102,6 +104,8 @@ def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) 
             others = {SAVEDMODEL: saved_model(artifact / SAVED_MODEL), SCORER: scorer.score}
             differences = compare(trained, others, samples.requests(max(sizes), 1)[0])
             latencies = list(measure(trained, others, samples, sizes, steps))
+    if config.tracking.log_path is not None:
+        write_lines(config.tracking.log_path, config, latencies)
     say(latency_table(latencies))
     for name, difference in differences.items():
         say(f"largest difference of a logit from TensorFlow's: {name} {difference:.2g}")
@@ -264,6 +268,20 @@ def report(
     title = f"Inference on {cores} of {machine['cpu']}, step {trained.step:,}"
     plot_latency(run_dir / PICTURE, latencies, title)
     say(f"written: {run_dir / JSON_FILE}, {run_dir / PICTURE}")
+
+
+def write_lines(path: str, config: Config, latencies: Sequence[Latency]) -> None:
+    """Writes the trainer's latencies in dllogger's form, as those of NVIDIA's DLRMs.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
+    lines = DlloggerLines(path, steps_per_epoch=1, warn=say)
+    lines.start(0, {}, config.flat())
+    for latency in latencies:
+        if latency.variant == TENSORFLOW:
+            lines.record("inference", 0, dataclasses.asdict(latency))
+    lines.end(success=True)
 
 
 def say(line: str) -> None:

@@ -78,6 +78,11 @@ class DlloggerLines:
             self._compare(step, number(fields, "auc"), number(fields, "log_loss"))
             if "samples" in fields:  # a stream's evaluations have none
                 self._add_test(number(fields, "samples"), number(fields, "seconds"))
+        elif event == "inference":
+            batch = int(number(fields, "batch_size"))
+            self._results[f"mean_inference_latency_batch_{batch}"] = number(fields, "mean")
+            speed = number(fields, "samples_per_second")
+            self._results[f"mean_inference_throughput_batch_{batch}"] = speed
         elif event == "result":
             self._results["average_train_throughput"] = number(fields, "samples_per_second")
         if data:

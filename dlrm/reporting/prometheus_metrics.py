@@ -59,7 +59,7 @@ class PrometheusMetrics:
         from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
         self._ranks = ranks
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str, tuple[float, str]] = {}
         self._gauges: dict[str, tuple[float, str]] = {}
         self._global_batch = 0
         self._info: dict[str, str] = {}
@@ -124,15 +124,12 @@ class PrometheusMetrics:
         """Yields the metrics for one answer of the port, in the port's thread."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        info = GaugeMetricFamily(f"{PREFIX}run_info", "What runs.", labels=list(self._info))
-        info.add_metric(list(self._info.values()), 1)
-        yield info
-        counters = {
-            "steps": "Steps done since the training began anew; as of the last logged step.",
-            "samples": "Samples trained in these steps, over all ranks.",
-        }
-        for name, text in counters.items():
-            yield CounterMetricFamily(PREFIX + name, text, self._counts.get(name, 0))
+        if self._info:  # a count of 0 before a resumed run has started would look like a new one
+            info = GaugeMetricFamily(f"{PREFIX}run_info", "What runs.", labels=list(self._info))
+            info.add_metric(list(self._info.values()), 1)
+            yield info
+        for name, (value, text) in list(self._counts.items()):
+            yield CounterMetricFamily(PREFIX + name, text, value)
         yield CounterMetricFamily(
             f"{PREFIX}restarts", "How often the launcher has started the job again.", restarts()
         )
@@ -161,7 +158,10 @@ class PrometheusMetrics:
         yield progress
 
     def _count(self, step: int) -> None:
-        self._counts = {"steps": step, "samples": step * self._global_batch}
+        self._counts = {
+            "steps": (step, "Steps since the training began anew; as of the last logged one."),
+            "samples": (step * self._global_batch, "Samples trained in these, over all ranks."),
+        }
 
 
 def restarts() -> int:

@@ -55,7 +55,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def test_a_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
     sizes = {"inference_benchmark_batch_sizes": SIZES, "inference_benchmark_steps": STEPS}
-    flags = checkpoint.flags(run_dir=tmp_path / "run", **sizes)
+    log = tmp_path / "log.json"
+    flags = checkpoint.flags(run_dir=tmp_path / "run", log_path=log, **sizes)
     ended = run(["python3", "main.py", *flags], time_limit=180)
     assert ended.code == 0, ended.output
     rows = re.findall(r"^ *(\d+)  (TensorFlow|SavedModel|scorer) +([\d. ,]+)$", ended.output, re.M)
@@ -81,6 +82,17 @@ def test_a_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
         assert 0 < latency["p50_ms"] <= latency["p90_ms"] <= latency["p99_ms"]
         shown = float(numbers.split()[0].replace(",", ""))
         assert shown == pytest.approx(latency["mean_ms"], rel=0.05, abs=0.001)
+    summary = json.loads(log.read_text().splitlines()[-1].removeprefix("DLLL "))
+    assert summary["step"] == []
+    ours = [latency for latency in content["latencies"] if latency["variant"] == "TensorFlow"]
+    expected_results = {
+        f"mean_inference_latency_batch_{size}": pytest.approx(latency["mean_ms"] / 1e3, rel=1e-3)
+        for size, latency in zip(SIZES, ours)
+    }
+    for size, latency in zip(SIZES, ours):
+        speed = pytest.approx(latency["samples_per_second"], rel=1e-3)
+        expected_results[f"mean_inference_throughput_batch_{size}"] = speed
+    assert summary["data"] == expected_results
 
 
 def refused(config: Config) -> str:

@@ -339,3 +339,11 @@ def test_the_clock_stands_still_with_the_process() -> None:
     clock = SuspendAwareClock(0.01)
     time.sleep(0.1)
     assert clock.tick() == 0.01
+
+
+def test_health_is_the_age_and_progress_of_each_rank_at_work() -> None:
+    table = HeartbeatTable(range(2), 0.0, 10.0)
+    table.record(1, Heartbeat(7, "step 7"), 2.0)
+    assert table.health(5.0) == {0: (5.0, 0), 1: (3.0, 7)}
+    table.remove(0, 6.0)
+    assert table.health(6.0) == {1: (4.0, 7)}

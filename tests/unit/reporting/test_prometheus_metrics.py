@@ -93,6 +93,10 @@ def test_what_a_run_tells_is_read_at_the_port(
 
 def test_nothing_is_claimed_before_it_is_known(metrics: PrometheusMetrics) -> None:
     """A resumed run counts on; there is no evaluation and no checkpoint of age 0 yet."""
+    before = values(text_of(metrics))
+    assert {name.partition("{")[0] for name in before if name.startswith("dlrm")} == {
+        *("dlrm_restarts_total", "dlrm_rank_heartbeat_age_seconds", "dlrm_rank_progress_total")
+    }
     metrics.start(40, START, {})
     found = values(text_of(metrics))
     assert found["dlrm_steps_total"] == 40

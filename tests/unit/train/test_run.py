@@ -195,8 +195,15 @@ def test_a_checkpoint_is_evaluated(
         shutil.rmtree(data / "train")
     # Another batch, as none of it is training.
     settings = config(data, mode="test", checkpoint_dir=directory, global_batch_size=6)
-    assert program.run(settings.replace(run_dir=str(tmp_path / "run")), open_data, build_model)
-    (tested,) = evaluations(capsys.readouterr().out)
+    log = tmp_path / "log.json"
+    shown = {"run_dir": str(tmp_path / "run"), "metrics_port": 0, "log_path": str(log)}
+    assert program.run(settings.replace(**shown), open_data, build_model)
+    output = capsys.readouterr().out
+    assert re.search(r"^metrics: http://.+:\d+/metrics$", output, re.MULTILINE)
+    summary = json.loads(log.read_text().splitlines()[-1].removeprefix("DLLL "))
+    assert summary["step"] == []
+    (tested,) = evaluations(output)
+    assert f"AUC: {summary['data']['best_auc']:.6f}" in tested[1]
     assert tested[1] == trained[1]
     for figure in ("AUC", "log loss", "NE"):
         assert figure in tested[1]
