@@ -109,7 +109,7 @@ LOGDIR=$(realpath "$LOGDIR")
 NEXP=${NEXP:-1} RUN_ID=${RUN_ID:-$(date +%y%m%d%H%M%S)}
 
 options=(
-  --network=host --ipc=host --ulimit=memlock=-1 --ulimit=stack=67108864
+  --network=host --ipc=host
   # What the training writes belongs to the caller, who need not exist in the image.
   --user="$(id -u):$(id -g)" --env=HOME=/var/tmp
   --mount="type=bind,source=$LOGDIR,target=$LOGDIR"
@@ -125,6 +125,9 @@ for name in $(exported_by "$config") DATADIR RUN_DIR SEED MLPERF; do
 done
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   options+=(--gpus=all)
+fi
+if [ -e /dev/infiniband ]; then # its memory must be locked
+  options+=(--device=/dev/infiniband --ulimit=memlock=-1)
 fi
 # shellcheck disable=SC2206
 options+=(${DOCKER_FLAGS-})

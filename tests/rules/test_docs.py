@@ -39,7 +39,20 @@ EXTERNAL_FLAGS = {
     *("network", "disable", "flagfile", "help"),  # of horovodrun and absl
     *("bind", "oversubscribe", "allow"),  # of mpirun
     # Of docker.
-    *("build", "env", "gpus", "init", "ipc", "rm", "signal", "time", "ulimit", "user", "volume"),
+    *(
+        "build",
+        "device",
+        "env",
+        "gpus",
+        "init",
+        "ipc",
+        "rm",
+        "signal",
+        "time",
+        "ulimit",
+        "user",
+        "volume",
+    ),
     *("cpu", "kill", "ntasks", "wait"),  # of Slurm, up to the first hyphen
     *("artifacts", "backend", "host"),  # of MLflow's server, likewise
     # Of TensorFlow's saved_model_cli, and of TensorFlow Serving.
