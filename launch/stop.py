@@ -1,4 +1,4 @@
-"""Stops the training whose ranks run on this host, and waits until they have ended.
+"""Stops the ranks on this host that run in this folder, and waits until they have ended.
 
     python3 -m launch.stop
 
@@ -10,6 +10,7 @@ checkpoint, on all hosts, and end with code 75. It waits for as long as that tak
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
 from dlrm import cli
@@ -23,14 +24,24 @@ FIRST_PROCESS = 1
 
 
 def main() -> int:
-    """Stops every rank of this host that this user may signal; returns the exit code, 0."""
-    ranks = list(ranks_below(FIRST_PROCESS))
-    log(f"stopping the ranks on this host: {', '.join(str(r.pid) for r in ranks) or 'none runs'}")
+    """Stops this user's ranks in the working directory; returns the exit code, 0."""
+    folder = os.getcwd()
+    ranks = [rank for rank in ranks_below(FIRST_PROCESS) if folder_of(rank) == folder]
+    numbers = ", ".join(str(rank.pid) for rank in ranks)
+    log(f"stopping the ranks in {folder}: {numbers or 'none runs'}")
     for rank in ranks:
         with contextlib.suppress(psutil.NoSuchProcess):
             rank.terminate()
     psutil.wait_procs(ranks)
     return 0
+
+
+def folder_of(rank: psutil.Process) -> str:
+    """Returns a rank's working directory; empty if it has ended or is another user's."""
+    try:
+        return rank.cwd()
+    except psutil.Error:
+        return ""
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ assert child.poll() is None and len(signals) == 1, (child.poll(), signals)
 child.kill()
 pathlib.Path(sys.argv[2]).write_text("saved")
 """
-# Process 1 of the namespace: it starts two ranks and one other process, as sshd would.
+# Process 1 of the namespace: it starts two ranks, one other process and a rank of another folder's
+# training, as sshd would.
 FIRST = """
 import os, pathlib, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -47,7 +48,9 @@ ranks = [
     )
     for rank in range(2)
 ]
-other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+other = subprocess.Popen(sleep)
+elsewhere = subprocess.Popen(sleep, env={**os.environ, "HOROVOD_RANK": "0"}, cwd=folder)
 while len(list(folder.glob("up*"))) < 2:
     time.sleep(0.01)
 stop = subprocess.Popen([sys.executable, "-m", "launch.stop"])
@@ -57,8 +60,9 @@ while stop.pid not in codes:
     pid, status = os.wait()
     codes[pid] = os.waitstatus_to_exitcode(status)
 saved = [(folder / f"end{rank}").exists() for rank in range(2)]
-print(codes[stop.pid], saved, other.poll())
+print(codes[stop.pid], saved, other.poll(), elsewhere.poll())
 other.kill()
+elsewhere.kill()
 """
 
 
@@ -72,8 +76,8 @@ def test_it_ends_the_ranks_and_waits_for_them(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.stdout == "0 [True, True] None\n", done.stderr
-    assert "stopping the ranks on this host: " in done.stderr
+    assert done.stdout == "0 [True, True] None None\n", done.stderr
+    assert f"stopping the ranks in {ROOT}: " in done.stderr
 
 
 def test_it_says_that_there_is_no_rank(tmp_path: Path) -> None:
@@ -86,4 +90,4 @@ def test_it_says_that_there_is_no_rank(tmp_path: Path) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "launch: stopping the ranks on this host: none runs\n"
+    assert done.stderr == f"launch: stopping the ranks in {ROOT}: none runs\n"
