@@ -61,6 +61,8 @@ EXTERNAL_FLAGS = {
     # Of the systems in docs/coming_from.md.
     *("no_python", "use_env", "nproc_per_node", "model_config", "bin_data_root", "out_root"),
     *("stage", "pull", "benchmarks", "scenarios", "test_mode", "config_ver", "hash_indices"),
+    # Of Nsight Systems' nsys profile, and of xprof.
+    *("sample", "backtrace", "cudabacktrace", "cpuctxsw", "trace", "logdir"),
 }
 FIXED = 8  # from this many characters on, a piece of an error line must occur in the code
 
