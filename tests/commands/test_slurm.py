@@ -1,4 +1,4 @@
-"""A job on a real Slurm cluster is preempted, requeued and resumed, and ends as if it had not been.
+"""Jobs on a real Slurm cluster are stopped in several ways, and end as one that was not.
 
 Quicker tests of the batch script, with stand-ins for srun and scontrol, are in test_run_sub.py.
 """
@@ -6,7 +6,9 @@ Quicker tests of the batch script, with stand-ins for srun and scontrol, are in 
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 
 from dlrm.checkpoint.directory import checkpoint_name
 from tests.support.jobs import EPOCH_STEPS, flags, write_data
+from tests.support.processes import ROOT
 from tests.support.slurm_cluster import REQUEUE_SECONDS, SlurmCluster, why_not
 
 pytestmark = [
@@ -25,15 +28,8 @@ pytestmark = [
 ]
 EPOCHS = 30
 STEPS = EPOCHS * EPOCH_STEPS
-START_SECONDS, TRAINING_SECONDS = 180.0, 600.0
-SETTINGS = {"epochs": EPOCHS, "eval_interval": 1000, "checkpoint_interval": 10 * STEPS}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    # Not pytest's folder: its path is too long for sockets.
-    with tempfile.TemporaryDirectory() as folder, SlurmCluster(Path(folder)) as cluster:
-        yield cluster
+START_SECONDS, TRAINING_SECONDS, STOP_SECONDS = 600.0, 900.0, 300.0  # on busy cores
+SETTINGS = {"epochs": EPOCHS, "eval_interval": 1000, "checkpoint_interval": 100}
 
 
 class Trainings:
@@ -45,7 +41,7 @@ class Trainings:
     """
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
-        self._cluster, self._folder = cluster, folder
+        self.cluster, self.folder = cluster, folder
         write_data(folder / "data")
         self._environment = {
             "DGXNGPU": "1",
@@ -53,87 +49,119 @@ class Trainings:
             "LOGDIR": str(folder),
             "SEED": "7",
             "CLEAR_CACHES": "0",
+            "VENV": os.path.relpath(sys.prefix, ROOT),
             "FLAGS": " ".join(["--flagfile=presets/demo.flags", *flags(SETTINGS)]),
         }
 
     def submit(self) -> str:
         """Submits a training; returns the job's number."""
-        log = self._folder / "job-%j.log"
+        log = self.folder / "job-%j.log"
         options = ["--parsable", "--partition=low", "--nodes=2", f"--output={log}"]
         command = ["sbatch", *options, "launch/slurm/run.sub"]
-        return self._cluster.ask(*command, env=self._environment).strip()
+        return self.cluster.ask(*command, env=self._environment).strip()
 
-    def job_log(self, job: str) -> str:
+    def submit_and_wait_for(self, step: int) -> str:
+        """Submits a training and waits until it is beyond a step."""
+        job = self.submit()
+        self.cluster.until(lambda: len(self.events(job, "step")) > step, START_SECONDS)
+        return job
+
+    def said(self, job: str) -> str:
         """What the job's own log holds so far."""
-        log = self._folder / f"job-{job}.log"
+        log = self.folder / f"job-{job}.log"
         return log.read_text() if log.exists() else ""
+
+    def summary(self, job: str) -> list[str]:
+        """The first words of each line of run.sub."""
+        return re.findall(r"run\.sub: training 1 of 1(.*?)(?:[:;] .*)?\n", self.said(job))
 
     def events(self, job: str, kind: str) -> list[dict[str, Any]]:
         """The recorded events of a kind."""
-        log = self._folder / f"{job}_1" / "events.jsonl"
+        log = self.folder / f"{job}_1" / "events.jsonl"
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         events = [json.loads(line) for line in lines if line.endswith("\n")]
         return [event for event in events if event["event"] == kind]
 
+    def losses(self, job: str) -> dict[int, float]:
+        """The loss of each step, as it was computed last."""
+        return {event["step"]: event["loss"] for event in self.events(job, "step")}
+
     def tensors(self, job: str) -> dict[str, bytes]:
         """The files of weights of the last checkpoint."""
-        folder = self._folder / f"{job}_1" / "checkpoints" / checkpoint_name(STEPS)
+        folder = self.folder / f"{job}_1" / "checkpoints" / checkpoint_name(STEPS)
         return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
     def wait(self, job: str) -> None:
         """Waits until the job has left the queue."""
-        self._cluster.until(
-            lambda: not self._cluster.ask("squeue", "-h", "-j", job), TRAINING_SECONDS
+        self.cluster.until(
+            lambda: not self.cluster.ask("squeue", "-h", "-j", job), TRAINING_SECONDS
         )
 
 
-def test_a_preempted_job_ends_as_an_uninterrupted_one(
-    cluster: SlurmCluster, tmp_path: Path
-) -> None:
-    trainings = Trainings(cluster, tmp_path)
-    whole = trainings.submit()
-    trainings.wait(whole)
-    assert "training 1 of 1 is finished" in trainings.job_log(whole)
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    # Not pytest's folder: its path is too long for sockets.
+    with tempfile.TemporaryDirectory() as folder, SlurmCluster(Path(folder)) as cluster:
+        yield Trainings(cluster, tmp_path_factory.mktemp("trainings"))
 
+
+@pytest.fixture(scope="module")
+def whole(trainings: Trainings) -> str:
+    """A job that nothing stops."""
     job = trainings.submit()
-    cluster.until(lambda: len(trainings.events(job, "step")) > 10, START_SECONDS)
-    urgent = ["--partition=high", "--nodes=2", f"--output={tmp_path}/urgent.log"]
-    cluster.ask("sbatch", *urgent, "--wrap=srun --nodes=2 echo urgent")
+    trainings.wait(job)
+    start = f", start 1 of job {job}"
+    assert trainings.summary(job) == [start, " is finished"], trainings.said(job)
+    assert trainings.losses(job).keys() == set(range(1, STEPS + 1))
+    assert len(trainings.tensors(job)) == 3  # dense weights, and the rows of two ranks
+    return job
+
+
+def test_a_preempted_job_ends_as_if_it_had_not_been(trainings: Trainings, whole: str) -> None:
+    job = trainings.submit_and_wait_for(step=10)
+    log = trainings.folder / "urgent.log"
+    urgent = ["--partition=high", "--nodes=2", f"--output={log}"]
+    trainings.cluster.ask("sbatch", *urgent, "--wrap=srun --nodes=2 echo urgent")
     trainings.wait(job)
 
-    said = re.findall(r"run\.sub: (.*?)(?:[:;,] .*)?\n", trainings.job_log(job))
-    assert said == [
-        "training 1 of 1",
-        "training 1 of 1 was stopped by a signal (code 75)",
-        "training 1 of 1",
-        "training 1 of 1 is finished",
-    ], trainings.job_log(job)
-    assert f"start 1 of job {job}: 2 ranks on n[1-2], seed 7" in trainings.job_log(job)
-    assert f"start 2 of job {job}: 2 ranks on n[1-2], seed 7" in trainings.job_log(job)
-    assert (tmp_path / "urgent.log").read_text() == "urgent\nurgent\n"
-    (saved, last) = (event["step"] for event in trainings.events(job, "checkpoint"))
-    assert 10 < saved < last == STEPS
-
-    losses = [
-        {event["step"]: event["loss"] for event in trainings.events(one, "step")}
-        for one in (whole, job)
-    ]
-    assert losses[0].keys() == set(range(1, STEPS + 1))
-    assert losses[1] == losses[0]
-    tensors = trainings.tensors(whole)
-    assert len(tensors) == 3  # dense weights, and the rows of two ranks
-    assert trainings.tensors(job) == tensors
+    assert log.read_text() == "urgent\nurgent\n"
+    assert trainings.summary(job) == [
+        f", start 1 of job {job}",
+        " was stopped by a signal (code 75)",
+        f", start 2 of job {job}",
+        " is finished",
+    ], trainings.said(job)
+    first, resumed = (event["step"] for event in trainings.events(job, "start"))
+    assert first == 0
+    assert 10 < resumed < STEPS
+    assert trainings.losses(job) == trainings.losses(whole)
+    assert trainings.tensors(job) == trainings.tensors(whole)
 
 
-def test_a_cancelled_job_stays_cancelled_and_keeps_a_checkpoint(
-    cluster: SlurmCluster, tmp_path: Path
+def test_a_job_goes_on_after_one_of_its_nodes_was_unreachable(
+    trainings: Trainings, whole: str
 ) -> None:
-    trainings = Trainings(cluster, tmp_path)
-    job = trainings.submit()
-    cluster.until(lambda: len(trainings.events(job, "step")) > 10, START_SECONDS)
-    cluster.ask("scancel", job)
+    job = trainings.submit_and_wait_for(step=110)
+    trainings.cluster.network.pull("n2")
+    trainings.cluster.until(lambda: "back into the queue" in trainings.said(job), STOP_SECONDS)
+    trainings.cluster.network.plug_in("n2")
     trainings.wait(job)
-    assert len(trainings.events(job, "checkpoint")) == 1
+
+    start, failed, *rest = trainings.summary(job)
+    assert start == f", start 1 of job {job}"
+    assert re.fullmatch(r" ended with code \d+ after step-\d+", failed), trainings.said(job)
+    assert rest == [f", start 2 of job {job}", " is finished"], trainings.said(job)
+    lines = (trainings.folder / f"{job}_1.log").read_text()
+    assert "error: rank 1 is lost: " in lines
+    assert trainings.losses(job) == trainings.losses(whole)
+    assert trainings.tensors(job) == trainings.tensors(whole)
+
+
+def test_a_cancelled_job_stays_cancelled_and_keeps_a_checkpoint(trainings: Trainings) -> None:
+    job = trainings.submit_and_wait_for(step=10)
+    trainings.cluster.ask("scancel", job)
+    trainings.wait(job)
+    assert trainings.events(job, "checkpoint")
     time.sleep(2 * REQUEUE_SECONDS)
-    assert "JobState=CANCELLED" in cluster.ask("scontrol", "show", "job", job)
-    assert "back into the queue" not in trainings.job_log(job)
+    assert "JobState=CANCELLED" in trainings.cluster.ask("scontrol", "show", "job", job)
+    assert "back into the queue" not in trainings.said(job)

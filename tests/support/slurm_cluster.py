@@ -62,11 +62,15 @@ class SlurmCluster:
 
     Args:
         folder: An empty folder, with a short path: it holds sockets.
+
+    Attributes:
+        network: Its hosts, with a cable each.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._stack = contextlib.ExitStack()
+        self._daemons: list[subprocess.Popen[bytes]] = []
         self._environment = {
             **{name: value for name, value in os.environ.items() if not LAUNCHER.match(name)},
             "PATH": hosts.PATH,
@@ -90,8 +94,9 @@ class SlurmCluster:
         ]
         munge = ["munged", "-F", "--force", f"--socket={self._folder}/munge.socket", *files]
         with contextlib.ExitStack() as stack:
-            # Their end is that of all processes on them.
-            self._network = stack.enter_context(hosts.Network(self._folder / "network", NODES))
+            # The end of the hosts is that of all processes on them.
+            stack.callback(self._wait_for_daemons)
+            self.network = stack.enter_context(hosts.Network(self._folder / "network", NODES))
             self._start("n1", *munge)
             self._start("n1", "slurmctld", "-D")
             for node in NODES:
@@ -108,18 +113,23 @@ class SlurmCluster:
 
     def _start(self, host: str, *command: str) -> None:
         with open(self._folder / "daemons.log", "ab") as log:
-            subprocess.Popen(
-                self._network.hosts[host].command(*command),
+            daemon = subprocess.Popen(
+                self.network.hosts[host].command(*command),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+        self._daemons.append(daemon)
+
+    def _wait_for_daemons(self) -> None:
+        for daemon in self._daemons:
+            daemon.wait(READY_SECONDS)
 
     def ask(self, *command: str | Path, env: Mapping[str, str] | None = None) -> str:
         """Runs a command in the project's root on the first node; returns what it prints."""
         return subprocess.run(
-            self._network.hosts["n1"].command(*command),
+            self.network.hosts["n1"].command(*command),
             env={**self._environment, **(env or {})},
             stdout=subprocess.PIPE,
             text=True,
