@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dlrm import cli
 from dlrm.config import SETTINGS
-from launch.supervisor import Supervisor
+from launch.supervisor import RESTARTS, Supervisor
 
 WRAPPER = Path(__file__).resolve().parent.parent / "hvd_wrapper.sh"
 MAX_RESTARTS = 3
@@ -28,7 +28,7 @@ MPI_OPTIONS = (
     # horovodrun gives them.
     *("--mca", "odls_base_sigkill_timeout", "5"),
     # On other hosts, too.
-    *("-x", "PYTHONUNBUFFERED"),
+    *("-x", "PYTHONUNBUFFERED", "-x", RESTARTS),
 )
 
 
@@ -85,6 +85,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
     words = ["--help" if word == "-h" else word for word in argv[:end]]
     options, runner_options = parser.parse_known_args(words)
     command = list(argv[end + 1 :])
+    for name, least in (("np", 1), ("max_restarts", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            dashes = "-" if name == "np" else "--"
+            parser.error(f"expected {dashes}{name} of {least} or more, found {value}")
     if not command:
         parser.error("expected -- and main.py with its flags, found none")
     return options, runner_options, command

@@ -120,7 +120,8 @@ class Supervisor:
     def _attempt(self, command: Sequence[str], restarts: int) -> Attempt:
         """Runs the job once; no process of it is left afterwards."""
         # A scheduler may have started this launcher again, too.
-        restarts += int(os.environ.get(RESTARTS, "0"))
+        earlier = os.environ.get(RESTARTS, "")
+        restarts += int(earlier) if before_us.isdecimal() else 0
         start, before = time.monotonic(), self._finished_checkpoints()
         output = JobOutput()
         process = subprocess.Popen(

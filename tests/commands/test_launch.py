@@ -286,6 +286,11 @@ def test_no_checkpoints_no_restarts() -> None:
         command_line.main(["-np", "2", "--max_restarts=1", "--", "main.py", "--lr=1"])
     with pytest.raises(ValueError, match="^expected -- and main.py"):
         command_line.main(["-np", "2"])
+    for words in ("-np 0", "-np -1", "-np 1 --max_restarts -1", "-np 1 --max_restarts=-1"):
+        with pytest.raises(
+            ValueError, match="^expected --?(np of 1|max_restarts of 0) or more, fo"
+        ):
+            command_line.main([*words.split(), "--", "main.py", "--checkpoint_dir=a"])
 
 
 def test_flags_are_read_as_main_reads_them(tmp_path: Path) -> None:
