@@ -121,7 +121,7 @@ class Supervisor:
         """Runs the job once; no process of it is left afterwards."""
         # A scheduler may have started this launcher again, too.
         earlier = os.environ.get(RESTARTS, "")
-        restarts += int(earlier) if before_us.isdecimal() else 0
+        restarts += int(earlier) if earlier.isdecimal() else 0
         start, before = time.monotonic(), self._finished_checkpoints()
         output = JobOutput()
         process = subprocess.Popen(

@@ -73,13 +73,15 @@ class Host:
         return [*enter, "taskset", "--cpu-list", self._core, *words]
 
     def processes(self) -> list[psutil.Process]:
-        """All its processes but those of the SSH server."""
+        """All its live processes but those of the SSH server."""
         space, found = os.readlink(f"/proc/{self.pid}/ns/pid"), []
-        for process in psutil.process_iter(["name"]):
+        for process in psutil.process_iter(["name", "status"]):
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == space:
+                inside = os.readlink(f"/proc/{process.pid}/ns/pid") == space
+                ended = process.info["status"] == psutil.STATUS_ZOMBIE
+                if inside and not ended and process.info["name"] != "sshd":
                     found.append(process)
-        return [process for process in found if process.info["name"] != "sshd"]
+        return found
 
 
 class Network:
