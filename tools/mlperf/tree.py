@@ -13,6 +13,7 @@ from dlrm.formats import atomic_files
 
 BENCHMARK = "dlrm"
 IMPLEMENTATION = "tensorflow"
+_PARTS = {"systems", "benchmarks", "results"}  # of a submitter's folder
 _ROOT = Path(__file__).resolve().parents[2]
 _FOLDERS = ("dlrm", "preprocess", "interact_op", "launch", "presets", "requirements", "setup")
 _FOLDERS_TOO = ("tools", "docs", "serving", "dlrm_v3")
@@ -31,12 +32,17 @@ def build_tree(out: Path, description: Mapping[str, Any], logs: Sequence[Path]) 
 
     Returns:
         The submitter's folder.
+
+    Raises:
+        ValueError: The folder holds something else, or the logs.
     """
     tree = out / file_name(description["submitter"])
+    _check_replaceable(tree, logs)
     system = file_name(description["system_name"])
     results = tree / "results" / system / BENCHMARK
     code = tree / "benchmarks" / BENCHMARK / "implementations" / IMPLEMENTATION
-    shutil.rmtree(tree, ignore_errors=True)
+    if tree.exists():
+        shutil.rmtree(tree)
     for folder in (tree / "systems", results, code):
         folder.mkdir(parents=True)
     text = json.dumps(description, indent=2) + "\n"
@@ -49,6 +55,25 @@ def build_tree(out: Path, description: Mapping[str, Any], logs: Sequence[Path]) 
         for path in _ROOT.glob(pattern):
             shutil.copyfile(path, code / path.name)
     return tree
+
+
+def _check_replaceable(tree: Path, logs: Sequence[Path]) -> None:
+    """Checks that nothing but an earlier tree is lost when the folder is replaced.
+
+    Raises:
+        ValueError: The folder holds something else, or the logs.
+    """
+    others = sorted({path.name for path in tree.glob("*")} - _PARTS)
+    if others:
+        raise ValueError(
+            f"{tree}: expected no folder, or a submitter's tree to replace, found {others[0]} in "
+            "it; name another OUT"
+        )
+    for log in logs:
+        if log.resolve().is_relative_to(tree.resolve()):
+            raise ValueError(
+                f"{log}: expected logs outside of {tree}, which is built anew; name copies of them"
+            )
 
 
 def results_folder(tree: Path) -> Path:

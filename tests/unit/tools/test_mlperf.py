@@ -93,6 +93,23 @@ def test_the_command_packs_checks_and_scores(
     assert (code / "docs").is_dir()
 
 
+def test_an_earlier_tree_is_replaced_but_nothing_else(logs: list[Path], tmp_path: Path) -> None:
+    tree = packed(logs, tmp_path / "out")
+    in_it = sorted(tree.glob("results/*/dlrm/result_*.txt"))
+    assert len(in_it) == 5
+    with pytest.raises(ValueError, match=r"result_0.txt: expected logs outside of .*/out/We"):
+        packed(in_it, tmp_path / "out")
+    assert packed(logs[:3], tmp_path / "out") == tree
+    assert len(list(tree.glob("results/*/dlrm/result_*.txt"))) == 3
+
+    other = tmp_path / "home" / "We" / "letter.txt"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    with pytest.raises(ValueError, match=r"found letter.txt in it; name another OUT"):
+        packed(logs, tmp_path / "home")
+    assert other.exists()
+
+
 def without(key: str) -> Callable[[Events], Events]:
     return lambda events: [event for event in events if event["key"] != key]
 
