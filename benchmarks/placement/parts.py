@@ -33,7 +33,7 @@ with cli.project_environment():
         step_time,
     )
     from benchmarks.shapes import SHAPES
-    from benchmarks.step import WARMUP, Clock, own_products, products
+    from benchmarks.step import WARMUP, Clock, own_products
     from dlrm.data import SyntheticSource
     from dlrm.distributed.sharding import key_offsets
 
@@ -85,6 +85,8 @@ def work(steps: int) -> None:
 
 def describe(size: int, steps: int) -> str:
     """Measures a number of ranks, and returns a line of the table."""
+    from dlrm.train.products import products  # loads TensorFlow
+
     measured, multiply, gather, *exchanged = ranks.measure(
         size, "benchmarks.placement.parts", ["--work", f"--steps={steps}"]
     )
