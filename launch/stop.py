@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 
 from dlrm import cli
 
@@ -23,8 +24,15 @@ with cli.project_environment():
 FIRST_PROCESS = 1
 
 
-def main() -> int:
-    """Stops this user's ranks in the working directory; returns the exit code, 0."""
+def main(argv: Sequence[str]) -> int:
+    """Stops this user's ranks in the working directory; returns the exit code, 0.
+
+    Raises:
+        ValueError: There are arguments; then no rank is stopped.
+    """
+    cli.Parser(
+        prog="python3 -m launch.stop", description=(__doc__ or "").splitlines()[0]
+    ).parse_args(argv)
     folder = os.getcwd()
     ranks = [rank for rank in ranks_below(FIRST_PROCESS) if folder_of(rank) == folder]
     numbers = ", ".join(str(rank.pid) for rank in ranks)
@@ -45,4 +53,4 @@ def folder_of(rank: psutil.Process) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.exit_code(main))
+    sys.exit(cli.exit_code(lambda: main(sys.argv[1:])))

@@ -91,3 +91,19 @@ def test_it_says_that_there_is_no_rank(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == f"launch: stopping the ranks in {ROOT}: none runs\n"
+
+
+@pytest.mark.parametrize("argument", ["--help", "--dry-run"])
+def test_arguments_stop_nothing(argument: str) -> None:
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "launch.stop"]
+        + [argument],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "stopping" not in done.stderr
+    assert ("usage: python3 -m launch.stop" in done.stdout) == (argument == "--help")
+    assert ("error: unrecognized arguments: --dry-run" in done.stderr) == (argument != "--help")
