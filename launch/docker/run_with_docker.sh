@@ -120,7 +120,7 @@ if [ -n "${DATADIR-}" ]; then
 fi
 export DATADIR
 # A variable that is named without a value has this script's, or none.
-for name in $(exported_by "$config") DATADIR RUN_DIR SEED MLPERF; do
+for name in $(exported_by "$config") DATADIR RUN_DIR SEED MLPERF FLAGS; do
   options+=(--env="$name")
 done
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then

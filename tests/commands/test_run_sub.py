@@ -202,6 +202,10 @@ def test_mlperf_is_told_that_the_caches_were_cleared(job: Job) -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
+        (
+            {"SLURM_JOB_ID": ""},
+            "expected Slurm to start this script, found no SLURM_JOB_ID; submit",
+        ),
         ({"DGXNGPU": ""}, "expected DGXNGPU, the ranks on each node, found none; source a config"),
         (
             {"SLURM_SUBMIT_DIR": "/usr"},
@@ -270,19 +274,47 @@ def test_own_flags_come_after_those_of_a_configuration(project: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("system", ["DGX2", "DGXA100", "demo"])
-def test_a_configuration_names_a_preset_and_keeps_own_flags_last(system: str) -> None:
-    script = f"""
-        set -eu
-        FLAGS=--lr=1
-        source launch/slurm/config_{system}.sh
-        env -0
-    """
-    output = subprocess.check_output(["bash", "-c", script], cwd=ROOT, text=True)
-    variables = dict(line.split("=", 1) for line in output.split("\0") if "=" in line)
-    preset, own = variables["FLAGS"].split()
-    assert (ROOT / preset.partition("=")[2]).is_file()
-    assert own == "--lr=1"
-    assert variables["DGXSYSTEM"] == system
-    assert int(variables["DGXNNODES"]) * int(variables["DGXNGPU"]) in (2, 8, 16)
-    assert variables["SBATCH_TIMELIMIT"] == variables["WALLTIME"]
+def test_a_preset_comes_first_and_own_flags_may_name_another(project: Path) -> None:
+    for preset, own, flagfiles in (
+        ("", "", ["presets/terabyte.flags"]),
+        ("presets/demo.flags", "--lr=1", ["presets/demo.flags"]),
+        ("", "--flagfile=mine", ["mine"]),
+        ("presets/demo.flags", "--flagfile=mine", ["presets/demo.flags", "mine"]),
+    ):
+        found = trained_with(project, PRESET=preset, FLAGS=own, SLURM_STEP_ID="0")[5:]
+        assert [flag[11:] for flag in found if flag.startswith("--flagfile=")] == flagfiles
+        assert found.index("--run_dir=out") == (1 if preset or not own else 0)
+
+
+@pytest.mark.parametrize("missing", ["RUN_DIR", "DGXNGPU"])
+def test_what_the_inner_script_needs_is_one_line(project: Path, missing: str) -> None:
+    given = {"PATH": "/usr/bin:/bin", "RUN_DIR": "out", "DGXNGPU": "8", missing: ""}
+    done = subprocess.run(
+        [project / "launch" / "run_and_time.sh"],
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: expected {missing}, ")
+    assert done.stderr.count("\n") == 1
+    assert not (project.parent / "calls").exists()
+
+
+def test_the_last_configuration_that_is_sourced_counts() -> None:
+    systems = {"DGX2": ("16", ".venv-sok"), "DGXA100": ("8", ".venv-sok"), "demo": ("1", ".venv")}
+    for system, (ranks, environment) in systems.items():
+        before = "".join(f"source launch/slurm/config_{other}.sh\n" for other in systems)
+        script = f"set -eu\nFLAGS=--lr=1\n{before}source launch/slurm/config_{system}.sh\nenv -0"
+        output = subprocess.check_output(
+            ["bash", "-c", script], cwd=ROOT, text=True, env={"PATH": "/usr/bin:/bin", "FLAGS": ""}
+        )
+        variables = dict(line.split("=", 1) for line in output.split("\0") if "=" in line)
+        assert (ROOT / variables["PRESET"]).is_file()
+        assert Path(variables["PRESET"]).stem == system.lower()
+        assert variables["FLAGS"] == "--lr=1"  # the user's alone
+        assert variables["DGXSYSTEM"] == system
+        assert (variables["DGXNGPU"], variables["VENV"]) == (ranks, environment)
+        assert variables["SBATCH_TIMELIMIT"] == variables["WALLTIME"]
+        assert variables.get("SBATCH_GPUS_PER_NODE") == (None if system == "demo" else ranks)
