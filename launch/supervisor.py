@@ -5,6 +5,7 @@ Relies only on what a user of the training sees: exit codes, error lines and nam
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -24,10 +25,14 @@ from launch.processes import (
     end_with_parent,
     kill_job,
     log,
+    ranks_below,
     stop_one_rank,
 )
 
 MAX_PAUSE = 60.0  # seconds
+# After a rank's error, for the runner to end: Open MPI's waits for a host that is out of reach.
+ENDING_SECONDS = 30.0
+LOOK_SECONDS = 1.0  # between two searches for ranks
 RESTARTS = "DLRM_RESTARTS"  # tells the ranks how often the job was started again
 PREEMPTED = os.EX_TEMPFAIL  # 75: a signal stopped the training after it wrote a checkpoint
 KILLED = 128  # plus the signal's number: the exit code of a process that a signal ends
@@ -140,7 +145,7 @@ class Supervisor:
         forwarders = [threading.Thread(target=output.forward, args=pair) for pair in streams]
         for forwarder in forwarders:
             forwarder.start()
-        self._wait(process)
+        self._wait(process, output)
         end_leftovers()
         for forwarder in forwarders:
             forwarder.join()
@@ -152,10 +157,21 @@ class Supervisor:
         progress = bool(self._finished_checkpoints() - before)
         return Attempt(code, time.monotonic() - start, tuple(output.errors), progress)
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], output: JobOutput) -> None:
         """Waits for the job's end; forwards the first signal, and kills the job at the second."""
         handled = 0
+        next_look, end = 0.0, math.inf
         while process.poll() is None:
+            if output.errors and (now := time.monotonic()) >= next_look:
+                next_look = now + LOOK_SECONDS
+                ended = next(ranks_below(process.pid), None) is None
+                end = min(end, now + ENDING_SECONDS) if ended else math.inf
+                if now >= end:
+                    log(
+                        "the ranks on this machine have ended after an error, but not the job, as "
+                        "if another machine were out of reach; killing it"
+                    )
+                    kill_job()
             if len(self._signals) > handled:
                 handled = len(self._signals)
                 name = signal.Signals(self._signals[-1]).name

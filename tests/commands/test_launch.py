@@ -263,6 +263,20 @@ def test_unfinished_checkpoints_are_no_progress(job: Launch) -> None:
     assert len(job.starts()) == 2
 
 
+def test_a_runner_that_does_not_end_is_killed() -> None:
+    """It waits for a host that is out of reach, though the ranks here gave up."""
+    runner = "HOROVOD_RANK=0 sh -c 'sleep 3; echo error: rank 1 is lost >&2'; exec sleep 60"
+    script = (
+        "import sys; from launch import supervisor as s; s.ENDING_SECONDS, s.LOOK_SECONDS = 2, 0.1;"
+        "sys.exit(s.Supervisor(['sh', '-c', sys.argv[1]], [], 0, None).run())"
+    )
+    ended = run([sys.executable, "-c", script, runner], time_limit=STARTED)
+    assert ended.code == 128 + signal.SIGKILL
+    assert 5 <= ended.seconds < STARTED / 2
+    assert ended.count("launch: the ranks on this machine have ended after an error") == 1
+    assert ended.count("launch:   error: rank 1 is lost") == 1
+
+
 def test_a_signal_between_attempts(job: Launch) -> None:
     job.start_stand_in(plan=[{"code": 1}, {"code": 1}, {"code": 1}])
     job.until(lambda: len(job.said()) == 2, SOON)
