@@ -54,9 +54,7 @@ exported_by() {
 
 clear_caches() {
   sync
-  if [ "$(id -u)" = 0 ]; then
-    echo 3 >/proc/sys/vm/drop_caches
-  elif ! sudo -n sysctl -q vm.drop_caches=3 2>/dev/null; then
+  if ! { echo 3 >/proc/sys/vm/drop_caches || sudo -n sysctl -q vm.drop_caches=3; } 2>/dev/null; then
     echo "run_with_docker.sh: the page cache is not emptied, which needs root or passwordless sudo; CLEAR_CACHES=0 leaves it out" >&2
     return
   fi
