@@ -84,6 +84,15 @@ class DataConfig:
             )
 
     @property
+    def pinned(self) -> tuple[str, ...]:
+        """The settings that a resumed run must keep.
+
+        Schedule and position count in steps, and a position says which batches are done.
+        """
+        flags = ("global_batch_size", "dataset_subset", "shuffle_batch_order")
+        return (*flags, "seed") if self.shuffle_batch_order else flags
+
+    @property
     def synthetic(self) -> bool:
         """Whether the samples are generated, be it when they are needed or to files."""
         return self.use_synthetic_dataset or self.dataset_type.startswith("synthetic")

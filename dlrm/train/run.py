@@ -303,8 +303,7 @@ def load(
         state,
         collective,
         ignore_data_change=options.ignore_data_change or not trains,
-        # Schedule and position count in steps, the position in steps of this order.
-        pinned=("global_batch_size", "dataset_subset", "shuffle_batch_order") if trains else (),
+        pinned=config.data.pinned if trains else (),
         on_message=reporter.say,
         on_progress=watchdog.report_progress,
     )

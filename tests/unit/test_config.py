@@ -324,6 +324,12 @@ def test_loss_scale(amp: bool, dtype: str, compute: str, scale: float) -> None:
     assert config.replace(loss_scale=8.0).model.loss_factor == 8.0
 
 
+def test_a_resumed_run_keeps_what_its_position_counts_in() -> None:
+    in_order = Config.of(use_synthetic_dataset=True)
+    assert in_order.data.pinned == ("global_batch_size", "dataset_subset", "shuffle_batch_order")
+    assert "seed" in in_order.replace(shuffle_batch_order=True).data.pinned
+
+
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"use_synthetic_dataset": False}, ["--data_dir", "--use_synthetic_dataset"]),
     ({"use_synthetic_dataset": False, "data_dir": ""}, ["--data_dir"]),
