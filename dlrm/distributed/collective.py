@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Callable, TypeVar
@@ -195,9 +196,10 @@ class HorovodCollective(Collective):
             self._hvd.start_timeline(path)
 
     def stop_timeline(self) -> None:
-        """Stops Horovod's timeline."""
+        """Stops Horovod's timeline; Horovod may have ended already, by an error that says more."""
         if os.environ["HOROVOD_TIMELINE"] == DYNAMIC_TIMELINE:
-            self._hvd.stop_timeline()
+            with contextlib.suppress(ValueError):
+                self._hvd.stop_timeline()
 
     def gather_text(self, text: str) -> list[str]:
         """Gathers the lengths of the texts, then their bytes."""
