@@ -19,7 +19,8 @@ from pathlib import Path
 
 from dlrm import cli
 
-with cli.project_environment():
+# TensorFlow announces itself when it is imported.
+with cli.project_environment(), cli.stderr_on_failure():
     from benchmarks.placement.plot import plot_placement
     from benchmarks.placement.results import (
         GLOBAL_BATCH,

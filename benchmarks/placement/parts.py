@@ -36,6 +36,7 @@ with cli.project_environment():
     from benchmarks.step import WARMUP, Clock, own_products
     from dlrm.data import SyntheticSource
     from dlrm.distributed.sharding import key_offsets
+    from dlrm.train.products import products
 
 SHAPE = SHAPES["mlperf_mlps"]
 GLOBAL_BATCH = 4096
@@ -85,8 +86,6 @@ def work(steps: int) -> None:
 
 def describe(size: int, steps: int) -> str:
     """Measures a number of ranks, and returns a line of the table."""
-    from dlrm.train.products import products  # loads TensorFlow
-
     measured, multiply, gather, *exchanged = ranks.measure(
         size, "benchmarks.placement.parts", ["--work", f"--steps={steps}"]
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.placement.counting import Exchange, of_others
 from benchmarks.placement.placements import BY_MODULO, WHOLE_TABLES
+from dlrm.train.products import products
 
 NUM_DENSE = 13
 BOTTOM, TOP = (512, 256, 128), (1024, 1024, 512, 256, 1)
@@ -126,8 +127,6 @@ def step_time(gpu: Accelerator, dtype: str, exchange: Exchange, samples: int) ->
         exchange: What is exchanged.
         samples: Samples of a rank.
     """
-    from dlrm.train.products import products  # loads TensorFlow
-
     ranks, tables = len(exchange.keys), 26
     vector = WIDTH * BYTES_OF[dtype]
     everywhere = products(NUM_DENSE, tables, BOTTOM, TOP) * samples
