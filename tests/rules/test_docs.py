@@ -39,6 +39,7 @@ EXTERNAL_FLAGS = {
     *("network", "disable", "flagfile", "help"),  # of horovodrun and absl
     *("bind", "oversubscribe", "allow"),  # of mpirun
     # Of docker.
+    *("add", "hostname"),
     *(
         "build",
         "device",
