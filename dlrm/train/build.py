@@ -170,7 +170,9 @@ def build_instruments(
         lanes: Number of lanes of the step.
     """
     shown, note = config.profile.steps, ""
-    if NSYS & os.environ.keys() and not shown:
+    # It may watch one rank alone, but all take the same steps in parts.
+    watched = collective.gather_text("watched" if NSYS & os.environ.keys() else "")
+    if any(watched) and not shown:
         shown = NSYS_STEPS
         note = (
             f"Nsight Systems watches: every second one of steps {shown.start} to {shown.stop} is "

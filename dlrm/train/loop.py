@@ -242,9 +242,8 @@ class Trainer:
             if progress.step % self._checkpoint_interval == 0:
                 self._save(progress.step, callback)
         if self._evaluation.eval_in_last:
-            self._save(
-                progress.step, callback
-            )  # before the evaluation, which a resumed run then repeats
+            # Before the evaluation, which a resumed run then repeats.
+            self._save(progress.step, callback)
             self._evaluate(progress, test, callback)
         return reason
 

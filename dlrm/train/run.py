@@ -211,14 +211,14 @@ def train(
         first_step=position.step,
     )
     end = time.perf_counter()
+    for line in trainer.instruments.report():
+        reporter.say(line)
     if outcome.interrupted:
         reporter.interrupted(
             f"stopped by a signal after {outcome.step} steps; the same command goes on from the "
             f"checkpoint in {config.checkpoint.checkpoint_dir}"
         )
         return False
-    for line in trainer.instruments.report():
-        reporter.say(line)
     reporter.finish(
         outcome.reason,
         training_seconds=end - start - outcome.evaluation_seconds,

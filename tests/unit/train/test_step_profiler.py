@@ -7,9 +7,11 @@ import glob
 import numpy as np
 import pytest
 
+from dlrm.config import Config
 from dlrm.distributed.collective import Collective
 from dlrm.train import step_profiler
-from dlrm.train.instruments import DATA, StepInputs
+from dlrm.train.build import NSYS, build_instruments
+from dlrm.train.instruments import DATA, Instruments, StepInputs
 from dlrm.train.staged_step import PARTS
 from dlrm.train.step_profiler import StepProfiler, Trace
 from tests.support.small_model import make_batches, small_step
@@ -97,3 +99,20 @@ def test_a_run_that_ends_before_the_profile_says_so(step, tmp_path):
     profiler = profiler_of(step, shown=range(5, 9), trace=trace)
     staged_steps(step, profiler, 3)
     assert profiler.report() == ["no step was profiled: the run ended before"]
+
+
+class OneOfTwo(Collective):
+    """A rank beside one that Nsight Systems watches."""
+
+    def gather_text(self, text: str) -> list[str]:
+        return [text, "watched"]
+
+
+def test_all_ranks_take_the_same_steps_if_one_alone_is_watched(step, monkeypatch):
+    for variable in NSYS:
+        monkeypatch.delenv(variable, raising=False)
+    config = Config.of(use_synthetic_dataset=True)
+    assert type(build_instruments(config, step, Collective(), 1)) is Instruments
+    found = build_instruments(config, step, OneOfTwo(), 1)
+    assert staged_steps(step, found, 20) == [11, 13, 15, 17, 19]
+    assert found.note.startswith("Nsight Systems watches")
