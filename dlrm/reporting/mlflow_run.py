@@ -32,6 +32,7 @@ RESULTS = (  # of the results table; the others are curves or settings
 RETRY_SECONDS = 10.0
 POLL_SECONDS = 0.25
 END_SECONDS = 15.0  # for the last points and files
+STOPPED_END_SECONDS = 3.0  # launchers give a rank 5 s when others have ended with code 75
 FAILED_END_SECONDS = 1.0  # the watchdog gives a failed process 2 s for its last words
 
 # The client's own choices would let a server that is down hold up the start for minutes, tell
@@ -153,7 +154,8 @@ class MlflowRun:
         if success:
             self._status = "FINISHED"
         self._ending.set()
-        self._thread.join(FAILED_END_SECONDS if self._status == "FAILED" else END_SECONDS)
+        limits = {"FAILED": FAILED_END_SECONDS, "KILLED": STOPPED_END_SECONDS}
+        self._thread.join(limits.get(self._status, END_SECONDS))
         if self._thread.is_alive():
             self._warn_once("it has not taken all of the run")
 
@@ -208,7 +210,7 @@ class MlflowRun:
                 elif last:
                     self._finish()
                     return
-            except self._errors as error:
+            except Exception as error:  # whatever the client meets, the training goes on
                 self._warn_once(self._complaint(error))
                 if last:
                     return

@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -124,6 +125,7 @@ def test_a_run_and_what_resumes_it_are_one_run(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_run, "END_SECONDS", 60.0)  # as long as busy cores may need
+    monkeypatch.setattr(mlflow_run, "STOPPED_END_SECONDS", 60.0)
     monkeypatch.setattr(mlflow_run, "FAILED_END_SECONDS", 60.0)
     said: list[str] = []
     run = open_run(server.uri, tmp_path, said.append)
@@ -217,3 +219,38 @@ def test_a_missing_client_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         "expected the package mlflow for --mlflow=http://host:5000, found none; run "
         "make operate-setup"
     )
+
+
+class OddClient:
+    """A client that meets what no server of MLflow answers."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.create_run = lambda *_, **__: SimpleNamespace(info=SimpleNamespace(run_id="7"))
+        self.get_experiment_by_name = lambda _: SimpleNamespace(experiment_id="1")
+
+    def log_batch(self, run_id: str, **values: object) -> None:
+        if "metrics" in values:
+            raise KeyError("metrics")
+
+
+def test_an_odd_answer_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {
+        "mlflow": SimpleNamespace(),
+        "mlflow.exceptions": SimpleNamespace(MlflowException=RuntimeError),
+        "mlflow.tracking": SimpleNamespace(MlflowClient=OddClient),
+        "mlflow.entities": SimpleNamespace(
+            Metric=lambda *values: values, Param=lambda *values: values
+        ),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(mlflow_run, "RETRY_SECONDS", 0.01)
+    said: list[str] = []
+    run = open_run("http://host:5000", tmp_path, said.append)
+    run.start(0, {"ranks": 1}, SETTINGS)
+    record(run, 1)
+    wait_until(lambda: len(said) == 2, 60)
+    run.end(success=False)
+    assert len(said) == 2
+    assert said[1].startswith("warning: expected an MLflow server that answers at --mlflow=http://")
+    assert said[1].endswith("the run goes on, and MLflow may miss part of it")
