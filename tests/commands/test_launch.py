@@ -302,7 +302,7 @@ def test_no_checkpoints_no_restarts() -> None:
         command_line.main(["-np", "2"])
     for words in ("-np 0", "-np -1", "-np 1 --max_restarts -1", "-np 1 --max_restarts=-1"):
         with pytest.raises(
-            ValueError, match="^expected --?(np of 1|max_restarts of 0) or more, fo"
+            ValueError, match="^expected --?(np of 1|max_restarts of 0) or more, found"
         ):
             command_line.main([*words.split(), "--", "main.py", "--checkpoint_dir=a"])
 
