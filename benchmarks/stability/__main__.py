@@ -3,10 +3,10 @@
     python3 -m benchmarks.stability DATA --seeds=16 [--types=float32,float16] [-- FLAG ...]
 
 Trains a model for each seed and type, each on one rank, several at a time, through the whole
-schedule, and prints the AUC of each after the last step, their mean and spread, and the difference
-from float32 over models of the same seed. What is finished stays in the output folder: the same
-command goes on where it was stopped, and more seeds only add to it. A run counts as finished if its
-flags and its data are the same; after a change of the code, remove the folder.
+schedule, and prints the AUC of each at its last evaluation, their mean and spread, and the
+difference from float32 over models of the same seed. What is finished stays in the output folder:
+the same command goes on where it was stopped, and more seeds only add to it. A run counts as
+finished if its flags and its data are the same; after a change of the code, remove the folder.
 """
 
 from __future__ import annotations

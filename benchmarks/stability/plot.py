@@ -1,4 +1,4 @@
-"""The picture of a stability study, as a PNG file: AUC over steps, and AUC of each seed at the end.
+"""The picture of a stability study, as a PNG file: AUC over steps, and the last AUC of each seed.
 
 Matplotlib's Agg canvas is used directly instead of pyplot, as in `dlrm.reporting.plot`.
 """
@@ -62,7 +62,7 @@ def plot_stability(path: str, runs: Sequence[SeedRun], best: Optional[float]) ->
     curves.set_xlabel("step")
     curves.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     curves.legend(frameon=False, fontsize=9, loc="lower right")
-    ends.set_title("after the last step: each seed, and the mean", fontsize=10)
+    ends.set_title("last evaluation: each seed, and the mean", fontsize=10)
     ends.set_xticks(range(len(shown)), [column.kind for column in shown])
     ends.set_xlim(-0.6, len(shown) - 0.4)
     with atomic_files.whole_file(path) as temporary:
@@ -86,7 +86,7 @@ def _draw_curves(axes: Any, column: Column) -> None:
 
 
 def _draw_ends(axes: Any, place: int, column: Column) -> None:
-    """Draws the AUC of each trained model as a point, side by side in the order of the seeds."""
+    """Draws the last AUC of each run as a point, side by side in the order of the seeds."""
     aucs = [column.aucs[seed] for seed in sorted(column.aucs)]
     if not aucs:
         return

@@ -40,7 +40,7 @@ class SeedRun:
         seed: Its seed.
         type: The type that it computed in, one of `TYPES`.
         steps: Number of steps at each evaluation.
-        aucs: AUC at each evaluation; the last is that of the trained model.
+        aucs: AUC at each evaluation, the last of which stands for the run.
         seconds: Wall time from the first step on; other runs shared the machine.
         error: The line with which training ended, if it diverged.
     """
@@ -55,7 +55,7 @@ class SeedRun:
 
     @property
     def auc(self) -> Optional[float]:
-        """The AUC of the trained model; None if training diverged."""
+        """The AUC of the last evaluation; None if training diverged."""
         return None if self.error else self.aucs[-1]
 
     def steps_until(self, target: float) -> Optional[int]:

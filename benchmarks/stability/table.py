@@ -25,7 +25,7 @@ class Column:
     Attributes:
         kind: The type.
         runs: Its runs by seed.
-        aucs: AUC of the trained model by seed, without runs that diverged.
+        aucs: AUC of the last evaluation by seed, without runs that diverged.
     """
 
     def __init__(self, runs: Iterable[SeedRun], kind: str) -> None:
