@@ -25,6 +25,7 @@ from dlrm.reporting.mlflow_run import RUN_FILE, MlflowRun
 needs_mlflow = pytest.mark.skipif(
     not importlib.util.find_spec("mlflow"), reason="needs mlflow: make operate-setup"
 )
+START_SECONDS = 300.0  # many times what idle cores need
 SETTINGS = {"lr": 24.0, "bottom_mlp": (512, 256), "run_dir": None}
 
 
@@ -58,7 +59,11 @@ class MlflowServer:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_until(self.answers, 120)
+        try:
+            wait_until(self.answers, START_SECONDS)
+        except AssertionError:
+            self.end()
+            raise
 
     def answers(self) -> bool:
         """Whether it does now."""
