@@ -76,8 +76,7 @@ class DlloggerLines:
             self._results["training_loss"] = number(fields, "loss")
         elif event == "evaluation":
             self._compare(step, number(fields, "auc"), number(fields, "log_loss"))
-            if "samples" in fields:  # a stream's evaluations have none
-                self._add_test(number(fields, "samples"), number(fields, "seconds"))
+            self._add_test(number(fields, "samples"), number(fields, "seconds"))
         elif event == "inference":
             batch = int(number(fields, "batch_size"))
             self._results[f"mean_inference_latency_batch_{batch}"] = number(fields, "mean")
@@ -135,5 +134,5 @@ class DlloggerLines:
     def _complaint(self, error: OSError) -> str:
         return (
             f"expected a file that can be written in --log_path={self._path}, found: "
-            f"{error.strerror or error}; free space there or choose another --log_path"
+            f"{error.strerror or error}; make its folder, free space there or choose another --log_path"
         )
