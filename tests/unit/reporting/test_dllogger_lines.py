@@ -107,7 +107,7 @@ def test_a_bad_path_is_one_line(tmp_path: Path) -> None:
         DlloggerLines(str(path), 10, pytest.fail)
     assert str(raised.value) == (
         f"expected a file that can be written in --log_path={path}, found: No such file or "
-        "directory; free space there or choose another --log_path"
+        "directory; make its folder, free space there or choose another --log_path"
     )
 
 
@@ -119,6 +119,6 @@ def test_a_full_disk_ends_the_log_and_not_the_run() -> None:
     lines.end(success=True)
     assert said == [
         "warning: expected a file that can be written in --log_path=/dev/full, found: No space "
-        "left on device; free space there or choose another --log_path; the run goes on without "
-        "this log"
+        "left on device; make its folder, free space there or choose another --log_path; the run "
+        "goes on without this log"
     ]
