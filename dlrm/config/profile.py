@@ -26,7 +26,7 @@ class ProfileConfig:
     )
 
     def __post_init__(self) -> None:
-        assert self.steps is not None  # it raises if --profile is malformed
+        _ = self.steps  # raises if --profile is malformed
 
     @property
     def steps(self) -> range:

@@ -134,5 +134,6 @@ class DlloggerLines:
     def _complaint(self, error: OSError) -> str:
         return (
             f"expected a file that can be written in --log_path={self._path}, found: "
-            f"{error.strerror or error}; make its folder, free space there or choose another --log_path"
+            f"{error.strerror or error}; make its folder, free space there or choose another "
+            "--log_path"
         )

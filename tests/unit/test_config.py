@@ -266,9 +266,14 @@ def test_every_flag_arrives() -> None:
         "bottom_mlp": [16, 8],
         "top_mlp": [32, 1],
         "inference_benchmark_batch_sizes": [2, 3],
-        "mlperf_log": None,  # of a training alone
         "synthetic_dataset_table_sizes": [5, 6],
+        **dict.fromkeys(("mlperf_log", "profile")),
+        "step_breakdown": False,
     }
+    of_training = {"mlperf_log": "a.txt", "profile": "3:5", "run_dir": "b"}
+    written = [f"--{name}={value}" for name, value in of_training.items()]
+    config = parsed("--use_synthetic_dataset", "--step_breakdown", *written)["config"]
+    assert config.items() >= {**of_training, "step_breakdown": True}.items()
 
 
 def test_aliases_set_the_same_flags() -> None:

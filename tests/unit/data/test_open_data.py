@@ -82,7 +82,7 @@ def test_two_processes_write_one_set(tmp_path: Path) -> None:
         "import sys; from dataset import open_data; from dlrm.config import Config;"
         "config = Config.of(dataset_type='synthetic_disk', global_batch_size=8,"
         "synthetic_dataset_num_entries=300000, synthetic_dataset_dir=sys.argv[1]);"
-        "print(open_data(config, 0, 1).fingerprints)"
+        "print(dict(open_data(config, 0, 1).fingerprints))"
     )
     script = 'python3 -c "$0" "$1" & python3 -c "$0" "$1" && wait $!'
     ended = run(["sh", "-c", script, code, os.fspath(tmp_path)], time_limit=120, cwd=ROOT)

@@ -111,6 +111,6 @@ def test_a_launcher_that_horovod_cannot_see_is_refused(
 ) -> None:
     """As under mpirun, with a Horovod built for Gloo alone: every process would train alone."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    monkeypatch.setattr(HorovodCollective, "__init__", lambda self, timeout: None)
+    monkeypatch.setattr(HorovodCollective, "__init__", lambda *args, **options: None)
     with pytest.raises(ValueError, match=r"started 2 processes, but Horovod sees 1.*horovodrun"):
         connect()

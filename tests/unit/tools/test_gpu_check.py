@@ -28,7 +28,7 @@ def test_two_ranks_without_a_gpu(tmp_path: Path) -> None:
     lines = json.loads(found.read_text())
     assert [line["check"] for line in lines] == checks
     assert [line["verdict"] for line in lines] == ["pass", "pass", "skip"]
-    assert len(lines[1]["data"]["errors"]) == 10
+    assert len(lines[1]["data"]["errors"]) == 12
     assert "2 passed, 0 failed, 1 skipped" in ended.output
 
 
