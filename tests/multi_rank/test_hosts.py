@@ -18,6 +18,7 @@ import pytest
 from dlrm.checkpoint.directory import checkpoint_name
 from tests.support.hosts import Host, Network, why_not
 from tests.support.jobs import EPOCH_STEPS, Job, flags, on_ranks, same, weights, write_data
+from tests.support.processes import GRACE_SECONDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 STALL = 40.0  # --stall_timeout: compiling the step may take half of it on busy cores
@@ -45,7 +46,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
     with Network(folder, ["a", "b"]) as network:
         yield network
         for host in network.hosts.values():
-            assert host.processes() == []
+            assert host.left_after(GRACE_SECONDS) == []
 
 
 def training(data: Path, **settings: object) -> list[str | Path]:

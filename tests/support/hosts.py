@@ -83,6 +83,13 @@ class Host:
                     found.append(process)
         return found
 
+    def left_after(self, seconds: float) -> list[psutil.Process]:
+        """What still runs after so many seconds; a process that ends takes a moment to be gone."""
+        end = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return left
+
 
 class Network:
     """Hosts with a cable each to the same switch.
