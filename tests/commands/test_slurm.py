@@ -147,10 +147,10 @@ def test_a_job_goes_on_after_one_of_its_nodes_was_unreachable(
     trainings.cluster.network.plug_in("n2")
     trainings.wait(job)
 
-    start, failed, *rest = trainings.summary(job)
-    assert start == f", start 1 of job {job}"
-    assert re.fullmatch(r" ended with code \d+ after step-\d+", failed), trainings.said(job)
-    assert rest == [f", start 2 of job {job}", " is finished"], trainings.said(job)
+    # Slurm may kill the next step, too, when it cleans up what the first one left on n2.
+    start = rf", start \d of job {job}"
+    expected = rf"{start}( ended with code \d+ after step-\d+{start}){{1,2}} is finished"
+    assert re.fullmatch(expected, "".join(trainings.summary(job))), trainings.said(job)
     lines = (trainings.folder / f"{job}_1.log").read_text()
     assert "error: rank 1 is lost: " in lines
     assert trainings.losses(job) == trainings.losses(whole)
