@@ -12,9 +12,9 @@ from typing import Any, Optional
 from benchmarks.stability.runs import SeedRun
 from benchmarks.stability.table import Column, columns
 from dlrm.formats import atomic_files
+from dlrm.reporting.plot import draw_level
 
 COLOURS = {"float32": "#2463a8", "bfloat16": "#c2571a", "float16": "#1d8156"}
-GREY = "#666666"
 DPI = 120
 
 
@@ -42,16 +42,7 @@ def plot_stability(path: str, runs: Sequence[SeedRun], best: Optional[float]) ->
         _draw_ends(ends, place, column)
     for axes in (curves, ends):
         if best is not None:
-            axes.axhline(best, color=GREY, linestyle="--", linewidth=1.2)
-            axes.annotate(
-                f"best possible {best:.4f}",
-                (0.01, best),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                color=GREY,
-                fontsize=9,
-            )
+            draw_level(axes, best, f"best possible {best:.4f}")
         axes.margins(y=0.12)
         axes.grid(True, color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)

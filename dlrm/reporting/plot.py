@@ -116,16 +116,7 @@ def _draw_auc(axes: Any, history: History, auc_target: float | None) -> None:
     else:
         _say(axes, "no evaluation with both classes")
     if auc_target is not None:
-        axes.axhline(auc_target, color=_GREY, linestyle="--", linewidth=1.2)
-        axes.annotate(
-            f"target {auc_target:g}",
-            (0.005, auc_target),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            color=_GREY,
-            fontsize=9,
-        )
+        draw_level(axes, auc_target, f"target {auc_target:g}")
 
 
 def _draw_throughput(axes: Any, history: History) -> None:
@@ -163,3 +154,23 @@ def _running_mean(values: Sequence[float], width: int) -> Any:
 
 def _say(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY)
+
+
+def draw_level(axes: Any, value: float, label: str) -> None:
+    """Draws a dashed line at a value of the vertical axis, with a label above it.
+
+    Args:
+        axes: Matplotlib's axes.
+        value: The value.
+        label: What it is.
+    """
+    axes.axhline(value, color=_GREY, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        label,
+        (0.005, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color=_GREY,
+        fontsize=9,
+    )

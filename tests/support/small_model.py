@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import numpy as np
+import pytest
+import tensorflow as tf
 
 from dlrm import embedding
 from dlrm.data import Batch
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import FusedTable
 from dlrm.optim.dense_optimizers import DenseSGD
+from dlrm.train.health import IDS_OUTSIDE
 from dlrm.train.step import TrainingStep
 from model import DLRM
 from tests.support.reference_model import ReferenceDLRM
@@ -52,6 +57,20 @@ def weights_of(step: TrainingStep) -> list[np.ndarray]:
     rows = step.embedding.read_rows(0, step.embedding.local_rows)
     tables = np.split(np.array(rows), np.cumsum(VOCAB_SIZES)[:-1])
     return [*tables, *(variable.numpy() for variable in step.dense.values())]
+
+
+def assert_refused(step: TrainingStep, train: Callable[..., object], fault: str) -> None:
+    """A bad batch is refused by `train`, and no weight of the step is changed."""
+    (batch,) = make_batches(1)
+    if fault == IDS_OUTSIDE:
+        batch.ids[3, 1] = 1  # of a table with one row
+    else:
+        batch.dense[3, 1] = np.nan
+    before = weights_of(step)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=fault):
+        train(batch.dense, batch.labels, step.route(batch.ids), batch.ids, 0.5)
+    for value, expected in zip(weights_of(step), before):
+        np.testing.assert_array_equal(value, expected)
 
 
 def reference_of(step: TrainingStep) -> ReferenceDLRM:
