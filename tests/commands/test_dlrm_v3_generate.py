@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import random
@@ -127,8 +128,19 @@ def killed_and_resumed(folder: Path, kills: int, processes: int) -> None:
         print(f"kill {number}: {names}")
         for name in names[4:]:  # leaves work for the next one
             shutil.rmtree(killed / "shards" / name, ignore_errors=True)
+    wait_for_group(process.pid)  # a worker that still writes would leave its folder behind
     assert run(*flags, killed).returncode == 0
     assert_no_remainder(killed, contents(folder / "whole"))
+
+
+def wait_for_group(group: int) -> None:
+    """Waits until no process of a group is left."""
+    until = time.monotonic() + 30
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
