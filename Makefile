@@ -8,6 +8,7 @@
 # make test-all           runs all tests
 # make lint               checks style, types, formatting and spelling
 # make bench              repeats the measurements of benchmarks/README.md
+# make bench-peers        compares the training step with other systems', in an environment of their own
 # make stability          trains the demo with SEEDS seeds in float32, bfloat16 and float16
 # make coverage           measures which lines the tests reach
 # make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
@@ -41,6 +42,7 @@
 # RUNS      5        mlperf       number of runs
 # SEEDS     16       stability    number of seeds
 # FAULTS    -        faults       options of the fault tests, such as FAULTS="--repeat 5"
+# PEERS     -        bench-peers  options of benchmarks.peers, such as PEERS="--shape demo"
 # ROWS      1000000  test-ingest  rows of the log that both engines read
 # BUNDLE    -        bundle       options of setup.bundle, such as BUNDLE="--part_mb 500"
 #
@@ -60,6 +62,7 @@ RUNS ?= 5
 SEEDS ?= 16
 FLAGS ?=
 FAULTS ?=
+PEERS ?=
 BUNDLE ?=
 PROFILE ?= default
 VENV := $(or $(VENV_$(PROFILE)),$(error expected PROFILE=default or PROFILE=sok, found $(PROFILE)))
@@ -78,7 +81,7 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup mpi-setup serving_core \
-    interact_op hstu_op test test-all stability coverage test-ingest test-interact test-hstu faults lint bench sok \
+    interact_op hstu_op test test-all stability coverage test-ingest test-interact test-hstu faults lint bench bench-peers sok \
     sok-check bundle clean
 .DELETE_ON_ERROR:
 
@@ -191,6 +194,14 @@ lint: .venv/.ready
 # Stops at the first benchmark that fails.
 bench: interact_op
 	$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; python3 -m benchmarks.$$name; done
+
+bench-peers: interact_op .venv-peers/.ready
+	$(RUN) python3 -m benchmarks.peers $(PEERS)
+
+.venv-peers/.ready: requirements/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 # What is finished in build/stability already is kept.
 stability: data interact_op

@@ -12,8 +12,9 @@ from dlrm.config import Config
 from dlrm.config.data import SYNTHETIC_NUM_DENSE, SYNTHETIC_VOCAB_SIZES
 from dlrm.data import Batches, Data, SyntheticSource
 from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES
+from preprocess.synthetic import DEFAULT_VOCAB_SIZES
 
-__all__ = ["KAGGLE_VOCAB_SIZES", "MLPERF_VOCAB_SIZES", "NUM_DENSE", "SHAPES", "Shape"]
+__all__ = ["DEMO", "KAGGLE_VOCAB_SIZES", "MLPERF_VOCAB_SIZES", "NUM_DENSE", "SHAPES", "Shape"]
 
 NUM_DENSE = SYNTHETIC_NUM_DENSE
 # The published table sizes of Criteo Kaggle under the dlrm rules.
@@ -69,3 +70,9 @@ SHAPES = {
         {"embedding_dim": 16, "bottom_mlp": (512, 256, 64, 16), "top_mlp": (512, 256, 1)},
     ),
 }
+# The model of `make train`, for benchmarks that name it; the others measure larger ones.
+DEMO = Shape(
+    "the model of make train (19,588 rows)",
+    DEFAULT_VOCAB_SIZES,
+    {"embedding_dim": 16, "bottom_mlp": (64, 32, 16), "top_mlp": (128, 64, 1)},
+)
