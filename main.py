@@ -108,7 +108,7 @@ def run_mode(rest: list[str]) -> int:
     # compares their identities then. Set before its import, which sets it too, but too late.
     os.environ["TF2_BEHAVIOR"] = "1"
     # Imports TensorFlow, so that flag errors and --help come at once.
-    with cli.project_environment(), cli.stderr_on_failure():
+    with cli.project_environment(), cli.stderr_on_failure(), cli.quick_imports():
         from dataset import open_data
         from dlrm.train.run import run
         from model import build_model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import resource
 import select
@@ -20,6 +21,10 @@ from typing import Callable, NoReturn
 
 FAILURE, INTERRUPTED = 1, 130
 READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
+
+# What Keras imports if it is installed, for features that this project does not use. Together they
+# take a third of the time in which TensorFlow loads.
+_UNUSED_BY_US = ("matplotlib", "pandas", "sklearn")
 
 _STDOUT, _STDERR = 1, 2
 _ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +110,29 @@ def project_environment() -> Iterator[None]:
             "`make setup` and use .venv/bin/python3"
         )
         raise SystemExit(FAILURE) from None
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Shortens the import of TensorFlow in the block to about two thirds.
+
+    Packages that only Keras would import are as if they were not installed, until the block ends.
+    Nor is garbage looked for: modules are not garbage, and what the block has loaded is left out of
+    every later search.
+    """
+    hidden = [name for name in _UNUSED_BY_US if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # an import fails as if it were missing
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -146,8 +146,12 @@ def _functions(model: Hstu) -> tuple[Any, Any]:
         return model.score_targets(state, targets, Vectors(items, categories, None))
 
     return (
-        tf.function(model.encode_history, input_signature=[inputs, Vectors(row, row, row)]),
-        tf.function(score, input_signature=[state, targets, row, row]),
+        tf.function(
+            model.encode_history,
+            input_signature=[inputs, Vectors(row, row, row)],
+            autograph=False,
+        ),
+        tf.function(score, input_signature=[state, targets, row, row], autograph=False),
     )
 
 

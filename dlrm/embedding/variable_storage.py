@@ -74,7 +74,7 @@ def _fill(variable: tf.Variable, layout: RowLayout, rank: int, size: int) -> Non
     rows = sharding.local_rows(layout.table.rows, rank, size)
     chunk = max(1, INITIAL_CHUNK // layout.width)
 
-    @tf.function
+    @tf.function(autograph=False)
     def fill_chunk(first: tf.Tensor, last: tf.Tensor) -> None:
         local = tf.range(first, last)
         values = layout.initial(sharding.key_of(local, rank, size))

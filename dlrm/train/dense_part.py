@@ -57,8 +57,12 @@ class DensePart:
         self._model = model
         self._lanes = lanes
         self._loss_scale = loss_scale
-        self._compiled_gradients = tf.function(self._gradients, jit_compile=self.jit_compile)
-        self._compiled_model = tf.function(model.call, jit_compile=self.jit_compile)
+        self._compiled_gradients = tf.function(
+            self._gradients, jit_compile=self.jit_compile, autograph=False
+        )
+        self._compiled_model = tf.function(
+            model.call, jit_compile=self.jit_compile, autograph=False
+        )
 
     def build(self, num_dense: int, tables: int, width: int) -> Mapping[str, tf.Variable]:
         """Creates the weights; returns them by name.

@@ -35,7 +35,7 @@ class Evaluator:
         self._loss = tf.Variable(tf.zeros([], tf.float64), trainable=False)
         floats = tf.TensorSpec([None], tf.float32)
         signature = [floats, floats, tf.TensorSpec([], tf.int32)]
-        self._compiled_add = tf.function(self._add, input_signature=signature)
+        self._compiled_add = tf.function(self._add, input_signature=signature, autograph=False)
 
     def reset(self) -> None:
         """Forgets all samples."""

@@ -47,7 +47,7 @@ def product_rate(lanes: int, dtype: str) -> float:
     size = GPU_SQUARE if tf.config.list_logical_devices("GPU") else CPU_SQUARE
     squares = [tf.cast(tf.random.normal([size, size]), dtype) for _ in range(lanes)]
 
-    @tf.function
+    @tf.function(autograph=False)
     def multiply() -> tf.Tensor:
         return tf.add_n([tf.matmul(square, square)[0, 0] for square in squares])
 

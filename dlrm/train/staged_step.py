@@ -187,7 +187,7 @@ def compiled(
     Returns:
         The compiled function, and shape and type of each tensor that it returns.
     """
-    graph = tf.function(function, input_signature=inputs, jit_compile=jit_compile)
+    graph = tf.function(function, input_signature=inputs, jit_compile=jit_compile, autograph=False)
     outputs = graph.get_concrete_function().structured_outputs
     if outputs is None:
         return graph, None

@@ -101,15 +101,20 @@ class TrainingStep:
 
         dense, labels, ids = self.batch_specs
         scalar = tf.TensorSpec([], tf.float32)
-        self._compiled_route = tf.function(self.embedding.route, input_signature=[ids])
+        self._compiled_route = tf.function(
+            self.embedding.route, input_signature=[ids], autograph=False
+        )
         routes = tf.nest.map_structure(
             lambda output: tf.TensorSpec(output.shape, output.dtype),
             self._compiled_route.get_concrete_function().structured_outputs,
         )
         self._compiled_train = tf.function(
-            self._train, input_signature=[dense, labels, routes, ids, scalar, scalar]
+            self._train,
+            input_signature=[dense, labels, routes, ids, scalar, scalar],
+            autograph=False,
         )
-        self._compiled_score = tf.function(self._score)  # evaluation's batches may have other sizes
+        # Evaluation's batches may have other sizes.
+        self._compiled_score = tf.function(self._score, autograph=False)
 
     @property
     def batch_specs(self) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec]:

@@ -153,7 +153,9 @@ class Hstu(keras.Model):
         self._time_scale = weight("time_scale", (width,), "ones")
         self._time_shift = weight("time_shift", (width,), "zeros")
         self._bounds = bounds
-        self._forward = tf.function(self._logits, jit_compile=True) if bounds else self._logits
+        self._forward = self._logits
+        if bounds:
+            self._forward = tf.function(self._logits, jit_compile=True, autograph=False)
         self.built = True  # All weights exist.
 
     def call(

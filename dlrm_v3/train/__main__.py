@@ -28,7 +28,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     flags = parser().parse_args(arguments)
     cli.allow_many_files()
     # Imports TensorFlow, so that flag errors and --help come at once.
-    with cli.project_environment(), cli.stderr_on_failure():
+    with cli.project_environment(), cli.stderr_on_failure(), cli.quick_imports():
         import tensorflow as tf
 
         from dlrm_v3.train.run import run

@@ -192,7 +192,7 @@ class HstuStep:
             lambda array: tf.TensorSpec([None], array.dtype), make_inputs(_no_requests(), 1)
         )
         ids, scalar = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.float32)
-        self._compiled_route = tf.function(self._route, input_signature=[ids, ids])
+        self._compiled_route = tf.function(self._route, input_signature=[ids, ids], autograph=False)
         routes = tf.nest.map_structure(
             lambda output: tf.TensorSpec(output.shape, output.dtype),
             self._compiled_route.get_concrete_function().structured_outputs,
@@ -202,8 +202,9 @@ class HstuStep:
         self._compiled_train = tf.function(
             self._train,
             input_signature=[inputs, ratings, routes, ids, ids, key, scalar, scalar, scalar],
+            autograph=False,
         )
-        self._compiled_score = tf.function(self._score, input_signature=[inputs])
+        self._compiled_score = tf.function(self._score, input_signature=[inputs], autograph=False)
 
     def _route(self, items: tf.Tensor, users: tf.Tensor) -> Routes:
         """The graph of `route`; the categories are few, so a step takes all of them."""

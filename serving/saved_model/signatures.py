@@ -111,13 +111,19 @@ class SavedScorer(tf.Module):
         ids = tf.TensorSpec([None, tables], tf.int32, "ids")
         words = tf.TensorSpec([None, self._packing.words], tf.int32, "words")
         made = {
-            "serving_default": tf.function(self.score, input_signature=[dense, ids]),
-            "packed": tf.function(self.score_packed, input_signature=[dense, words]),
+            "serving_default": tf.function(
+                self.score, input_signature=[dense, ids], autograph=False
+            ),
+            "packed": tf.function(
+                self.score_packed, input_signature=[dense, words], autograph=False
+            ),
         }
         if self._rules is not None:
             raw = tf.TensorSpec([None, columns], tf.int32, "dense")
             values = tf.TensorSpec([None, tables], tf.int64, "values")
-            made["raw"] = tf.function(self.score_raw, input_signature=[raw, values])
+            made["raw"] = tf.function(
+                self.score_raw, input_signature=[raw, values], autograph=False
+            )
         return made
 
     def score(self, dense: tf.Tensor, ids: tf.Tensor) -> Outputs:

@@ -125,6 +125,36 @@ def test_no_evaluation_no_shell_no_bare_except(name: str) -> None:
             assert node.type is not None, f"line {node.lineno}: bare except"
 
 
+def rewritten_by_autograph(tree: ast.Module) -> list[int]:
+    """The lines of each `tf.function` that is not told to do without autograph."""
+    plain = {
+        id(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and "autograph=False" in (ast.unparse(word) for word in node.keywords)
+    }
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) == "tf.function"
+        and id(node) not in plain
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(PRODUCT) if name.partition(".")[0] != "benchmarks"]
+)
+def test_no_function_is_rewritten_by_autograph(name: str) -> None:
+    """Autograph reads and rewrites all that a graph calls, which is most of the time of tracing."""
+    assert not rewritten_by_autograph(parse(PRODUCT[name]))
+
+
+def test_the_search_for_autograph_finds_some() -> None:
+    source = "@tf.function\ndef f(): pass\ng = tf.function(f)\nh = tf.function(f, autograph=False)"
+    assert rewritten_by_autograph(ast.parse(source)) == [1, 3]
+
+
 def functions(tree: ast.Module) -> Iterator[ast.AST]:
     """The functions of a module, methods too."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)

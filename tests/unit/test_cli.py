@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.metadata
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Callable
 
@@ -105,3 +108,47 @@ def test_without_the_packages_one_line_names_the_remedy(command: list[str], tmp_
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1
     assert "without numpy; run `make setup`" in ended.stderr
+
+
+QUICK_IMPORTS = """
+import gc
+import sys
+from dlrm import cli
+
+with cli.quick_imports():
+    import tensorflow
+    import keras
+print(sorted(name for name in sys.modules if name.partition(".")[0] in sys.argv[1:]))
+print(gc.isenabled(), gc.get_freeze_count() > len(sys.modules))
+import matplotlib
+print(matplotlib.__version__)
+"""
+
+
+def test_quick_imports_leave_out_what_only_keras_uses_and_only_there() -> None:
+    pytest.importorskip("matplotlib")
+    hidden = ["matplotlib", "pandas", "sklearn"]
+    ended = subprocess.run(
+        [sys.executable, "-c", QUICK_IMPORTS, *hidden], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    loaded, collector, version = ended.stdout.splitlines()
+    assert loaded == "[]"
+    assert collector == "True True"
+    assert version == importlib.metadata.version("matplotlib")
+
+
+def test_quick_imports_keep_what_is_loaded_and_a_collector_that_is_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = types.ModuleType("pandas")
+    monkeypatch.setitem(sys.modules, "pandas", loaded)
+    gc.disable()
+    try:
+        with cli.quick_imports():
+            assert sys.modules["pandas"] is loaded
+        assert sys.modules["pandas"] is loaded
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

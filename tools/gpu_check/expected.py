@@ -70,7 +70,7 @@ def table_error(tables: embedding.Embedding, collective: Collective, case: IdCas
     gradients = np.random.default_rng(7).standard_normal([*ids.shape, table.width], np.float32)
     np.subtract.at(rows, keys[valid], LEARNING_RATE * gradients[valid].astype(np.float64))
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(ids: tf.Tensor, gradient: tf.Tensor) -> Any:
         lookup = tables.lookup(tables.route(ids))
         tables.update(lookup, [gradient], tf.constant(LEARNING_RATE))
