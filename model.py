@@ -32,6 +32,8 @@ import tensorflow as tf
 
 import interact_op
 from dlrm.config import Config
+from dlrm.distributed import devices
+from dlrm.layers import mlp_op
 from dlrm.layers.dot_interaction import dot_interaction
 from dlrm.layers.mlp import MLP
 
@@ -50,6 +52,7 @@ class DLRM(keras.Model):
         dtype: Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`.
         interact: Combines the bottom MLP's output and the vectors for the top MLP.
         compile_mlps: Whether XLA compiles each MLP separately, for where it cannot compile all.
+        fused_mlp: The operation that computes each MLP in place of TensorFlow's own.
     """
 
     def __init__(
@@ -61,14 +64,15 @@ class DLRM(keras.Model):
         dtype: str,
         interact: Interaction = dot_interaction,
         compile_mlps: bool = False,
+        fused_mlp: mlp_op.FusedMLP | None = None,
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
         self._interact = interact
-        both: dict[str, Any] = {"compiled": compile_mlps, "dtype": dtype}
+        both: dict[str, Any] = {"compiled": compile_mlps, "fused": fused_mlp, "dtype": dtype}
         self.bottom = MLP(
             bottom_units,
             last_relu=True,
-            input_first=False,
+            input_learns=False,
             seed=2 * seed * SEEDS_PER_MLP,
             name="bottom",
             **both,
@@ -76,7 +80,7 @@ class DLRM(keras.Model):
         self.top = MLP(
             top_units,
             last_relu=False,
-            input_first=True,
+            input_learns=True,
             seed=(2 * seed + 1) * SEEDS_PER_MLP,
             name="top",
             **both,
@@ -102,14 +106,17 @@ def build_model(config: Config) -> DLRM:
     """Builds the model that the settings describe.
 
     Raises:
-        OSError: The fused interaction is not built.
+        OSError: A fused operation is not built.
     """
+    settings = config.model
+    fuses_mlps = settings.fuses_mlps_on_cpus and not devices.has_gpu()
     return DLRM(
-        config.model.bottom_mlp,
-        config.model.top_mlp,
+        settings.bottom_mlp,
+        settings.top_mlp,
         seed=config.run.seed,
-        dtype=f"mixed_{config.model.amp_dtype}" if config.model.amp else "float32",
-        interact=interact_op.load() if config.model.custom_interact else dot_interaction,
-        # XLA has no fused interaction: the MLPs are then compiled around it.
-        compile_mlps=config.model.xla and config.model.custom_interact,
+        dtype=f"mixed_{settings.amp_dtype}" if settings.amp else "float32",
+        interact=interact_op.load() if settings.custom_interact else dot_interaction,
+        # XLA has no fused operations: the MLPs are then compiled around them.
+        compile_mlps=settings.xla and not settings.whole_graph_xla,
+        fused_mlp=mlp_op.load() if fuses_mlps else None,
     )

@@ -11,6 +11,8 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
+from dlrm.op_library import load_operations
+
 BUILD = Path(__file__).resolve().parent.parent / "build" / "interact_op"
 LIBRARY = "dot_interact.so"
 REMEDY = "build it with `make interact_op`, or leave --custom_interact out"
@@ -35,20 +37,7 @@ def load(build: Path = BUILD) -> DotInteract:
     Raises:
         OSError: It is not built, or built for another TensorFlow only.
     """
-    library = build / f"tensorflow-{tf.__version__}" / LIBRARY
-    if not library.exists():
-        others = sorted(path.parent.name for path in build.glob(f"tensorflow-*/{LIBRARY}"))
-        found = f"it is built for {', '.join(others)}" if others else "it is not built"
-        raise OSError(
-            f"the fused interaction op for TensorFlow {tf.__version__}: {found}; {REMEDY}"
-        )
-    try:
-        operations = tf.load_op_library(str(library))
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"{library}: TensorFlow {tf.__version__} cannot load it "
-            f"({error.message.splitlines()[0]}); remove it, then {REMEDY}"
-        ) from error
+    operations = load_operations("the fused interaction op", build, LIBRARY, REMEDY)
 
     def dot_interact(bottom: tf.Tensor, *vectors: tf.Tensor) -> tf.Tensor:
         return operations.dot_interact(bottom=bottom, vectors=list(vectors))

@@ -40,4 +40,40 @@ inline void for_row_tiles(int64_t begin, int64_t end, const Tile& tile) {
   }
 }
 
+// Calls panel(constant number of vectors, first column) for all of `count` columns.
+template <typename Panel>
+ALWAYS_INLINE void for_panels(int64_t count, const Panel& panel) {
+  int64_t column = 0;
+  for (; column + kLanes < count; column += 2 * kLanes) {
+    panel(std::integral_constant<int, 2>(), column);
+  }
+  if (column < count) panel(std::integral_constant<int, 1>(), column);
+}
+
+// The factors of a product, one for each row and step: `along_rows`: those of a step lie side by
+// side; else those of a row do.
+enum Order { kAlongRows, kAlongSteps };
+
+// sums[r] += sum over `depth` steps of factor(r, step) * y[step], for R rows and C vectors of
+// columns.
+template <Order order, int R, int C>
+ALWAYS_INLINE void multiply(const float* factors, int64_t stride, const float* y, int64_t y_stride,
+                            int64_t depth, Vector (&sums)[R][C]) {
+  const float* rows[R];
+  UNROLL for (int r = 0; r < R; ++r) rows[r] = factors + r * (order == kAlongRows ? 1 : stride);
+  for (int64_t step = 0; step < depth; ++step, y += y_stride) {
+    Vector x[C];
+    UNROLL for (int c = 0; c < C; ++c) x[c] = load(y + c * kLanes);
+    const int64_t place = order == kAlongRows ? step * stride : step;
+    UNROLL for (int r = 0; r < R; ++r) {
+      UNROLL for (int c = 0; c < C; ++c) sums[r][c] += rows[r][place] * x[c];
+    }
+  }
+}
+
+template <int R, int C>
+ALWAYS_INLINE void clear(Vector (&sums)[R][C]) {
+  UNROLL for (int r = 0; r < R; ++r) { UNROLL for (int c = 0; c < C; ++c) sums[r][c] = Vector{}; }
+}
+
 }  // namespace

@@ -37,6 +37,11 @@ class ModelConfig:
     custom_interact: bool = flag(
         False, "use the fused interaction op that `make interact_op` builds"
     )
+    custom_mlp: bool = flag(
+        False,
+        "use the fused MLP op that `make mlp_op` builds, for float32 on CPUs; GPUs and --amp keep "
+        "the MLPs of TensorFlow",
+    )
 
     def __post_init__(self) -> None:
         require_positive(self, "embedding_dim")
@@ -70,9 +75,14 @@ class ModelConfig:
     def whole_graph_xla(self) -> bool:
         """Whether XLA compiles the dense part as one program.
 
-        It has no fused interaction: with that op, the two MLPs are compiled separately.
+        It has no fused operations: with one of these, the two MLPs are compiled separately.
         """
-        return self.xla and not self.custom_interact
+        return self.xla and not self.custom_interact and not self.custom_mlp
+
+    @property
+    def fuses_mlps_on_cpus(self) -> bool:
+        """Whether the fused MLP op computes the MLPs where there is no GPU."""
+        return self.custom_mlp and self.compute_dtype == "float32"
 
 
 @dataclass(frozen=True)

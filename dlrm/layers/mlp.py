@@ -1,7 +1,8 @@
 """Fully connected layers whose backward pass is written by hand.
 
-This offers two things that automatic differentiation does not: control over the order in which
-gradients are computed, and forward and backward passes that XLA compiles separately.
+This offers what automatic differentiation does not: control over the order in which gradients are
+computed, forward and backward passes that XLA compiles separately, and a fused operation in place
+of both.
 
 Shapes: B samples, I inputs and O outputs of a layer.
 """
@@ -15,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from dlrm.layers.bias import sum_over_samples
+from dlrm.layers.mlp_op import FusedMLP
 
 
 class MLP(keras.layers.Layer):
@@ -23,10 +25,13 @@ class MLP(keras.layers.Layer):
     Args:
         units: Number of outputs of each layer.
         last_relu: Whether the last layer has a ReLU too.
-        input_first: Whether the backward pass computes the gradient of the input before those of
-            the kernels. Whatever feeds this MLP can then start its backward pass early; in a DLRM
-            the all-to-all of the vector gradients overlaps with the kernel gradients.
+        input_learns: Whether whatever feeds this MLP learns. The backward pass then computes the
+            gradient of the input, and before those of the kernels, so that the backward pass of
+            what feeds it can start early; in a DLRM the all-to-all of the vector gradients overlaps
+            with the kernel gradients.
         compiled: Whether XLA compiles forward and backward pass, each as one program.
+        fused: The operation that computes the layers in place of TensorFlow's own, in float32 on a
+            CPU.
         seed: Seed of the initial weights: Glorot normal kernels, biases N(0, 1 / sqrt(units)).
             Layer i uses seed + 2 i and seed + 2 i + 1.
         name: Name of the layer, which its weights' names begin with.
@@ -38,8 +43,9 @@ class MLP(keras.layers.Layer):
         units: Sequence[int],
         *,
         last_relu: bool,
-        input_first: bool,
-        compiled: bool,
+        input_learns: bool,
+        compiled: bool = False,
+        fused: FusedMLP | None = None,
         seed: int,
         name: str,
         dtype: str,
@@ -47,8 +53,9 @@ class MLP(keras.layers.Layer):
         super().__init__(name=name, dtype=dtype)
         self._units = tuple(units)
         self._last_relu = last_relu
-        self._input_first = input_first
+        self._input_learns = input_learns
         self._compiled = compiled
+        self._fused = fused
         self._seed = seed
 
     def build(self, input_shape: Sequence[int]) -> None:
@@ -73,6 +80,14 @@ class MLP(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Applies the layers; [B, I of the first layer] -> [B, O of the last layer]."""
+        if self._fused:
+            return self._fused(
+                inputs,
+                [tf.convert_to_tensor(kernel) for kernel in self._kernels],
+                [tf.convert_to_tensor(bias) for bias in self._biases],
+                last_relu=self._last_relu,
+                input_learns=self._input_learns,
+            )
 
         @tf.custom_gradient
         def layers(inputs: tf.Tensor, *weights: tf.Tensor) -> tuple[tf.Tensor, Any]:
@@ -100,7 +115,7 @@ class MLP(keras.layers.Layer):
 
     def _backward(
         self, outputs: Sequence[tf.Tensor], kernels: Sequence[tf.Tensor], upstream: tf.Tensor
-    ) -> list[tf.Tensor]:
+    ) -> list[tf.Tensor | None]:
         """Returns the gradients of the input [B, I], the kernels [I, O] and the biases [O].
 
         Args:
@@ -113,10 +128,11 @@ class MLP(keras.layers.Layer):
             if self._has_relu(index):
                 upstream = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs[index + 1])
             errors.insert(0, upstream)
-            upstream = tf.matmul(upstream, kernel, transpose_b=True)  # [B, I]
-        with tf.control_dependencies([upstream] if self._input_first else []):
+            if index or self._input_learns:
+                upstream = tf.matmul(upstream, kernel, transpose_b=True)  # [B, I]
+        with tf.control_dependencies([upstream] if self._input_learns else []):
             of_kernels = [
                 tf.matmul(x, error, transpose_a=True) for x, error in zip(outputs, errors)
             ]
             of_biases = [sum_over_samples(error) for error in errors]
-        return [upstream, *of_kernels, *of_biases]
+        return [upstream if self._input_learns else None, *of_kernels, *of_biases]

@@ -42,7 +42,7 @@ def join(config: Config) -> Collective:
     """
     timeout = 2 * config.run.stall_timeout or NO_LIMIT
     collective = connect(timeout, timeline=config.profile.profile is not None)
-    devices.claim(collective.local_rank, core_per_operation=not config.model.xla)
+    devices.claim(collective.local_rank, core_per_operation=not _wide_operations(config))
     return collective
 
 
@@ -82,9 +82,14 @@ def fused_table(config: Config, data: Data) -> embedding.FusedTable:
 def most_lanes(config: Config) -> int:
     """Counts the lanes that may compute a batch at the same time.
 
-    With XLA it is one: the dense part is compiled to one program, which uses all cores.
+    It is one if operations of the dense part use all cores themselves.
     """
-    return 1 if config.model.xla else devices.lanes()
+    return 1 if _wide_operations(config) else devices.lanes()
+
+
+def _wide_operations(config: Config) -> bool:
+    """Whether the dense part consists of few operations that use all cores: XLA's or fused ones."""
+    return config.model.xla or config.model.fuses_mlps_on_cpus
 
 
 def build_tables(
@@ -128,7 +133,8 @@ def build_trainer(
         ValueError: On every rank, if the dense part cannot be built on one.
     """
     lanes = math.gcd(most_lanes(config), data.train.local_batch)
-    tables = build_tables(config, backend, collective, data, groups=lanes)
+    groups = 1 if config.model.xla else devices.lanes()
+    tables = build_tables(config, backend, collective, data, groups=groups)
     step = TrainingStep(
         # The fused interaction may be missing on one machine alone.
         collective.together(lambda: build_model(config)),

@@ -11,6 +11,8 @@ from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
+from dlrm.op_library import load_operations
+
 BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "hstu_op"
 LIBRARY = "hstu.so"
 REMEDY = "build them with `make hstu_op`, or leave the fused operations out"
@@ -64,18 +66,7 @@ def load(build: Path = BUILD) -> HstuOps:
     Raises:
         OSError: They are not built, or built for another TensorFlow only.
     """
-    library = build / f"tensorflow-{tf.__version__}" / LIBRARY
-    if not library.exists():
-        others = sorted(path.parent.name for path in build.glob(f"tensorflow-*/{LIBRARY}"))
-        found = f"they are built for {', '.join(others)}" if others else "they are not built"
-        raise OSError(f"HSTU's fused ops for TensorFlow {tf.__version__}: {found}; {REMEDY}")
-    try:
-        operations = tf.load_op_library(str(library))
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"{library}: TensorFlow {tf.__version__} cannot load it "
-            f"({error.message.splitlines()[0]}); remove it, then {REMEDY}"
-        ) from error
+    operations = load_operations("HSTU's fused ops", build, LIBRARY, REMEDY)
     _register_gradients(operations)
 
     def gated_attention(

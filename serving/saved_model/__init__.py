@@ -45,7 +45,7 @@ _SOURCES = {
     "dictionary_ids": (DICTIONARY_FILE, IDS),
 }
 # A graph that any TensorFlow can run: no operation of ours, and weights in 32 bits.
-_PLAIN = {"amp": False, "xla": False, "custom_interact": False}
+_PLAIN = {"amp": False, "xla": False, "custom_interact": False, "custom_mlp": False}
 
 
 def write_saved_model(checkpoint: Path, artifact: Artifact, out: Path) -> None:

@@ -329,7 +329,7 @@ def test_gradients_of_biases_are_added_up_in_float32(dtype: str) -> None:
     layer = MLP(
         [3],
         last_relu=False,
-        input_first=True,
+        input_learns=True,
         compiled=False,
         seed=0,
         name="layer",

@@ -1,0 +1,40 @@
+"""Loads the project's own TensorFlow operations; a library is built for one version of TensorFlow.
+
+Whatever the operations compute is no concern of this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+
+def load_operations(what: str, build: Path, library: str, remedy: str) -> Any:
+    """Loads a library of operations that was built for this TensorFlow.
+
+    Args:
+        what: What the operations are, for the message.
+        build: The folder of the builds, with a subfolder for each version of TensorFlow.
+        library: The name of the file in that subfolder.
+        remedy: What to do if it is missing, for the message.
+
+    Returns:
+        The module with a function for each operation.
+
+    Raises:
+        OSError: It is not built, or built for another TensorFlow only, or damaged.
+    """
+    path = build / f"tensorflow-{tf.__version__}" / library
+    if not path.exists():
+        others = sorted(found.parent.name for found in build.glob(f"tensorflow-*/{library}"))
+        found = f"built for {', '.join(others)} only" if others else "not built"
+        raise OSError(f"{what} for TensorFlow {tf.__version__}: {found}; {remedy}")
+    try:
+        return tf.load_op_library(str(path))
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"{path}: TensorFlow {tf.__version__} cannot load it "
+            f"({error.message.splitlines()[0]}); remove it, then {remedy}"
+        ) from error
