@@ -11,13 +11,15 @@
 # make bench-peers        compares the training step with other systems', in an environment of their own
 # make stability          trains the demo with SEEDS seeds in float32, bfloat16 and float16
 # make coverage           measures which lines the tests reach
-# make interact_op        builds the fused interaction of --custom_interact; `make train` uses it
+# make interact_op        builds the fused interaction of --custom_interact anew; `make setup` has built it
+# make mlp_op             builds the fused MLP of --custom_mlp anew; `make setup` has built it
 # make hstu_op            builds the fused operations of DLRMv3's model
 # make serving_core       builds the scorer of python3 -m serving
 # make serve-setup        installs Triton's server and client, and LoadGen, into the environment
 # make operate-setup      installs what MLPerf's log, MLflow and the pages of a profile need
 # make mpi-setup          builds the environment's Horovod with Open MPI, so that mpirun can start the ranks
-# make setup              creates the environment .venv; every target that needs it does so too
+# make setup              creates the environment .venv and builds the fused operations; every target
+#                         that needs these does so too
 # make clean              removes build/
 #
 # make sok                creates .venv-sok: TensorFlow 2.14 with SparseOperationKit, for GPUs
@@ -28,6 +30,7 @@
 # make faults             injects every fault on 1, 2 and 3 ranks at random moments
 # make test-ingest        kills each ingest engine ten times, then compares both on every rule set
 # make test-interact      tests the fused interaction at every shape, and under the sanitizers
+# make test-mlp           tests the fused MLP, also under the sanitizers
 # make test-hstu          tests the fused operations of DLRMv3, also under the sanitizers
 #
 # variable  default  used by      meaning
@@ -67,6 +70,7 @@ BUNDLE ?=
 PROFILE ?= default
 VENV := $(or $(VENV_$(PROFILE)),$(error expected PROFILE=default or PROFILE=sok, found $(PROFILE)))
 RUN := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH";
+FUSED := build/.fused-$(PROFILE)
 RULES ?= dlrm
 ROWS ?= 1000000
 
@@ -81,11 +85,17 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup mpi-setup serving_core \
-    interact_op hstu_op test test-all stability coverage test-ingest test-interact test-hstu faults lint bench bench-peers sok \
+    interact_op mlp_op hstu_op test test-all stability coverage test-ingest test-interact test-mlp test-hstu faults lint bench bench-peers sok \
     sok-check bundle clean
 .DELETE_ON_ERROR:
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.ready $(FUSED)
+
+# The operations of --custom_interact and --custom_mlp, which all presets set.
+$(FUSED): $(wildcard interact_op/* dlrm/layers/mlp_op/*) | $(VENV)/.ready
+	$(RUN) $(MAKE) --directory=interact_op
+	$(RUN) $(MAKE) --directory=dlrm/layers/mlp_op
+	touch $@
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -101,6 +111,7 @@ help:
 	touch $@
 
 sok: .venv-sok/.ready
+	$(MAKE) setup PROFILE=sok
 
 # What the server and LoadGen need in addition; nothing else does.
 serve-setup: $(VENV)/.serving serving_core
@@ -128,17 +139,16 @@ data: setup $(RAW_FILES)
 	$(RUN) python3 split_bin.py $(DATA)/train_data.bin $(DATA)/train
 	$(RUN) python3 split_bin.py $(DATA)/test_data.bin $(DATA)/test
 
-train: data interact_op
+train: data
 	rm -rf $(DATA)/checkpoints
 	$(RUN) python3 -m launch -np $(NP) -- main.py --flagfile=presets/$(PRESET).flags \
-	    --custom_interact --data_dir=$(DATA) --run_dir=$(DATA)/run \
-	    --checkpoint_dir=$(DATA)/checkpoints $(FLAGS)
+	    --data_dir=$(DATA) --run_dir=$(DATA)/run --checkpoint_dir=$(DATA)/checkpoints $(FLAGS)
 
 # Runs that are done are kept: remove build/mlperf to measure again.
-mlperf: data interact_op operate-setup
+mlperf: data operate-setup
 	$(RUN) python3 -m tools.mlperf run build/mlperf --runs $(RUNS) -np $(NP) \
 	    --notes "synthetic logs and a small model: no submission" -- \
-	    main.py --flagfile=presets/mlperf_demo.flags --custom_interact --data_dir=$(DATA) $(FLAGS)
+	    main.py --flagfile=presets/mlperf_demo.flags --data_dir=$(DATA) $(FLAGS)
 
 # The checkpoint is that of `make train`, which runs first if there is none.
 serve: serve-setup | $(DATA)/checkpoints
@@ -164,8 +174,8 @@ PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(T
 
 # What they build is built before, as several processes would build it at the same time. Triton's
 # server is there for x86-64 alone; elsewhere its tests are skipped.
-NEEDED_default := interact_op hstu_op operate-setup $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
-NEEDED_sok := interact_op hstu_op serving_core
+NEEDED_default := setup hstu_op operate-setup $(if $(filter x86_64,$(shell uname -m)),serve-setup,serving_core)
+NEEDED_sok := setup hstu_op serving_core
 
 test: $(NEEDED_$(PROFILE))
 	$(RUN) $(PYTEST) -m "$(SELECTED_$(PROFILE))"
@@ -192,7 +202,7 @@ lint: .venv/.ready
 	    codespell $$(git ls-files ':!LICENSE')
 
 # Stops at the first benchmark that fails.
-bench: interact_op
+bench: setup
 	$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; python3 -m benchmarks.$$name; done
 
 bench-peers: interact_op .venv-peers/.ready
@@ -204,13 +214,20 @@ bench-peers: interact_op .venv-peers/.ready
 	touch $@
 
 # What is finished in build/stability already is kept.
-stability: data interact_op
+stability: data
 	$(RUN) python3 -m benchmarks.stability $(DATA) --seeds=$(SEEDS)
 
-interact_op: setup
+interact_op: $(VENV)/.ready
 	$(RUN) $(MAKE) --directory=interact_op
 
-test-interact: interact_op
+mlp_op: $(VENV)/.ready
+	$(RUN) $(MAKE) --directory=dlrm/layers/mlp_op
+
+test-mlp: mlp_op
+	$(RUN) python3 -m pytest tests/unit/layers/test_mlp_op.py
+	$(MAKE) --directory=dlrm/layers/mlp_op sanitize
+
+test-interact: setup
 	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/unit/interact_op/test_interact_op.py
 	$(MAKE) --directory=interact_op sanitize
 
@@ -225,7 +242,7 @@ test-hstu: hstu_op
 serving_core:
 	$(MAKE) --directory=serving/core
 
-bundle: interact_op hstu_op serving_core
+bundle: setup hstu_op serving_core
 	$(RUN) python3 -m setup.bundle --output build/bundle $(BUNDLE)
 
 clean:

@@ -150,8 +150,8 @@ def add_project(target: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    patterns = "build/interact_op/*/*.so", "build/hstu_op/*/*.so", "build/serving/*.so"
-    libraries = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    folders = "interact_op/*", "mlp_op/*", "hstu_op/*", "serving"
+    libraries = [path for folder in folders for path in ROOT.glob(f"build/{folder}/*.so")]
     built = [str(path.relative_to(ROOT)) for path in libraries]
     for name in [*listed.stdout.split("\0")[:-1], *built]:
         if not name.startswith(("tests/", ".")):

@@ -141,7 +141,8 @@ def trainer_logits(
     settings.update(mode="test", data_dir=str(data_dir), run_dir=None, checkpoint_dir=None)
     settings.update(mlperf_log=None)  # of the training
     # One rank with all samples in one batch; the results of training do not depend on them.
-    settings.update(global_batch_size=len(ids), custom_interact=False, resume=str(checkpoint))
+    settings.update(global_batch_size=len(ids), resume=str(checkpoint))
+    settings.update(custom_interact=False, custom_mlp=False)
     config = Config.of(
         **{
             name: tuple(value) if isinstance(value, list) else value

@@ -28,7 +28,7 @@ with cli.project_environment():
     from dlrm.formats.json_files import read_json_object
 
 FIRST_SEED = 8  # as in DeepLearningExamples' table of 16 seeds, to be laid beside it
-DEMO = ("--flagfile=presets/demo.flags", "--custom_interact", "--auc_target=1")
+DEMO = ("--flagfile=presets/demo.flags", "--auc_target=1")
 DEMO_TARGET = 0.813
 
 

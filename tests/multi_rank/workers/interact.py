@@ -1,4 +1,4 @@
-"""Trains from one seed with and without the fused interaction; saves the losses and the weights."""
+"""Trains from one seed with and without the fused operations; saves the losses and the weights."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ SETTINGS: list[dict[str, bool]] = [
     {},
     {"custom_interact": True},
     {"custom_interact": True, "xla": True},
+    {"custom_interact": True, "custom_mlp": True},
+    {"custom_interact": True, "custom_mlp": True, "xla": True},
 ]
 
 

@@ -232,20 +232,3 @@ def test_an_upstream_gradient_of_another_width_is_refused() -> None:
             **SETTINGS._asdict(),
         )
 
-
-def fails(build: Path) -> str:
-    with pytest.raises(OSError, match="make hstu_op") as caught:
-        hstu_op.load(build)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
-
-def test_one_line_where_they_cannot_be_loaded(tmp_path: Path) -> None:
-    assert "they are not built" in fails(tmp_path / "none")
-    for version, text in (("1.15.5", "other"), (tf.__version__, "not a library")):
-        folder = tmp_path / f"tensorflow-{version}"
-        folder.mkdir()
-        (folder / hstu_op.LIBRARY).write_text(text)
-        words = fails(tmp_path)
-        assert tf.__version__ in words
-        assert ("built for tensorflow-1.15.5" in words) == (version == "1.15.5")

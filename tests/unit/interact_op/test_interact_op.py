@@ -426,23 +426,6 @@ def test_static_shapes() -> None:
     assert unknown.outputs[0].shape.rank == 2
 
 
-def fails(build: Path) -> str:
-    with pytest.raises(OSError, match="make interact_op") as caught:
-        interact_op.load(build)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
-
-def test_one_line_where_it_cannot_be_loaded(tmp_path: Path) -> None:
-    assert "it is not built" in fails(tmp_path / "none")
-    for version, text in (("1.15.5", "other"), (tf.__version__, "not a library")):
-        folder = tmp_path / f"tensorflow-{version}"
-        folder.mkdir()
-        (folder / interact_op.LIBRARY).write_text(text)
-        words = fails(tmp_path)
-        assert tf.__version__ in words
-        assert ("built for tensorflow-1.15.5" in words) == (version == "1.15.5")
-
 
 @pytest.mark.multi_rank
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -1,0 +1,80 @@
+// Runs every kernel for each instruction set on arrays that fill their allocations, so that the
+// sanitizers detect any access outside them.
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <vector>
+
+#include "mlp.h"
+
+namespace {
+
+typedef std::vector<float> Floats;
+
+Floats values(int64_t count) {
+  Floats all(static_cast<size_t>(count));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<float>(i * 37 % 61) / 61 - 0.4f;
+  return all;
+}
+
+template <typename T>
+std::vector<T*> pointers(std::vector<Floats>& arrays) {
+  std::vector<T*> all;
+  for (Floats& array : arrays) all.push_back(array.data());
+  return all;
+}
+
+void run(int level, const std::vector<int64_t>& widths, int last_relu, int64_t samples,
+         bool input_learns) {
+  const MlpShape shape = {static_cast<int32_t>(widths.size()) - 1, last_relu, widths.data()};
+  std::vector<Floats> kernels, biases, kernel_gradients, bias_gradients;
+  for (size_t i = 0; i + 1 < widths.size(); ++i) {
+    kernels.push_back(values(widths[i] * widths[i + 1]));
+    kernel_gradients.push_back(kernels.back());
+    biases.push_back(values(widths[i + 1]));
+    bias_gradients.push_back(biases.back());
+  }
+  Floats input = values(samples * widths.front()), input_gradient = input;
+  Floats output = values(samples * widths.back()), upstream = output;
+  Floats hidden = values(samples * mlp_hidden_size(&shape));
+  Floats scratch = values(samples * mlp_scratch_size(&shape));
+  Floats packed[2] = {values(mlp_packed_size(&shape)), values(mlp_packed_size(&shape))};
+  for (int transposed = 0; transposed < 2; ++transposed) {
+    for (int64_t part = 0; part < 3; ++part) {
+      mlp_cpu_pack(level, &shape, transposed, pointers<const float>(kernels).data(), part, 3,
+                   packed[transposed].data());
+    }
+  }
+  mlp_cpu_forward(level, &shape, packed[0].data(), pointers<const float>(biases).data(), samples,
+                  input.data(), hidden.data(), output.data(), scratch.data());
+  for (int32_t add : {0, 1}) {
+    const std::vector<float*> sums[] = {pointers<float>(kernel_gradients),
+                                        pointers<float>(bias_gradients)};
+    const MlpGradients gradients = {sums[0].data(), sums[1].data(), add};
+    mlp_cpu_backward(level, &shape, packed[1].data(), samples, input.data(), hidden.data(),
+                     output.data(), upstream.data(), input_learns ? input_gradient.data() : nullptr,
+                     &gradients, scratch.data());
+  }
+}
+
+}  // namespace
+
+int main() {
+  int runs = 0;
+  for (int level = 0; level <= mlp_cpu_level(); ++level) {
+    for (int64_t inputs : {1, 7, 16, 33, 300}) {
+      for (int64_t middle : {1, 15, 17, 32, 270}) {
+        for (int64_t outputs : {1, 8, 31}) {
+          for (int64_t samples : {0, 1, 5, 13}) {
+            run(level, {inputs, outputs}, 0, samples, true);
+            run(level, {inputs, middle, outputs}, runs % 4 < 2, samples, runs % 8 < 4);
+            runs += 2;
+          }
+        }
+      }
+    }
+  }
+  printf("%d runs of forward and backward on levels 0 to %d\n", runs, mlp_cpu_level());
+  return EXIT_SUCCESS;
+}
