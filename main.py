@@ -89,6 +89,22 @@ def config_from_flags() -> Config:
     return Config.of(**values)
 
 
+def import_program() -> tuple[Any, Any, Any]:
+    """Imports TensorFlow and what builds on it: after the flags, whose errors come at once.
+
+    Returns:
+        `dataset.open_data`, `dlrm.train.run.run` and `model.build_model`.
+    """
+    # TensorFlow 2.14, imported while absl runs, else begins as TensorFlow 1: `==` of tensors
+    # compares their identities then. Set before its import, which sets it too, but too late.
+    os.environ["TF2_BEHAVIOR"] = "1"
+    with cli.project_environment(), cli.stderr_on_failure(), cli.quick_imports():
+        from dataset import open_data
+        from dlrm.train.run import run
+        from model import build_model
+    return open_data, run, build_model
+
+
 def run_mode(rest: list[str]) -> int:
     """Runs what the flags say.
 
@@ -104,14 +120,7 @@ def run_mode(rest: list[str]) -> int:
     if rest:
         raise ValueError(f"expected flags only, found {rest[0]!r}; write --name=value")
     config = config_from_flags()
-    # TensorFlow 2.14, imported while absl runs, else begins as TensorFlow 1: `==` of tensors
-    # compares their identities then. Set before its import, which sets it too, but too late.
-    os.environ["TF2_BEHAVIOR"] = "1"
-    # Imports TensorFlow, so that flag errors and --help come at once.
-    with cli.project_environment(), cli.stderr_on_failure(), cli.quick_imports():
-        from dataset import open_data
-        from dlrm.train.run import run
-        from model import build_model
+    open_data, run, build_model = import_program()
     if config.run.mode == "inference_benchmark":
         from serving.inference_benchmark import run_benchmark
 
