@@ -1,8 +1,9 @@
 """The same DLRM in plain PyTorch, in three forms.
 
-`bags` has an `EmbeddingBag` for each table, with sparse gradients: the usual form. `one table` lays
-the tables one behind the other, so that a batch takes one lookup and one sparse update instead of
-one for each table. `compiled` is that form, with `torch.compile` for all but the lookup.
+`bags` has an `EmbeddingBag` for each table, with sparse gradients: the usual form. `tuned` lays the
+tables one behind the other, so that a batch takes one lookup and one sparse update instead of one
+for each table, and has a backward pass of its own for the interaction. `compiled` is that form,
+with `torch.compile` for all but the lookup.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from torch import nn
 
 from benchmarks.peers.case import Floats, Layers, TrainCase
 from dlrm.data import Batch
+
+BAGS, COMPILED = "bags", "compiled"
 
 
 def mlp(layers: Layers, last_relu: bool) -> nn.Sequential:
@@ -32,15 +36,52 @@ def mlp(layers: Layers, last_relu: bool) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
+def timed_steps(
+    step: Callable[[int], torch.Tensor], batches: Sequence[int]
+) -> tuple[list[float], list[float]]:
+    """Takes a step on each batch; see `Trainable.train`."""
+    seconds, losses = [], []
+    for number in batches:
+        begin = time.perf_counter()
+        losses.append(step(number).item())
+        seconds.append(time.perf_counter() - begin)
+    return seconds, losses
+
+
+class Pairs(torch.autograd.Function):
+    """The dot products of all pairs of vectors, with a backward pass written by hand.
+
+    Autograd's own would multiply twice, as it does not know that the matrix of products is
+    symmetric.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """Multiplies vectors [B, F, W]; the result [B, P] is that at `pairs` of [B, F * F]."""
+        ctx.save_for_backward(vectors, pairs)
+        return torch.bmm(vectors, vectors.mT).flatten(1).index_select(1, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The gradient [B, F, W] of the vectors."""
+        vectors, pairs = ctx.saved_tensors
+        samples, features, _ = vectors.shape
+        lower = vectors.new_zeros(samples, features * features).index_copy_(1, pairs, upstream)
+        lower = lower.view(samples, features, features)
+        return torch.bmm(lower + lower.mT, vectors), None
+
+
 class DensePartOfTorch(nn.Module):
     """Both MLPs and the dot interaction, without the tables.
 
     Args:
         case: The sizes and first weights.
+        own_backward: Whether the interaction's backward pass is `Pairs.backward`.
     """
 
-    def __init__(self, case: TrainCase) -> None:
+    def __init__(self, case: TrainCase, own_backward: bool) -> None:
         super().__init__()
+        self.own_backward = own_backward
         bottom, top = case.layers()
         self.bottom, self.top = mlp(bottom, True), mlp(top, False)
         vectors = len(case.vocab_sizes) + 1
@@ -53,8 +94,10 @@ class DensePartOfTorch(nn.Module):
         """Computes the loss of dense [B, D], vectors [B, T, W] and labels [B]."""
         bottom = self.bottom(dense)
         stacked = torch.cat([bottom[:, None], vectors], 1)  # [B, F, W]
-        products = torch.bmm(stacked, stacked.transpose(1, 2)).flatten(1)
-        pairs = products.index_select(1, self.pairs)
+        if self.own_backward:
+            pairs = Pairs.apply(stacked, self.pairs)
+        else:
+            pairs = torch.bmm(stacked, stacked.mT).flatten(1).index_select(1, self.pairs)
         logits = self.top(torch.cat([bottom, pairs], 1)).squeeze(1)
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
 
@@ -122,11 +165,11 @@ class TorchSystem:
     def __init__(self, case: TrainCase, batches: Sequence[Batch], form: str) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.versions = f"PyTorch {torch.__version__}"
-        self._tables = TableBags(case) if form == "bags" else OneTable(case)
-        self._dense = DensePartOfTorch(case)
+        self._tables = TableBags(case) if form == BAGS else OneTable(case)
+        self._dense = DensePartOfTorch(case, own_backward=form != BAGS)
         parameters = [*self._tables.parameters(), *self._dense.parameters()]
         self._optimizer = torch.optim.SGD(parameters, case.lr)
-        self._loss = torch.compile(self._dense) if form == "compiled" else self._dense
+        self._loss = torch.compile(self._dense) if form == COMPILED else self._dense
         self._batches = [
             (
                 torch.from_numpy(batch.dense),
@@ -136,19 +179,17 @@ class TorchSystem:
             for batch in batches
         ]
 
+    def _step(self, number: int) -> torch.Tensor:
+        dense, ids, labels = self._batches[number]
+        loss = self._loss(dense, self._tables(ids), labels)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return loss
+
     def train(self, batches: Sequence[int]) -> tuple[list[float], list[float]]:
         """See `Trainable.train`."""
-        seconds, losses = [], []
-        for number in batches:
-            begin = time.perf_counter()
-            dense, ids, labels = self._batches[number]
-            loss = self._loss(dense, self._tables(ids), labels)
-            self._optimizer.zero_grad()
-            loss.backward()
-            self._optimizer.step()
-            losses.append(loss.item())
-            seconds.append(time.perf_counter() - begin)
-        return seconds, losses
+        return timed_steps(self._step, batches)
 
     def rows(self, ids: NDArray[np.int32]) -> Floats:
         """See `Trainable.rows`."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from benchmarks.peers.case import CHECKED_SAMPLES, TrainCase, Trainable, checksum
+from benchmarks.peers.case import CHECKED_SAMPLES, Trainable, TrainCase, checksum
 from benchmarks.ranks import ROOT
 
 
@@ -44,8 +44,10 @@ SYSTEMS = {
     PRODUCT: SystemKind("large products", "product", "", peer=False),
     OURS: SystemKind("ours", "ours", "", peer=False),
     "torch": SystemKind("PyTorch", "plain_torch", "bags"),
-    "torch_one_table": SystemKind("PyTorch, one table", "plain_torch", "one table"),
-    "torch_compile": SystemKind("PyTorch, one table, compiled", "plain_torch", "compiled"),
+    "torch_tuned": SystemKind("PyTorch, tuned", "plain_torch", "tuned"),
+    "torch_compiled": SystemKind("PyTorch, tuned, compiled", "plain_torch", "compiled"),
+    "torchrec": SystemKind("TorchRec", "torchrec_dlrm", ""),
+    "keras_rs": SystemKind("keras-rs", "keras_rs_dlrm", ""),
 }
 
 
