@@ -1,4 +1,8 @@
-"""A Keras DLRM on keras-rs' `DistributedEmbedding`, with TensorFlow; a custom training loop."""
+"""A Keras DLRM of keras-rs' `DistributedEmbedding` and `DotInteraction`, with TensorFlow.
+
+Two forms: `gather` takes the pairs out of the square of all products; `skip_gather` leaves them in
+it, beside zeros, which makes the top MLP's first product larger. The training loop is a custom one.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ from numpy.typing import NDArray
 from benchmarks.peers.case import Floats, Layers, TrainCase
 from dlrm.data import Batch
 
+SKIP_GATHER = "skip_gather"
+
 
 def initial(values: Floats) -> keras.initializers.Initializer:
     """An initializer that gives these values, once."""
@@ -39,14 +45,20 @@ def mlp(x: keras.KerasTensor, weights: Layers, last_relu: bool) -> keras.KerasTe
     return x
 
 
-class KerasPairs(layers.Layer):
-    """The dot products of all pairs of vectors: [B, F, W] -> [B, F (F - 1) / 2]."""
+def spread_pairs(mlp_layers: Layers, width: int, vectors: int) -> Layers:
+    """The layers for pairs that are left in the square of all products, with zeros elsewhere.
 
-    def call(self, vectors: tf.Tensor) -> tf.Tensor:
-        """Multiplies; the lower triangle is taken row by row, which is faster than a gather."""
-        products = keras.ops.matmul(vectors, keras.ops.transpose(vectors, (0, 2, 1)))
-        rows = [products[:, row, :row] for row in range(1, vectors.shape[1])]
-        return keras.ops.concatenate(rows, 1)
+    Args:
+        mlp_layers: The top MLP's; the first kernel's rows are the bottom output's and the pairs'.
+        width: Values of a vector.
+        vectors: Number of vectors that interact.
+    """
+    (kernel, bias), *others = mlp_layers
+    wide = np.zeros((width + vectors * vectors, kernel.shape[1]), np.float32)
+    wide[:width] = kernel[:width]
+    rows, columns = np.tril_indices(vectors, -1)
+    wide[width + rows * vectors + columns] = kernel[width:]
+    return [(wide, bias), *others]
 
 
 class KerasRsSystem:
@@ -55,12 +67,13 @@ class KerasRsSystem:
     Args:
         case: What to train.
         batches: The batches.
+        form: The form of the model.
 
     Attributes:
         versions: See `Trainable.versions`.
     """
 
-    def __init__(self, case: TrainCase, batches: Sequence[Batch]) -> None:
+    def __init__(self, case: TrainCase, batches: Sequence[Batch], form: str) -> None:
         cores = len(os.sched_getaffinity(0))
         tf.config.threading.set_intra_op_parallelism_threads(cores)
         tf.config.threading.set_inter_op_parallelism_threads(cores)
@@ -90,8 +103,11 @@ class KerasRsSystem:
         ids = {name: layers.Input((), case.batch, dtype="int32", name=name) for name in names}
         first = mlp(dense, bottom, True)
         found = self._tables(ids)
-        vectors = keras.ops.stack([first, *(found[name] for name in names)], 1)
-        logits = mlp(keras.ops.concatenate([first, KerasPairs()(vectors)], 1), top, False)
+        vectors = [first, *(found[name] for name in names)]
+        if form == SKIP_GATHER:
+            top = spread_pairs(top, case.width, len(vectors))
+        interact = keras_rs.layers.DotInteraction(skip_gather=form == SKIP_GATHER)
+        logits = mlp(keras.ops.concatenate([first, interact(vectors)], 1), top, False)
         model = keras.Model([dense, ids], logits)
         loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
         optimizer = keras.optimizers.SGD(case.lr)
@@ -132,4 +148,4 @@ class KerasRsSystem:
 
 def build(case: TrainCase, batches: Sequence[Batch], form: str) -> KerasRsSystem:
     """Builds the model."""
-    return KerasRsSystem(case, batches)
+    return KerasRsSystem(case, batches, form)

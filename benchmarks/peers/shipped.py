@@ -1,8 +1,7 @@
-"""The settings that users get: a preset, and the flags that `make train` adds to it."""
+"""The settings that users get: those of a preset."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
@@ -11,25 +10,15 @@ from benchmarks.peers.case import TrainCase
 from benchmarks.ranks import ROOT
 from dlrm.config import SETTINGS, Config
 
-# The defaults of main.py's flags are MLPerf's model.
-PRESETS = {"demo": "demo", "kaggle": "kaggle"}
+# The preset of each shape of `benchmarks.shapes`.
+PRESETS = {"demo": "demo", "kaggle": "kaggle", "mlperf_mlps": "terabyte"}
 NEVER = 10**9  # steps
 
 
 def preset_flags(shape: str) -> list[str]:
-    """The flags in the preset of a shape; none if it is the default."""
-    if shape not in PRESETS:
-        return []
+    """The flags in the preset of a shape."""
     lines = Path(ROOT, "presets", f"{PRESETS[shape]}.flags").read_text().splitlines()
     return [line.strip() for line in lines if line.startswith("--")]
-
-
-def train_flags() -> list[str]:
-    """The switches that `make train` adds to its preset, read from the Makefile."""
-    recipe = re.search(r"^train:.*\n((?:\t.*\n)+)", Path(ROOT, "Makefile").read_text(), re.M)
-    assert recipe
-    command = recipe[1].partition(" -- ")[2]
-    return re.findall(r"(?<=\s)--\w+(?=\s)", command)
 
 
 def settings_of(flags: Iterable[str]) -> dict[str, Any]:
@@ -53,11 +42,12 @@ def settings_of(flags: Iterable[str]) -> dict[str, Any]:
 
 def shipped_config(case: TrainCase) -> Config:
     """The configuration of a run with the shape's preset; rate, batch and length are the case's."""
-    settings = settings_of([*preset_flags(case.shape), *train_flags()])
+    settings = settings_of(preset_flags(case.shape))
     config = Config.of(**{**settings, "data_dir": case.folder})
     assert config.model.bottom_mlp == tuple(case.bottom_mlp)
     assert config.model.top_mlp == tuple(case.top_mlp)
     return config.replace(
+        xla=False,  # for GPUs
         global_batch_size=case.batch,
         lr=case.lr,
         warmup_steps=0,

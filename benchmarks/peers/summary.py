@@ -10,6 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+NOT_QUIET = 1.25  # the third quartile of the rate of products over the first
+
 
 class Turn(NamedTuple):
     """One system's steps in a row.
@@ -22,25 +27,64 @@ class Turn(NamedTuple):
     seconds: float
     cpu: float
 
+    @classmethod
+    def of(cls, seconds: Sequence[float], cpu: float) -> Turn:
+        """The turn of these steps, which took so much processor time together."""
+        return cls(statistics.median(seconds), cpu / len(seconds))
 
-@dataclass
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a peer's first steps are from ours.
+
+    Attributes:
+        losses: The largest difference between losses of a step, relative to ours.
+        rows: The largest difference between changes of a row's value, relative to the largest
+            change of ours.
+    """
+
+    losses: float
+    rows: float
+
+    @classmethod
+    def between(
+        cls,
+        losses: Sequence[Sequence[float]],
+        changes: Sequence[NDArray[np.float64]],
+    ) -> Difference:
+        """Compares ours, which comes first, with a peer's.
+
+        Args:
+            losses: The losses of both, a step after another.
+            changes: By how much the same steps changed the same rows of both.
+        """
+        ours, peers = map(np.array, losses)
+        largest = np.abs(changes[0]).max()
+        return cls(
+            float((np.abs(peers - ours) / np.abs(ours)).max()),
+            float(np.abs(changes[1] - changes[0]).max() / largest),
+        )
+
+    def __str__(self) -> str:
+        """Returns the differences in words."""
+        return f"losses differ by {self.losses:.1e}, changes of rows by {self.rows:.1e}"
+
+
+@dataclass(frozen=True)
 class PeerResult:
     """What was measured of a peer.
 
     Attributes:
-        name: The peer.
+        title: The peer.
         versions: What it runs on.
-        pairs: In each round, our turn and the peer's, one right after the other.
-        loss_error: The largest difference between a loss of the peer and ours, relative to ours.
-        row_error: The largest difference between the changes of a row's value, relative to the
-            largest change.
+        difference: How far its first steps are from ours.
+        pairs: In each round, our turn and the peer's, one right before the other.
     """
 
-    name: str
-    versions: str = ""
-    pairs: list[tuple[Turn, Turn]] = field(default_factory=list)
-    loss_error: float = 0.0
-    row_error: float = 0.0
+    title: str
+    versions: str
+    difference: Difference
+    pairs: Sequence[tuple[Turn, Turn]]
 
     @property
     def ratios(self) -> list[float]:
@@ -52,64 +96,72 @@ class PeerResult:
         """How many times as much processor time the peer took, in each round."""
         return [peer.cpu / ours.cpu for ours, peer in self.pairs]
 
+
+@dataclass
+class CaseResult:
+    """What was measured of a case.
+
+    Attributes:
+        title: The case.
+        batch: Samples of a step.
+        operations: Floating-point operations of a step's products.
+        versions: What ours runs on.
+        products: Operations a second of large products, in each round.
+        peers: What was measured of each peer.
+    """
+
+    title: str
+    batch: int
+    operations: float
+    versions: str
+    products: list[float] = field(default_factory=list)
+    peers: list[PeerResult] = field(default_factory=list)
+
     @property
-    def seconds(self) -> float:
-        """The median over rounds of the peer's seconds for a step."""
-        return statistics.median(peer.seconds for _, peer in self.pairs)
+    def bound(self) -> float:
+        """Seconds that a step's products would take at the rate of large ones."""
+        return self.operations / statistics.median(self.products)
 
+    def turns(self) -> dict[str, list[Turn]]:
+        """The turns of each system by its title, ours first, which has one for each of a peer's."""
+        ours = [pair[0] for peer in self.peers for pair in peer.pairs]
+        return {"ours": ours, **{peer.title: [p for _, p in peer.pairs] for peer in self.peers}}
 
-def turn_of(seconds: Sequence[float], cpu: float) -> Turn:
-    """The turn of these steps, which took so much processor time together."""
-    return Turn(statistics.median(seconds), cpu / len(seconds))
+    def lines(self) -> Iterator[str]:
+        """The table: a line for each system, and below it how it compares with ours."""
+        rate = statistics.median(self.products) / 1e9
+        yield (
+            f"  large products: {rate:.0f} GFLOP/s ({min(self.products) / 1e9:.0f} - "
+            f"{max(self.products) / 1e9:.0f}); bound: {self.bound * 1e3:.2f} ms a step"
+        )
+        middle = statistics.quantiles(self.products, n=4)
+        if middle[-1] > NOT_QUIET * middle[0]:
+            yield (
+                "  the machine was not quiet: OpenMP's waiting threads then cost PyTorch more than "
+                "the work; measure again, or set OMP_WAIT_POLICY=passive"
+            )
+        remarks = {"ours": self.versions}
+        for peer in self.peers:
+            remarks[peer.title] = (
+                f"ours is {spread(peer.ratios)} times as fast; the peer takes "
+                f"{spread(peer.cpu_ratios)} times the processor time; {peer.difference}"
+            )
+        for title, turns in self.turns().items():
+            if turns:
+                yield self._line(title, turns)
+                yield f"      {remarks[title]}"
+
+    def _line(self, title: str, turns: Sequence[Turn]) -> str:
+        seconds = statistics.median(turn.seconds for turn in turns)
+        cpu = statistics.median(turn.cpu for turn in turns)
+        least, most = (pick(turn.seconds for turn in turns) * 1e3 for pick in (min, max))
+        return (
+            f"  {title:24} {seconds * 1e3:8.2f} ms ({least:.2f} - {most:.2f})  "
+            f"{self.batch / seconds:9,.0f} samples/s  {self.bound / seconds:4.2f} of the bound  "
+            f"processor {cpu * 1e3:.2f} ms"
+        )
 
 
 def spread(values: Sequence[float]) -> str:
     """The median of values and, in brackets, the least and the greatest."""
     return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
-
-
-def share_of_bound(seconds: float, rate: float, operations: float) -> float:
-    """The part of the bound that a step reaches.
-
-    Args:
-        seconds: Of a step.
-        rate: Floating-point operations per second of large products.
-        operations: Those of the step's products.
-    """
-    return operations / rate / seconds
-
-
-def lines(
-    peers: Sequence[PeerResult], versions: str, batch: int, rate: float, operations: float
-) -> Iterator[str]:
-    """The table of a case.
-
-    Args:
-        peers: What was measured of each peer.
-        versions: What ours runs on.
-        batch: Samples of a step.
-        rate: Floating-point operations per second of large products.
-        operations: Those of a step's products.
-    """
-    ours = [pair[0] for peer in peers for pair in peer.pairs]
-    if ours:
-        seconds = statistics.median(turn.seconds for turn in ours)
-        cpu = statistics.median(turn.cpu for turn in ours)
-        yield _line("ours", seconds, cpu, batch, share_of_bound(seconds, rate, operations))
-        yield f"      {versions}"
-    for peer in peers:
-        cpu = statistics.median(turn.cpu for _, turn in peer.pairs)
-        share = share_of_bound(peer.seconds, rate, operations)
-        yield _line(peer.name, peer.seconds, cpu, batch, share)
-        yield (
-            f"      ours is {spread(peer.ratios)} times as fast, and takes 1 / "
-            f"{spread(peer.cpu_ratios)} of its processor time; losses differ by at most "
-            f"{peer.loss_error:.1e}, changes of rows by {peer.row_error:.1e}; {peer.versions}"
-        )
-
-
-def _line(name: str, seconds: float, cpu: float, batch: int, share: float) -> str:
-    return (
-        f"  {name:28} {seconds * 1e3:8.2f} ms  {batch / seconds:10,.0f} samples/s  "
-        f"{share:4.2f} of the bound  processor {cpu * 1e3:8.2f} ms"
-    )

@@ -47,7 +47,8 @@ SYSTEMS = {
     "torch_tuned": SystemKind("PyTorch, tuned", "plain_torch", "tuned"),
     "torch_compiled": SystemKind("PyTorch, tuned, compiled", "plain_torch", "compiled"),
     "torchrec": SystemKind("TorchRec", "torchrec_dlrm", ""),
-    "keras_rs": SystemKind("keras-rs", "keras_rs_dlrm", ""),
+    "keras_rs": SystemKind("keras-rs", "keras_rs_dlrm", "gather"),
+    "keras_rs_skip": SystemKind("keras-rs, skip_gather", "keras_rs_dlrm", "skip_gather"),
 }
 
 
@@ -112,9 +113,9 @@ class SystemWorker:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            # A system whose turn it is not must not keep cores busy.
-            env={"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive", **os.environ},
+            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
         )
+        self._idle = [0.0, 0.0]
         try:
             self.ready = self._ask(asdict(case))
         except ValueError:
@@ -123,7 +124,15 @@ class SystemWorker:
 
     def train(self, batches: Sequence[int], rows: bool = False) -> Any:
         """Takes a step on each of the batches; the answer of `work`."""
-        return self._ask({"batches": list(batches), "rows": rows})
+        answer = self._ask({"batches": list(batches), "rows": rows})
+        self._idle = [total + more for total, more in zip(self._idle, answer["idle"])]
+        return answer
+
+    @property
+    def idle_share(self) -> float:
+        """Processor seconds per second in which it had nothing to do: 0, if it only waited."""
+        seconds, cpu = self._idle
+        return cpu / seconds
 
     def _ask(self, question: Any) -> Any:
         assert self._process.stdin
