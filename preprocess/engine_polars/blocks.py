@@ -6,10 +6,8 @@ beyond its line end: LF or CRLF.
 
 from __future__ import annotations
 
-import gzip
 import queue
 import threading
-import zlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -17,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from isal import igzip, isal_zlib
 
 from preprocess.schema import Schema
 
+_LINE_END = ord("\n")
 _LONGEST_LINE = 1 << 20
 _COUNT_BYTES = 1 << 20
 _SKIP_BYTES = 1 << 20
@@ -51,7 +51,6 @@ class TextBlock:
         text: The lines, the last of which may lack its line end.
         position: Bytes of the stored file that have been read so far.
         lines: The number of lines.
-        delimiters: The number of delimiters in the text.
         offset: The offset of the `ResumePoint` after this block.
     """
 
@@ -60,7 +59,6 @@ class TextBlock:
     text: bytes
     position: int
     lines: int
-    delimiters: int
     offset: int
 
     @property
@@ -129,10 +127,9 @@ def _text_blocks(
 
     A header is checked and counted as a line, but is in no block.
     """
-    delimiter = ord(schema.delimiter)
     line, offset = start.line, start.offset
     with open(path, "rb", buffering=0) as raw:
-        source: gzip.GzipFile | FileIO = gzip.open(raw) if path.suffix == ".gz" else raw  # noqa: SIM115
+        source: igzip.IGzipFile | FileIO = igzip.open(raw) if path.suffix == ".gz" else raw  # noqa: SIM115
         rest = b""
         header = schema.header and line == 1
         try:
@@ -148,7 +145,7 @@ def _text_blocks(
                             f" {_LONGEST_LINE} bytes without a line end; is this a click log?"
                         )
                     continue
-                text = rest + data[:cut] if data else rest
+                text = b"".join((rest, memoryview(data)[:cut])) if data else rest
                 rest = data[cut:]
                 if header and text:
                     names, _, remainder = text.partition(b"\n")
@@ -156,22 +153,20 @@ def _text_blocks(
                     offset += len(text) - len(remainder)
                     text, line, header = remainder, 2, False
                 if text:
-                    lines = _count(text, ord("\n")) + (not text.endswith(b"\n"))
+                    lines = _line_ends(text) + (not text.endswith(b"\n"))
                     offset += len(text)
-                    yield TextBlock(
-                        start.file, line, text, raw.tell(), lines, _count(text, delimiter), offset
-                    )
+                    yield TextBlock(start.file, line, text, raw.tell(), lines, offset)
                     line += lines
                 if not data:
                     return
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        except (igzip.BadGzipFile, EOFError, isal_zlib.error) as error:
             raise ValueError(
                 f"{path}: expected a whole gzip file, found damage after line {line - 1}"
                 f" ({error}); fetch the file again"
             ) from error
 
 
-def _skip(source: gzip.GzipFile | FileIO, offset: int) -> None:
+def _skip(source: igzip.IGzipFile | FileIO, offset: int) -> None:
     if isinstance(source, FileIO):
         source.seek(offset)
         return
@@ -220,16 +215,13 @@ def _parquet_blocks(
             separator="\t", include_header=False, quote_style="never", null_value=""
         ).encode()
         stop = first + frame.height
-        delimiters = _count(text, ord("\t"))
-        yield TextBlock(
-            start.file, first + 1, text, size * stop // total, frame.height, delimiters, stop
-        )
+        yield TextBlock(start.file, first + 1, text, size * stop // total, frame.height, stop)
 
 
-def _count(text: bytes, byte: int) -> int:
+def _line_ends(text: bytes) -> int:
     array = np.frombuffer(text, np.uint8)
     # In pieces, so that the result of the comparison stays in the cache.
     return sum(
-        int(np.count_nonzero(array[start : start + _COUNT_BYTES] == byte))
+        int(np.count_nonzero(array[start : start + _COUNT_BYTES] == _LINE_END))
         for start in range(0, len(array), _COUNT_BYTES)
     )

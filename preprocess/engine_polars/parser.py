@@ -1,8 +1,7 @@
 """Parses blocks of text into columns of numbers, with strict checks.
 
-If all fields are numbers, Polars' CSV reader parses a block. If that leaves any doubt, or if there
-are other fields, each line is matched with the schema's pattern. This module must not know about
-ids.
+If all fields are numbers, a compiled loop parses a block. If that leaves any doubt, or if there are
+other fields, each line is matched with the schema's pattern. This module must not know about ids.
 """
 
 from __future__ import annotations
@@ -16,120 +15,85 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlrm.formats.zip_strict import zip_strict
-from preprocess.bad_rows import NAMED, BadRows
+from preprocess.bad_rows import NAMED
+from preprocess.engine_polars import kernels
 from preprocess.engine_polars.blocks import TextBlock
 from preprocess.schema import DENSE, HEX, TEXT, Schema, text_hash
-
-_HEX_DIGITS = 8
 
 
 @dataclass(frozen=True)
 class ParsedRows:
-    """Parsed rows, with one array for each column; missing values are 0.
+    """The good rows of a block, and what is known about its bad ones.
 
     Attributes:
         file: The index of the file.
-        labels: The labels, int32 [rows].
-        dense: The dense columns, num_dense arrays of int32 [rows].
-        categories: The categorical columns, num_categorical arrays of uint32 [rows].
-        missing: For each categorical column, bool [rows], or None if no value is missing.
-        tags: The tag of each row's split, int32 [rows], or None without a split field.
+        columns: The columns of the records, int32 [width, rows]: label, dense values, categories,
+            of which the 32 bits are those of a uint32, and with a split field its tag. Missing
+            values are 0.
+        missing: Whether a category is missing, bool [rows, tables].
+        missing_counts: Number of rows in which it is missing, int64 [tables].
+        bad_rows: Number of bad rows.
+        first_bad_rows: Descriptions of the first ten of them.
     """
 
     file: int
-    labels: NDArray[np.int32]
-    dense: list[NDArray[np.int32]]
-    categories: list[NDArray[np.uint32]]
-    missing: list[NDArray[np.bool_] | None]
-    tags: NDArray[np.int32] | None = None
+    columns: NDArray[np.int32]
+    missing: NDArray[np.bool_]
+    missing_counts: NDArray[np.int64]
+    bad_rows: int = 0
+    first_bad_rows: Sequence[str] = ()
 
 
 class LogParser:
-    """Parses blocks of text.
+    """Parses blocks of text; several threads may do so at once.
 
     Args:
         paths: The files, for error messages.
         schema: The fields of a row.
-        bad_rows: Counts the bad rows.
         tags: The tag of each text of the split field that is not for training.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        schema: Schema,
-        bad_rows: BadRows,
-        tags: Mapping[str, int] | None = None,
+        self, paths: Sequence[Path], schema: Schema, tags: Mapping[str, int] | None = None
     ) -> None:
         self._paths = list(paths)
         self._schema = schema
-        self._bad_rows = bad_rows
         self._tags = dict(tags or {})
         self._pattern = schema.line_pattern()
         self._names = [f"field_{i}" for i in range(len(schema.fields))]
-        self._label = self._names[schema.label]
-        self._dense = [self._names[i] for i in schema.dense]
-        self._categories = [self._names[i] for i in schema.categorical]
-        self._numbers = pl.Schema([
-            (name, pl.String() if name in self._categories else pl.Int32())
-            for name in self._names
-        ])  # fmt: skip
+        order = [schema.label, *schema.dense, *schema.categorical]
+        self._record = [self._names[i] for i in order]
+        self._first_table = 1 + len(schema.dense)
+        self._categories = self._record[self._first_table :]
+        kinds = [kernels.LABEL, *[kernels.INTEGER] * len(schema.dense)]
+        kinds += [kernels.HEX] * len(schema.categorical)
+        self._kinds, self._targets = np.zeros((2, len(schema.fields)), np.int64)
+        if schema.numeric:
+            self._kinds[order], self._targets[order] = kinds, range(len(order))
 
     def parse(self, block: TextBlock) -> ParsedRows:
-        """Returns the good rows of a block.
-
-        Raises:
-            ValueError: There are too many bad rows; the message names file and line of the first.
-        """
-        # Polars would accept "+5" and " 5".
-        if self._schema.numeric and b"+" not in block.text and b" " not in block.text:
-            batch = self._read_numbers(block)
-            if batch:
-                return batch
-        return self._read_lines(block)
+        """Returns the good rows of a block, and describes the first bad ones."""
+        return (self._schema.numeric and self._read_numbers(block)) or self._read_lines(block)
 
     def _read_numbers(self, block: TextBlock) -> ParsedRows | None:
-        """Parses a block with Polars' CSV reader; returns None if any row may be bad."""
-        try:
-            frame = pl.read_csv(
-                block.text,
-                separator=self._schema.delimiter,
-                has_header=False,
-                schema=self._numbers,
-                quote_char=None,
-            )
-            hashes = pl.col(self._categories)
-            numbers = frame.select(
-                pl.col(self._label),
-                pl.col(self._dense).fill_null(0),
-                hashes.str.to_integer(base=16, dtype=pl.UInt32),
-            )
-            longest = frame.select(hashes.str.len_bytes().max()).row(0)
-        except pl.exceptions.PolarsError:
-            return None
-        # Polars pads short lines silently, so delimiters are counted; long lines are errors above.
-        expected = block.lines * (frame.width - 1)
-        labels = numbers[self._label]
-        if (
-            frame.height != block.lines
-            or block.delimiters != expected
-            or labels.null_count()
-            or not labels.is_between(0, 1).all()
-            or any((n or 0) > _HEX_DIGITS for n in longest)
-        ):
-            return None
-        missing = [
-            frame[name].is_null().to_numpy() if frame[name].null_count() else None
-            for name in self._categories
-        ]
-        filled = numbers.select(pl.col(self._categories).fill_null(0))
-        return ParsedRows(
+        """Parses a block of numbers; returns None if any row may be bad."""
+        tables = len(self._categories)
+        rows = ParsedRows(
             block.file,
-            labels.to_numpy(),
-            [numbers[name].to_numpy() for name in self._dense],
-            [filled[name].to_numpy() for name in self._categories],
-            missing,
+            np.empty((len(self._record), block.lines), np.int32),
+            np.empty((block.lines, tables), np.bool_),
+            np.zeros(tables, np.int64),
         )
+        good = kernels.parse(
+            np.frombuffer(block.text, np.uint8),
+            ord(self._schema.delimiter),
+            self._kinds,
+            self._targets,
+            rows.columns,
+            rows.missing,
+            rows.missing_counts,
+        )
+        return rows if good else None
 
     def _read_lines(self, block: TextBlock) -> ParsedRows:
         """Parses a block line by line, and counts its bad rows."""
@@ -137,27 +101,26 @@ class LogParser:
         raw = [line.removesuffix(b"\r") for line in raw]
         frame, good = self._fields(raw)
         bad = np.flatnonzero(~good)
+        path = self._paths[block.file]
+        first_bad = [
+            f"{path}, line {block.line + row}: {self._schema.fault(raw[row])}"
+            for row in bad[:NAMED].tolist()
+        ]
         if bad.size:
-            path = self._paths[block.file]
-            named = [
-                f"{path}, line {block.line + row}: {self._schema.fault(raw[row])}"
-                for row in bad[:NAMED].tolist()
-            ]
-            self._bad_rows.add(len(bad), named)
             frame = frame.filter(pl.Series(good))
-        tags = None
+        columns = [frame[name].fill_null(0).to_numpy() for name in self._record]
         if self._schema.split is not None:
             texts = frame[self._names[self._schema.split]]
-            tags = texts.replace_strict(self._tags, default=0, return_dtype=pl.Int32).to_numpy()
-        categories = [frame[name] for name in self._categories]
-        absent = [series.is_null() for series in categories]
+            tags = texts.replace_strict(self._tags, default=0, return_dtype=pl.Int32)
+            columns.append(tags.to_numpy())
+        missing = np.stack([frame[name].is_null().to_numpy() for name in self._categories], 1)
         return ParsedRows(
             block.file,
-            frame[self._label].to_numpy(),
-            [frame[name].fill_null(0).to_numpy() for name in self._dense],
-            [series.fill_null(0).to_numpy() for series in categories],
-            [series.to_numpy() if series.any() else None for series in absent],
-            tags,
+            np.stack([column.view(np.int32) for column in columns]),
+            missing,
+            np.count_nonzero(missing, axis=0),
+            len(bad),
+            first_bad,
         )
 
     def _fields(self, raw: list[bytes]) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
@@ -180,7 +143,7 @@ class LogParser:
             if field.kind == HEX:
                 number = text.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
             else:
-                signed = field.role == DENSE or name == self._label
+                signed = field.role == DENSE or name == self._record[0]
                 number = text.cast(pl.Int32 if signed else pl.UInt32, strict=False)
             good &= number.is_not_null() | text.is_null()
             columns[name] = number

@@ -9,7 +9,8 @@ continues from these files: the values restore the dictionaries, and the records
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.data.read_ahead import read_ahead
 from dlrm.formats import atomic_files
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import BadRows
@@ -32,6 +34,9 @@ from preprocess.progress import PassProgress
 
 RECORD_TYPE = np.dtype("<i4")
 _RECOUNT_ROWS = 1 << 18
+_CORES = os.cpu_count() or 1
+_PARSERS = min(_CORES, 4)  # each holds a block of text and its columns
+_ENCODERS = min(_CORES, 8)  # more would wait for the thread with the largest table
 
 
 @dataclass
@@ -105,19 +110,21 @@ def build_vocabulary(
     )
     bad.add(0, [])
     tags = options.split.tags if options.schema.split is not None else None
-    parser = LogParser(sources, options.schema, bad, tags)
+    parser = LogParser(sources, options.schema, tags)
     sizes = [path.stat().st_size for path in sources]
     with (
         _Recorder(work, options, first_pass, save) as recorder,
         contextlib.closing(
             read_blocks(sources, options.schema, options.block_bytes, first_pass.resume_point)
         ) as blocks,
+        contextlib.closing(_parsed(parser, blocks)) as parsed,
     ):
         last: TextBlock | None = None
-        for block in blocks:
+        for block, rows in parsed:
             if last and last.file != block.file:
                 recorder.finish(ResumePoint(block.file))
-            recorder.add(parser.parse(block))
+            bad.add(rows.bad_rows, rows.first_bad_rows)
+            recorder.add(rows)
             first_pass.statistics.bad_rows = bad.count
             last = block
             if recorder.text_bytes(len(block.text)) >= options.part_bytes:
@@ -126,6 +133,28 @@ def build_vocabulary(
             display.advance(done, first_pass.statistics.rows)
         recorder.finish(ResumePoint(len(sources)))
     return first_pass
+
+
+def _parsed(
+    parser: LogParser, blocks: Iterable[TextBlock]
+) -> Generator[tuple[TextBlock, ParsedRows], None, None]:
+    """Yields blocks with their rows, in order; threads parse ahead.
+
+    An error of the reader comes after the rows of all blocks before it.
+    """
+
+    def tasks() -> Iterator[TextBlock | Exception]:
+        try:
+            yield from blocks
+        except (ValueError, OSError) as error:
+            yield error
+
+    def parse(task: TextBlock | Exception) -> tuple[TextBlock, ParsedRows]:
+        if isinstance(task, Exception):
+            raise task
+        return task, parser.parse(task)
+
+    return read_ahead(parse, tasks(), lookahead=_PARSERS - 1, readers=_PARSERS)
 
 
 def _restored(work: Path, options: Options, state: Mapping[str, Any], files: int) -> FirstPass:
@@ -171,6 +200,7 @@ class _Recorder:
         self._first_pass = first_pass
         self._save = save
         self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._tables = ThreadPoolExecutor(_ENCODERS, "tables")
         self._saver = ThreadPoolExecutor(1, "saver")
         self._encoding: Future[None] | None = None
         self._saving: Future[None] | None = None
@@ -183,6 +213,7 @@ class _Recorder:
 
     def __exit__(self, *error: object) -> None:
         self._encoder.shutdown()
+        self._tables.shutdown()
         self._saver.shutdown()
         self._file.close()
         if not any(error) and self._saving:
@@ -191,11 +222,14 @@ class _Recorder:
     def add(self, rows: ParsedRows) -> None:
         """Encodes rows in the background; raises the error of the previous ones, if any."""
         self._settle()
-        self._first_pass.statistics.rows_by_file[rows.file] += len(rows.labels)
-        self._rows += len(rows.labels)
-        self._encoding = self._encoder.submit(
-            _encode, rows, self._options, self._first_pass, self._file
-        )
+        self._first_pass.statistics.rows_by_file[rows.file] += rows.columns.shape[1]
+        self._rows += rows.columns.shape[1]
+        self._encoding = self._encoder.submit(self._record, rows, self._file)
+
+    def _record(self, rows: ParsedRows, file: Any) -> None:
+        records = _encode(rows, self._options, self._first_pass, self._tables)
+        if len(records):
+            write_all(file, records)
 
     def text_bytes(self, more: int) -> int:
         """Adds to the bytes of text in the present part, and returns their sum."""
@@ -242,30 +276,24 @@ class _Recorder:
         self._save(state)
 
 
-def _encode(batch: ParsedRows, options: Options, first_pass: FirstPass, output: Any) -> None:
-    """Appends rows as provisional records; -1 marks a missing category that is not a value."""
-    rules, statistics = options.rules, first_pass.statistics
-    first_table = 1 + len(batch.dense)
-    records = np.empty((len(batch.labels), record_columns(options)), RECORD_TYPE)
-    records[:, 0] = batch.labels
-    statistics.positives += int(np.count_nonzero(batch.labels))
-    for column, values in enumerate(batch.dense):
-        lowest = rules.lowest(column)
+def _encode(
+    batch: ParsedRows, options: Options, first_pass: FirstPass, tables: ThreadPoolExecutor
+) -> NDArray[np.int32]:
+    """Returns rows as provisional records; -1 marks a missing category that is not a value."""
+    rules, statistics, columns = options.rules, first_pass.statistics, batch.columns
+    statistics.positives += int(np.count_nonzero(columns[0]))
+    for column in range(options.num_dense):
+        values, lowest = columns[1 + column], rules.lowest(column)
         statistics.raised_dense += int(np.count_nonzero(values < lowest))
-        np.maximum(values, lowest, out=records[:, 1 + column])
-    columns = zip_strict(batch.categories, batch.missing, first_pass.dictionaries)
-    for table, (raw, missing, dictionary) in enumerate(columns):
-        if missing is not None:
-            statistics.missing[table] += int(np.count_nonzero(missing))
-        modulus = rules.modulus(table)
-        numbers = raw if modulus is None else raw % np.uint32(modulus)
-        if missing is None or rules.missing_is_value:
-            records[:, first_table + table] = dictionary.encode(numbers)
-        else:
-            known = np.flatnonzero(~missing)
-            records[:, first_table + table] = -1
-            records[known, first_table + table] = dictionary.encode(numbers[known])
-    if batch.tags is not None:
-        records[:, -1] = batch.tags
-    if len(records):
-        write_all(output, records)
+        np.maximum(values, lowest, out=values)
+    for table, count in enumerate(batch.missing_counts.tolist()):
+        statistics.missing[table] += count
+    values = columns.view(np.uint32)[1 + options.num_dense :]
+
+    def encode(table: int) -> None:
+        absent = None if rules.missing_is_value else batch.missing[:, table]
+        first_pass.dictionaries[table].encode(values[table], absent, rules.modulus(table))
+
+    # Tables share nothing, and the loops let go of the interpreter lock.
+    list(tables.map(encode, range(options.num_categorical)))
+    return np.ascontiguousarray(columns.T, RECORD_TYPE)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.__main__ import main
-from preprocess.bad_rows import BadRows
 from preprocess.click_model import ClickModelOptions
 from preprocess.engine_polars.blocks import TextBlock, read_blocks
 from preprocess.engine_polars.dictionary import Dictionary
@@ -364,7 +363,7 @@ def test_an_earlier_result_survives_a_failed_run(tmp_path: Path) -> None:
 def test_fields_are_accepted_exactly_when_well_formed(
     integer: str, hexadecimal: str, label: str
 ) -> None:
-    """Polars' leniency and strictness must not show."""
+    """Neither the compiled loop's doubts nor Polars' leniency may show."""
     good = (
         bool(re.fullmatch(r"-?[0-9]+", label))
         and int(label) in (0, 1)
@@ -373,23 +372,61 @@ def test_fields_are_accepted_exactly_when_well_formed(
     )
     text = f"0\t1\ta\n{label}\t{integer}\t{hexadecimal}\n".encode()
     path = Path("log.tsv")
-    block = TextBlock(0, 1, text, len(text), lines=2, delimiters=4, offset=len(text))
+    block = TextBlock(0, 1, text, len(text), lines=2, offset=len(text))
+    batch = LogParser([path], criteo_schema(1, 1)).parse(block)
+    assert batch.bad_rows == (not good)
     if not good:
-        with pytest.raises(ValueError, match=r"^log.tsv, line 2: "):
-            LogParser([path], criteo_schema(1, 1), BadRows()).parse(block)
+        assert batch.first_bad_rows[0].startswith("log.tsv, line 2: ")
         return
-    batch = LogParser([path], criteo_schema(1, 1), BadRows()).parse(block)
-    assert batch.labels.tolist() == [0, int(label)]
-    assert batch.dense[0].tolist() == [1, int(integer or 0)]
-    assert batch.categories[0].tolist() == [10, int(hexadecimal or "0", 16)]
+    expected = [[0, int(label)], [1, int(integer or 0)], [10, int(hexadecimal or "0", 16)]]
+    assert batch.columns.view(np.uint32).tolist() == np.array(expected).astype(np.uint32).tolist()
+    assert batch.missing[:, 0].tolist() == [False, not hexadecimal]
+    assert batch.missing_counts.tolist() == [not hexadecimal]
 
 
-def test_damaged_gzip_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("place", range(8))
+def test_every_byte_as_a_digit(place: int) -> None:
+    """The word of eight digits against Python's own conversion, upper and lower case."""
+    for byte in range(256):
+        digits = bytearray(b"89aFc0E7")
+        digits[place] = byte
+        text = b"1\t5\t%s\n" % digits
+        block = TextBlock(0, 1, text, len(text), text.count(b"\n"), len(text))
+        parsed = LogParser([Path("log.tsv")], criteo_schema(1, 1)).parse(block)
+        field = digits.removesuffix(b"\r")  # which belongs to the line end
+        good = bool(re.fullmatch(rb"[0-9a-fA-F]{7,8}", field))
+        assert parsed.bad_rows == (not good), text
+        if good:
+            assert parsed.columns[2].view(np.uint32).tolist() == [int(field, 16)]
+
+
+def test_a_bad_row_comes_before_later_damage(tmp_path: Path) -> None:
+    """Blocks are parsed ahead, but errors come in the order of the rows."""
     path = tmp_path / "log.tsv.gz"
-    path.write_bytes(gzip.compress(HAND * 1000)[:-20])
+    text = HAND + b"nonsense\n" + HAND * 20_000
+    path.write_bytes(gzip.compress(text, 1)[:-20])
+    options = Options(rules_by_name("dlrm"), criteo_schema(2, 2), block_bytes=len(text) // 2)
+    with pytest.raises(ValueError, match="line 7: expected 5 tab-separated fields"):
+        preprocess([path], tmp_path / "out", options)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip"])
+def test_damaged_gzip_is_named(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.tsv.gz"
+    content = bytearray(gzip.compress(HAND * 1000))
+    if damage == "cut":
+        del content[-20:]
+    elif damage == "flipped":
+        content[-6] ^= 1  # in the CRC-32
+    else:
+        content[:2] = b"PK"
+    path.write_bytes(content)
     assert main([str(path), f"--output={tmp_path / 'out'}", "--rules=dlrm", *SMALL]) == 1
     error = capsys.readouterr().err
     assert f"{path}: expected a whole gzip file" in error
+    assert error.count("\n") == 1
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -466,7 +503,8 @@ def test_dictionary_against_a_dict(spread: int) -> None:
         values = rng.integers(0, spread, rows, dtype=np.uint64).astype(np.uint32)
         # Multiples of a power of two crowd into neighbouring slots.
         values[::3] <<= np.uint32(7)
-        ids = dictionary.encode(values)
+        ids = values.copy()
+        dictionary.encode(ids)
         assert ids.tolist() == [expected.setdefault(v, len(expected)) for v in values.tolist()]
         counts.update(values.tolist())
     assert dictionary.values.tolist() == list(expected)
