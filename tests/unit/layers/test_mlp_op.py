@@ -106,9 +106,8 @@ class Gradients(ctypes.Structure):
 
 @functools.cache
 def kernels() -> ctypes.CDLL:
-    library = ctypes.CDLL(
-        str(mlp_op.BUILD / f"tensorflow-{tf.__version__}" / mlp_op.LIBRARY)
-    )
+    mlp_op.load()  # TensorFlow must be the first to open it
+    library = ctypes.CDLL(str(mlp_op.BUILD / f"tensorflow-{tf.__version__}" / mlp_op.LIBRARY))
     for name in ("packed", "hidden", "scratch"):
         getattr(library, f"mlp_{name}_size").restype = ctypes.c_int64
     return library
