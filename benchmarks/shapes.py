@@ -14,9 +14,19 @@ from dlrm.data import Batches, Data, SyntheticSource
 from dlrm.formats.packed_ids import MLPERF_VOCAB_SIZES
 from preprocess.synthetic import DEFAULT_VOCAB_SIZES
 
-__all__ = ["DEMO", "KAGGLE_VOCAB_SIZES", "MLPERF_VOCAB_SIZES", "NUM_DENSE", "SHAPES", "Shape"]
+__all__ = [
+    "CASES",
+    "DEMO",
+    "FUSED",
+    "KAGGLE_VOCAB_SIZES",
+    "MLPERF_VOCAB_SIZES",
+    "NUM_DENSE",
+    "SHAPES",
+    "Shape",
+]
 
 NUM_DENSE = SYNTHETIC_NUM_DENSE
+FUSED = {"custom_interact": True, "custom_mlp": True}  # the switches of every preset
 # The published table sizes of Criteo Kaggle under the dlrm rules.
 KAGGLE_VOCAB_SIZES = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
@@ -70,9 +80,10 @@ SHAPES = {
         {"embedding_dim": 16, "bottom_mlp": (512, 256, 64, 16), "top_mlp": (512, 256, 1)},
     ),
 }
-# The model of `make train`, for benchmarks that name it; the others measure larger ones.
+# The model of `make train`; benchmarks that are not told a shape measure the larger ones.
 DEMO = Shape(
     "the model of make train (19,588 rows)",
     DEFAULT_VOCAB_SIZES,
     {"embedding_dim": 16, "bottom_mlp": (64, 32, 16), "top_mlp": (128, 64, 1)},
 )
+CASES = {"demo": DEMO, **SHAPES}

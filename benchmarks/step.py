@@ -1,12 +1,13 @@
 """Training samples/s of the whole step, compared with the bound that the matrix products set.
 
-    python3 -m benchmarks.step [--shape mlperf_mlps|kaggle] [--rounds N] [--steps N] [--nocompress]
+    python3 -m benchmarks.step [--shape demo|kaggle|mlperf_mlps] [--batch N] [--rounds N]
+        [--steps N] [--nocompress]
 
-For each shape, one process on all cores and two ranks on the same cores run in turn, several
-times. The single process times steps and matrix products alternately, so that both see the same
-machine. There are two bounds: the time that the operations of the step's own products (MLPs and
-interaction, forward and backward) would take at the rate of large square products, and the time
-that those products take when they are run alone.
+For each shape, one process on all cores, the same without the fused operations of the presets, and
+two ranks on the same cores run in turn, several times. The single process times steps and matrix
+products alternately, so that both see the same machine. There are two bounds: the time that the
+operations of the step's own products (MLPs and interaction, forward and backward) would take at the
+rate of large square products, and the time that TensorFlow takes for those products alone.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from benchmarks import ranks
 from dlrm import cli
 
 with cli.project_environment():
-    from benchmarks.shapes import NUM_DENSE, SHAPES
+    from benchmarks.shapes import CASES, FUSED, NUM_DENSE, SHAPES
     from dlrm.train.callback import Callback
 
-GLOBAL_BATCH = 8192
 WARMUP = 4
 SQUARE = 2048  # rows and columns of the large product's factors
 
@@ -88,7 +88,7 @@ def own_products(batch: int, features: int, bottom: list[int], top: list[int]) -
     )
 
 
-def work(shape: str, steps: int, compress: bool) -> None:
+def work(name: str, batch: int, steps: int, switches: dict[str, bool]) -> None:
     """Trains on one rank; rank 0 reports the figures."""
     import tensorflow as tf
 
@@ -99,10 +99,11 @@ def work(shape: str, steps: int, compress: bool) -> None:
     from dlrm.train.products import products
     from model import build_model
 
-    config = SHAPES[shape].config(GLOBAL_BATCH, compress=compress)
+    shape = CASES[name]
+    config = shape.config(batch, **switches)
     collective = join(config)
     backend, _ = embedding.choose(config.embedding.embedding)
-    data = SHAPES[shape].data(GLOBAL_BATCH, WARMUP + steps, collective.rank, collective.size)
+    data = shape.data(batch, WARMUP + steps, collective.rank, collective.size)
     trainer = build_trainer(config, backend, collective, data, build_model)
 
     alone = collective.size == 1
@@ -113,21 +114,19 @@ def work(shape: str, steps: int, compress: bool) -> None:
         squares = [tf.random.normal([SQUARE, SQUARE]) for _ in range(lanes)]
         bottom = [NUM_DENSE, *config.model.bottom_mlp]
         top = [interaction_width(config.model.embedding_dim, tables), *config.model.top_mlp]
-        own = [own_products(GLOBAL_BATCH // lanes, tables + 1, bottom, top) for _ in range(lanes)]
+        own = [own_products(batch // lanes, tables + 1, bottom, top) for _ in range(lanes)]
         multiply_squares = tf.function(lambda: tf.add_n([tf.matmul(a, a)[0, 0] for a in squares]))
         multiply_own = tf.function(lambda: tf.add_n([lane() for lane in own]))
         between = [lambda: float(multiply_squares()), lambda: float(multiply_own())]
     clock = Clock(between)
     trainer.train([data.train], data.train, clock)
     if collective.rank == 0:
-        result = {"samples_per_second": GLOBAL_BATCH / statistics.median(clock.steps)}
+        result = {"samples_per_second": batch / statistics.median(clock.steps)}
         if alone:
             squares_seconds, own_seconds = map(statistics.median, clock.between)
             rate = lanes * 2 * SQUARE**3 / squares_seconds
             flops = products(NUM_DENSE, tables, config.model.bottom_mlp, config.model.top_mlp)
-            result.update(
-                gigaflops=rate / 1e9, bound=rate / flops, own_bound=GLOBAL_BATCH / own_seconds
-            )
+            result.update(gigaflops=rate / 1e9, bound=rate / flops, own_bound=batch / own_seconds)
         ranks.report(result)
 
 
@@ -135,36 +134,46 @@ def main() -> int:
     """Prints a line per round and the medians of the ratios; returns the exit code."""
     parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--shape", choices=sorted(SHAPES), action="append", help="default: all, one after another"
+        "--shape", choices=sorted(CASES), action="append", help="default: the two large ones"
     )
+    parser.add_argument("--batch", type=int, default=8192, help="global batch (default: 8192)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--steps", type=int, default=20, help="steps that count (default: 20)")
     parser.add_argument("--nocompress", action="store_true", help="send repeated keys repeatedly")
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.shape[0], options.steps, not options.nocompress)
+        switches = {"compress": not options.nocompress, **({} if options.plain else FUSED)}
+        work(options.shape[0], options.batch, options.steps, switches)
         return 0
-    for shape in options.shape or SHAPES:
-        print(f"{SHAPES[shape].title}, batch {GLOBAL_BATCH}, float32, samples/s")
-        arguments = ["--work", "--shape", shape, "--steps", str(options.steps)]
+    for name in options.shape or SHAPES:
+        print(f"{CASES[name].title}, batch {options.batch}, float32, samples/s")
+        arguments = ["--work", "--shape", name, "--batch", str(options.batch)]
+        arguments += ["--steps", str(options.steps)]
         arguments += ["--nocompress"] if options.nocompress else []
-        of_bound, of_own, of_one = [], [], []
+        ratios: dict[str, list[float]] = {}
         for _ in range(options.rounds):
-            one, two = (ranks.measure(n, "benchmarks.step", arguments) for n in (1, 2))
-            of_bound.append(one["samples_per_second"] / one["bound"])
-            of_own.append(one["samples_per_second"] / one["own_bound"])
-            of_one.append(two["samples_per_second"] / one["samples_per_second"])
+            one = ranks.measure(1, "benchmarks.step", arguments)
+            plain = ranks.measure(1, "benchmarks.step", [*arguments, "--plain"])
+            two = ranks.measure(2, "benchmarks.step", arguments)
+            rate = one["samples_per_second"]
+            for title, ratio in (
+                ("one process / bound", rate / one["bound"]),
+                ("one process / own products alone", rate / one["own_bound"]),
+                ("one process / without the fused operations", rate / plain["samples_per_second"]),
+                ("two ranks / one process", two["samples_per_second"] / rate),
+            ):
+                ratios.setdefault(title, []).append(ratio)
             print(
-                f"  one process {one['samples_per_second']:,.0f}  bound {one['bound']:,.0f} "
+                f"  one process {rate:,.0f}  bound {one['bound']:,.0f} "
                 f"({one['gigaflops']:.0f} GFLOP/s)  own products alone {one['own_bound']:,.0f}  "
+                f"without the fused operations {plain['samples_per_second']:,.0f}  "
                 f"two ranks {two['samples_per_second']:,.0f}"
             )
-        print(
-            f"  median of ratios: one process / bound {statistics.median(of_bound):.2f}, "
-            f"one process / own products alone {statistics.median(of_own):.2f}, "
-            f"two ranks / one process {statistics.median(of_one):.2f}"
-        )
+        for title, found in ratios.items():
+            spread = f"({min(found):.2f} - {max(found):.2f})"
+            print(f"  {title}: median {statistics.median(found):.2f} {spread}")
     return 0
 
 

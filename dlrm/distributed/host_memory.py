@@ -1,13 +1,21 @@
-"""How much memory this machine has left for a process; it does not import TensorFlow."""
+"""How much memory this machine has left for a process, and what a process does with what it frees.
+
+It does not import TensorFlow.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from pathlib import Path
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _STATISTICS = Path("/proc/meminfo")
+
+# Of malloc.h in the GNU C library.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_NEVER = 2**31 - 1
 
 
 def free_host_memory() -> int | None:
@@ -58,3 +66,17 @@ def memory_limit() -> int | None:
                 with contextlib.suppress(OSError, ValueError):  # hidden in a container; "max"
                     limits.append(int((root / folder / name).read_text()))
     return min(limits, default=None)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process use freed memory again, rather than give it back to the system.
+
+    Every step allocates and frees the same tensors. By default the C library takes those of 32 MiB
+    or more from the system each time, which fills them with zeros, page after page: 6 % of a step
+    of MLPerf's MLPs with 8192 samples. Call it after what is allocated only once. Without the GNU C
+    library it does nothing.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        change = ctypes.CDLL(None).mallopt
+        change(_MMAP_MAX, 0)
+        change(_TRIM_THRESHOLD, _NEVER)

@@ -16,6 +16,7 @@ from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.host_memory import keep_freed_memory
 from dlrm.train.evaluation import Evaluator
 from dlrm.train.instruments import Instruments
 from dlrm.train.loop import Trainer
@@ -149,6 +150,8 @@ def build_trainer(
         compiled=config.model.whole_graph_xla,
     )
     step.build()
+    if not devices.has_gpu():
+        keep_freed_memory()
     return Trainer(
         step,
         Evaluator(config.evaluation.auc_thresholds, collective),

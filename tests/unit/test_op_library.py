@@ -13,7 +13,9 @@ from dlrm.layers import mlp_op
 from dlrm_v3 import hstu_op
 
 
-@pytest.mark.parametrize("module", [interact_op, mlp_op, hstu_op], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [interact_op, mlp_op, hstu_op], ids=lambda module: module.__name__
+)
 def test_one_line_where_it_cannot_be_loaded(module: ModuleType, tmp_path: Path) -> None:
     name = module.__name__.rpartition(".")[2]
 

@@ -24,11 +24,9 @@ Backward mlp_backward_portable;
 Pack mlp_pack_avx2, mlp_pack_avx512;
 Forward mlp_forward_avx2, mlp_forward_avx512;
 Backward mlp_backward_avx2, mlp_backward_avx512;
-#define LEVELS(function) \
-  { mlp_##function##_portable, mlp_##function##_avx2, mlp_##function##_avx512 }
+#define LEVELS(function) {mlp_##function##_portable, mlp_##function##_avx2, mlp_##function##_avx512}
 #else
-#define LEVELS(function) \
-  { mlp_##function##_portable }
+#define LEVELS(function) {mlp_##function##_portable}
 #endif
 
 int mlp_cpu_level(void) {

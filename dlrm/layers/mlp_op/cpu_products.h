@@ -1,5 +1,5 @@
-// Products of matrices that lie in panels: groups of kPanel neighbouring columns, each stored row by
-// row, so that whatever a product reads next lies side by side.
+// Products of matrices that lie in panels: groups of kPanel neighbouring columns, each stored row
+// by row, so that whatever a product reads next lies side by side.
 //
 // Included once by each build of cpu_kernels.cc; everything has internal linkage.
 #pragma once
@@ -57,7 +57,7 @@ inline void pack_transposed(const float* from, int64_t rows, int64_t columns, in
 // Where a product's tile goes: a panel, or a part of a row-major matrix.
 struct Place {
   float* values;
-  int64_t stride;  // between rows
+  int64_t stride;   // between rows
   int64_t columns;  // from here to the end of the row
 
   template <int R, int C>

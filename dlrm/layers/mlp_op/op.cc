@@ -185,8 +185,8 @@ class FusedMlp : public OpKernel {
     float *packed, *scratch;
     OP_REQUIRES_OK(context, context->allocate_output(0, {layers.samples, outputs}, &output));
     OP_REQUIRES_OK(context, context->allocate_output(1, {layers.blocks, hidden_size}, &hidden));
-    OP_REQUIRES_OK(
-        context, allocate(context, mlp_packed_size(layers.shape()), &memory[0], &packed));
+    OP_REQUIRES_OK(context,
+                   allocate(context, mlp_packed_size(layers.shape()), &memory[0], &packed));
     OP_REQUIRES_OK(context, allocate(context, layers.parts * scratch_size, &memory[1], &scratch));
     const float* const input = context->input(0).flat<float>().data();
     float* const to = output->flat<float>().data();
@@ -194,8 +194,8 @@ class FusedMlp : public OpKernel {
     layers.pack(context, false, packed);
     layers.for_blocks(context, [&](int64_t part, int64_t i, int64_t first, int64_t samples) {
       mlp_cpu_forward(layers.level, layers.shape(), packed, biases.data(), samples,
-                      input + first * layers.width(0), kept + i * hidden_size,
-                      to + first * outputs, scratch + part * scratch_size);
+                      input + first * layers.width(0), kept + i * hidden_size, to + first * outputs,
+                      scratch + part * scratch_size);
     });
   }
 
@@ -227,10 +227,9 @@ class FusedMlpGrad : public OpKernel {
                   Layers::wrong(absl::StrCat("an output ", expected.DebugString()), *each));
     }
     Tensor* input_gradient;
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(
-                       0, input_learns_ ? context->input(0).shape() : TensorShape({0, 0}),
-                       &input_gradient));
+    OP_REQUIRES_OK(context, context->allocate_output(
+                                0, input_learns_ ? context->input(0).shape() : TensorShape({0, 0}),
+                                &input_gradient));
 
     // The first part sums in the outputs themselves, each other one in an array of its own.
     std::vector<float*> sums;
@@ -246,8 +245,8 @@ class FusedMlpGrad : public OpKernel {
     const int64_t scratch_size = layers.block * mlp_scratch_size(layers.shape());
     Tensor memory[3];
     float *packed, *scratch, *others;
-    OP_REQUIRES_OK(
-        context, allocate(context, mlp_packed_size(layers.shape()), &memory[0], &packed));
+    OP_REQUIRES_OK(context,
+                   allocate(context, mlp_packed_size(layers.shape()), &memory[0], &packed));
     OP_REQUIRES_OK(context, allocate(context, layers.parts * scratch_size, &memory[1], &scratch));
     OP_REQUIRES_OK(context, allocate(context, (layers.parts - 1) * size, &memory[2], &others));
     const auto sums_of = [&](int64_t part) {

@@ -75,9 +75,7 @@ def case(widths: Sequence[int], samples: int, last_relu: bool) -> Case:
         of_kernels.insert(0, values[index].T @ error)
         of_biases.insert(0, error.sum(axis=0))
         error = error @ kernels[index].astype(np.float64).T
-    return Case(
-        inputs, kernels, biases, upstream, values[-1], [error, *of_kernels, *of_biases]
-    )
+    return Case(inputs, kernels, biases, upstream, values[-1], [error, *of_kernels, *of_biases])
 
 
 def assert_close(found: Any, expected: Doubles) -> None:
@@ -309,4 +307,3 @@ def test_when_a_model_uses_it(settings: dict[str, bool], expected: bool) -> None
     call = tf.function(model.call, autograph=False)
     graph = call.get_concrete_function(tf.zeros([2, 3]), tf.zeros([2, 5, 4])).graph
     assert ("FusedMlp" in {node.type for node in graph.get_operations()}) == expected
-
