@@ -59,9 +59,7 @@ class Shape:
             use_synthetic_dataset=True,
             global_batch_size=global_batch,
             lr=0.1,
-            log_interval=1,
-            **self.model,
-            **settings,
+            **{"log_interval": 1, **self.model, **settings},
         )
 
     def data(self, global_batch: int, steps: int, rank: int, size: int) -> Data:

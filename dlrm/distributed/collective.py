@@ -20,6 +20,10 @@ T = TypeVar("T")
 # them: Slurm also sets it in a plain shell inside an allocation.
 SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
+# Milliseconds: at Horovod's default of 1, its waits are a tenth of a short step. Ranks that
+# exchange without it still pay for each of its cycles, so it gets few.
+CYCLE_TIME, IDLE_CYCLE_TIME = 0.2, 20.0
+
 DYNAMIC_TIMELINE = "DYNAMIC"  # Horovod's word for a timeline that starts and stops when told to
 
 
@@ -149,18 +153,19 @@ class HorovodCollective(Collective):
     Args:
         timeout: Seconds that Gloo waits for a message of another rank.
         timeline: Whether `start_timeline` may be called.
+        cycle_time: Milliseconds between two times at which Horovod looks for work. An exchange
+            waits for several of them.
     """
 
-    def __init__(self, timeout: float, *, timeline: bool = False) -> None:
+    def __init__(
+        self, timeout: float, *, timeline: bool = False, cycle_time: float = CYCLE_TIME
+    ) -> None:
         import horovod.tensorflow as hvd
 
         # The watchdog finds a rank that dies or hangs sooner, and names it; a rank that is merely
         # late must not end the job.
         os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(int(timeout)))
-
-        # Milliseconds between two times at which Horovod looks for work. An exchange waits for
-        # several of them; at Horovod's default of 1 ms that is a tenth of a short step.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.2")
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", str(cycle_time))
         if timeline:
             os.environ.setdefault("HOROVOD_TIMELINE", DYNAMIC_TIMELINE)
         hvd.init()
@@ -180,8 +185,7 @@ class HorovodCollective(Collective):
         self, tensor: tf.Tensor, splits: tf.Tensor, name: str
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Exchanges rows in one all-to-all."""
-        # Horovod cannot exchange bfloat16, but it can exchange the same bits as uint16.
-        wire = tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
+        wire = wire_bits(tensor)
         received, received_splits = self._hvd.alltoall(wire, splits=splits, name=name)
         return tf.bitcast(received, tensor.dtype), received_splits
 
@@ -211,6 +215,11 @@ class HorovodCollective(Collective):
         return [joined[end - size : end].decode() for size, end in zip(sizes, ends)]
 
 
+def wire_bits(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns bfloat16 values, which no exchange knows, as uint16; others as they are."""
+    return tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
+
+
 def launched_size(environment: Mapping[str, str]) -> int:
     """Returns how many processes a launcher says that it started; 1 without a launcher."""
     return max([int(environment[name]) for name in SIZE_VARIABLES if name in environment] or [1])
@@ -233,8 +242,15 @@ def connect(timeout: float = 600.0, *, timeline: bool = False) -> Collective:
     if launched == 1:
         collective = Collective()
     else:
+        from dlrm.distributed import host_collective  # it builds on this module
+
+        on_host = host_collective.on_one_host(os.environ)
         try:
-            collective = HorovodCollective(timeout, timeline=timeline)
+            collective = HorovodCollective(
+                timeout,
+                timeline=timeline and not on_host,
+                cycle_time=IDLE_CYCLE_TIME if on_host else CYCLE_TIME,
+            )
         except ImportError as error:
             raise ValueError(
                 f"{launched} processes were started, but Horovod cannot be imported ({error}); "
@@ -247,6 +263,9 @@ def connect(timeout: float = 600.0, *, timeline: bool = False) -> Collective:
                 "Slurm with python3 -m launch.srun, or, for mpirun, build it with MPI: "
                 "`make mpi-setup`"
             )
+        collective = host_collective.connect_host(
+            collective, timeout, wanted=on_host and collective.local_size == collective.size
+        )
     return collective
 
 

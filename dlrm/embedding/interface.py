@@ -100,6 +100,39 @@ class Embedding(Protocol):
     def lookup(self, routes: Sequence[Route]) -> Lookup:
         """Fetches the vectors of a routed batch."""
 
+    def exchange_gradients(
+        self, lookup: Lookup, gradients: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor, ...]:
+        """Sends the gradients of vectors to the owners of their rows.
+
+        Args:
+            lookup: The lookup of this batch.
+            gradients: The gradients of `lookup.vectors`, of their shapes.
+
+        Returns:
+            For each group of tables the gradients that this rank received, [R, W].
+        """
+
+    def update_rows(
+        self,
+        lookup: Lookup,
+        received: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        gradient_scale: float | tf.Tensor = 1.0,
+    ) -> None:
+        """Sums the gradients of each row's vectors over all ranks and takes an optimizer step.
+
+        Every write waits for `learning_rate`. So a check that the step may be taken at all can be
+        made a control dependency of it.
+
+        Args:
+            lookup: The lookup of this batch; the tables must not have been updated since.
+            received: What `exchange_gradients` returned.
+            learning_rate: float32 [].
+            gradient_scale: The gradient of the loss is `gradient_scale` times such a sum; a number,
+                or float32 [].
+        """
+
     def update(
         self,
         lookup: Lookup,
@@ -107,18 +140,7 @@ class Embedding(Protocol):
         learning_rate: tf.Tensor,
         gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
-        """Sums the gradients of each row's vectors over all ranks and takes an optimizer step.
-
-        The exchange does not wait for `learning_rate`, but every write does. So a check that the
-        step may be taken at all can be made a control dependency of it.
-
-        Args:
-            lookup: The lookup of this batch; the tables must not have been updated since.
-            gradients: The gradients of `lookup.vectors`, of their shapes.
-            learning_rate: float32 [].
-            gradient_scale: The gradient of the loss is `gradient_scale` times such a sum; a number,
-                or float32 [].
-        """
+        """Calls `exchange_gradients` and, with what it returns, `update_rows`."""
 
     def traffic(self, routes: Sequence[Route]) -> Traffic:
         """Counts the bytes that this rank sends to the others in the step of these routes."""

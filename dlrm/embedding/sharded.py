@@ -117,6 +117,28 @@ class ShardedEmbedding:
             stored.append(rows)
         return Lookup(tuple(found), tuple(stored), tuple(routes))
 
+    def exchange_gradients(
+        self, lookup: Lookup, gradients: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor, ...]:
+        """See `Embedding.exchange_gradients`."""
+        return tuple(
+            group.exchange_gradients(route, group.collect(route, gradient))
+            for group, route, gradient in zip(self.groups, lookup.routes, gradients)
+        )
+
+    def update_rows(
+        self,
+        lookup: Lookup,
+        received: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        gradient_scale: float | tf.Tensor = 1.0,
+    ) -> None:
+        """See `Embedding.update_rows`."""
+        for group, route, stored, gradient in zip(
+            self.groups, lookup.routes, lookup.stored, received
+        ):
+            group.update(route, stored, gradient, learning_rate, gradient_scale)
+
     def update(
         self,
         lookup: Lookup,
@@ -125,11 +147,8 @@ class ShardedEmbedding:
         gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
         """See `Embedding.update`."""
-        for group, route, stored, gradient in zip(
-            self.groups, lookup.routes, lookup.stored, gradients
-        ):
-            arrived = group.exchange_gradients(route, group.collect(route, gradient))
-            group.update(route, stored, arrived, learning_rate, gradient_scale)
+        received = self.exchange_gradients(lookup, gradients)
+        self.update_rows(lookup, received, learning_rate, gradient_scale)
 
     def traffic(self, routes: Sequence[Route]) -> Traffic:
         """See `Embedding.traffic`."""

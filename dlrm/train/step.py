@@ -108,11 +108,12 @@ class TrainingStep:
             lambda output: tf.TensorSpec(output.shape, output.dtype),
             self._compiled_route.get_concrete_function().structured_outputs,
         )
+        # The concrete function: choosing it anew at each step takes as long as short products do.
         self._compiled_train = tf.function(
             self._train,
             input_signature=[dense, labels, routes, ids, scalar, scalar],
             autograph=False,
-        )
+        ).get_concrete_function()
         # Evaluation's batches may have other sizes.
         self._compiled_score = tf.function(self._score, autograph=False)
 
@@ -235,13 +236,16 @@ class TrainingStep:
             lookup = self.embedding.lookup(routes)  # vectors: [B, t, W] for each group
         with tf.name_scope("gradients"):
             local = self.gradients(dense, lookup.vectors, labels)
+        # The exchange whose outcome may end the step comes last: then no other is under way.
+        with tf.name_scope("exchange_gradients"):
+            received = self.embedding.exchange_gradients(lookup, local.vectors)
         with tf.name_scope("all_reduce"):
             mean, gradients = self.average(local, routes, signal)
         # Every update is computed from the learning rate, so none comes before the checks.
         with tf.control_dependencies(checks(mean, gradients)):
             learning_rate = tf.identity(learning_rate)
         with tf.name_scope("update"):
-            self.embedding.update(lookup, local.vectors, learning_rate, self.row_scale)
+            self.embedding.update_rows(lookup, received, learning_rate, self.row_scale)
             self.update_weights(gradients, learning_rate)
         return mean, next_routes
 

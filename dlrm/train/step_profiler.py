@@ -22,7 +22,7 @@ from dlrm.train.instruments import DATA, STEP, Instruments, StepInputs, Train, n
 from dlrm.train.staged_step import ALL_REDUCE, GRADIENTS, KEYS, VECTORS, StagedStep
 from dlrm.train.step import Routes, TrainingStep
 
-STAGED_STEP, TIMELINE = "step in parts", "horovod_timeline.json"
+STAGED_STEP, TIMELINE = "step in parts", "exchanges.json"
 # Steps of which one is taken in parts. That costs less than 1 % while it takes less than 3.5 times
 # as long as a step; benchmarks/README.md has what it takes.
 PERIOD = 250
@@ -31,7 +31,7 @@ WARM_UP, STAGED = 10, 11  # which are taken in parts; the first one, in the firs
 
 
 class Trace:
-    """TensorFlow's profile and Horovod's timeline of a range of steps.
+    """TensorFlow's profile of a range of steps, and the timeline of their exchanges.
 
     Args:
         folder: The folder of the profile; each rank writes one of its own into it.

@@ -232,6 +232,8 @@ class HstuStep:
         bad_ids = tf.cast(bad_count(routes), tf.float32)
         count = tf.cast(tf.size(ratings), tf.float32)
         own = [Health(local.loss, bad_ids, vector_sum, signal).pack(), count]
+        # The exchange whose outcome may end the step comes last: then no other is under way.
+        received = self.embedding.exchange_gradients(lookup, local.vectors)
         # The figures that all ranks need are averaged with the gradients, in one exchange.
         means = self._collective.mean([*own, *local.weights], name="dense")
         health, count, gradients = Health.unpack(means[0]), means[1], means[2:]
@@ -242,7 +244,7 @@ class HstuStep:
         with tf.control_dependencies(checks(health, gradients)):
             dense_lr, table_lr = tf.identity(dense_lr), tf.identity(table_lr)
         scale = share / self._loss_scale
-        self.embedding.update(lookup, local.vectors, table_lr, scale)
+        self.embedding.update_rows(lookup, received, table_lr, scale)
         self._optimizer.apply(gradients, dense_lr, scale * size)
         return health._replace(loss=health.loss * size * share), next_routes
 

@@ -1,6 +1,7 @@
 """One rank that uses every exchange once: collective.py FOLDER.
 
-FOLDER gets a file RANK.json with what this rank received.
+FOLDER gets a file RANK.json with what this rank received. Without Horovod, it also gets a file
+timeline.json with rank 0's first exchanges.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Callable
 import tensorflow as tf
 
 from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.host_collective import HostCollective
 
 BIG = 2**53 + 1  # an int64 that float64 cannot hold
 
@@ -32,17 +34,23 @@ def fail_on_rank_1(rank: int) -> None:
         raise OSError("label.bin: expected 8 bytes, found 4")
 
 
-def exchange_all(collective: Collective) -> dict[str, Any]:
+def exchange_all(collective: Collective, folder: str) -> dict[str, Any]:
     """Uses every method of the collective; returns what this rank received."""
     rank, size = collective.rank, collective.size
+    records = isinstance(collective, HostCollective)  # Horovod must be told before it starts
+    if records:
+        collective.start_timeline(f"{folder}/timeline.json")
     means = collective.mean([tf.constant([1.0, 2.0]) * rank, tf.constant(4.0 * rank)], "mean")
     # Rank r sends r + 1 rows to rank 0 and a single row to each other rank.
     splits = tf.constant([rank + 1] + [1] * (size - 1))
     rows = tf.cast(tf.fill([rank + size, 2], 10 * rank), tf.bfloat16)
     received, counts = collective.alltoall(rows, splits, "rows")
+    if records:
+        collective.stop_timeline()
     variable = tf.Variable([7.0 + rank])
     collective.broadcast([variable])
     return {
+        "kind": type(collective).__name__,
         "rank": rank,
         "size": size,
         "means": [mean.numpy().tolist() for mean in means],
@@ -59,4 +67,4 @@ def exchange_all(collective: Collective) -> dict[str, Any]:
 
 if __name__ == "__main__":
     ranks = connect()
-    Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps(exchange_all(ranks)))
+    Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps(exchange_all(ranks, sys.argv[1])))

@@ -99,7 +99,7 @@ def test_a_step_stays_on_the_gpu(
     )
     assert devices.has_gpu()
     trainer = build_trainer(config, backend, collective, small, build_model)
-    found = list(operations(trainer.step._compiled_train.get_concrete_function().graph))
+    found = list(operations(trainer.step._compiled_train.graph))
     types = {operation.type for operation in found}
     assert types >= {"ResourceGather", "MatMul", "ResourceScatterUpdate"}
     # The bundle leaves cuDNN's libraries for these out.
