@@ -12,7 +12,7 @@
 # make stability          trains the demo with SEEDS seeds in float32, bfloat16 and float16
 # make coverage           measures which lines the tests reach
 # make interact_op        builds the fused interaction of --custom_interact anew; `make setup` has built it
-# make mlp_op             builds the fused MLP of --custom_mlp anew; `make setup` has built it
+# make cpu_ops            builds the fused MLP of --custom_mlp, and other operations for CPUs, likewise
 # make hstu_op            builds the fused operations of DLRMv3's model
 # make serving_core       builds the scorer of python3 -m serving
 # make serve-setup        installs Triton's server and client, and LoadGen, into the environment
@@ -30,7 +30,7 @@
 # make faults             injects every fault on 1, 2 and 3 ranks at random moments
 # make test-ingest        kills each ingest engine ten times, then compares both on every rule set
 # make test-interact      tests the fused interaction at every shape, and under the sanitizers
-# make test-mlp           tests the fused MLP, also under the sanitizers
+# make test-cpu-ops       tests the fused MLP, also under the sanitizers
 # make test-hstu          tests the fused operations of DLRMv3, also under the sanitizers
 #
 # variable  default  used by      meaning
@@ -85,16 +85,16 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup mpi-setup serving_core \
-    interact_op mlp_op hstu_op test test-all stability coverage test-ingest test-interact test-mlp test-hstu faults lint bench bench-peers sok \
+    interact_op cpu_ops hstu_op test test-all stability coverage test-ingest test-interact test-cpu-ops test-hstu faults lint bench bench-peers sok \
     sok-check bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready $(FUSED)
 
 # The operations of --custom_interact and --custom_mlp, which all presets set.
-$(FUSED): $(wildcard interact_op/* dlrm/layers/mlp_op/*) | $(VENV)/.ready
+$(FUSED): $(wildcard interact_op/* dlrm/cpu_ops/*) | $(VENV)/.ready
 	$(RUN) $(MAKE) --directory=interact_op
-	$(RUN) $(MAKE) --directory=dlrm/layers/mlp_op
+	$(RUN) $(MAKE) --directory=dlrm/cpu_ops
 	touch $@
 
 help:
@@ -220,12 +220,12 @@ stability: data
 interact_op: $(VENV)/.ready
 	$(RUN) $(MAKE) --directory=interact_op
 
-mlp_op: $(VENV)/.ready
-	$(RUN) $(MAKE) --directory=dlrm/layers/mlp_op
+cpu_ops: $(VENV)/.ready
+	$(RUN) $(MAKE) --directory=dlrm/cpu_ops
 
-test-mlp: mlp_op
-	$(RUN) python3 -m pytest tests/unit/layers/test_mlp_op.py
-	$(MAKE) --directory=dlrm/layers/mlp_op sanitize
+test-cpu-ops: cpu_ops
+	$(RUN) python3 -m pytest tests/unit/cpu_ops
+	$(MAKE) --directory=dlrm/cpu_ops sanitize
 
 test-interact: setup
 	$(RUN) EVERY_SHAPE=1 python3 -m pytest tests/unit/interact_op/test_interact_op.py

@@ -31,9 +31,9 @@ import keras
 import tensorflow as tf
 
 import interact_op
+from dlrm import cpu_ops
 from dlrm.config import Config
 from dlrm.distributed import devices
-from dlrm.layers import mlp_op
 from dlrm.layers.dot_interaction import dot_interaction
 from dlrm.layers.mlp import MLP
 
@@ -64,7 +64,7 @@ class DLRM(keras.Model):
         dtype: str,
         interact: Interaction = dot_interaction,
         compile_mlps: bool = False,
-        fused_mlp: mlp_op.FusedMLP | None = None,
+        fused_mlp: cpu_ops.FusedMLP | None = None,
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
         self._interact = interact
@@ -118,5 +118,5 @@ def build_model(config: Config) -> DLRM:
         interact=interact_op.load() if settings.custom_interact else dot_interaction,
         # XLA has no fused operations: the MLPs are then compiled around them.
         compile_mlps=settings.xla and not settings.whole_graph_xla,
-        fused_mlp=mlp_op.load() if fuses_mlps else None,
+        fused_mlp=cpu_ops.load().fused_mlp if fuses_mlps else None,
     )

@@ -150,7 +150,7 @@ def add_project(target: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    folders = "interact_op/*", "mlp_op/*", "hstu_op/*", "serving"
+    folders = "interact_op/*", "cpu_ops/*", "hstu_op/*", "serving"
     libraries = [path for folder in folders for path in ROOT.glob(f"build/{folder}/*.so")]
     built = [str(path.relative_to(ROOT)) for path in libraries]
     for name in [*listed.stdout.split("\0")[:-1], *built]:

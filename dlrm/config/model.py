@@ -39,7 +39,7 @@ class ModelConfig:
     )
     custom_mlp: bool = flag(
         False,
-        "use the fused MLP op that `make mlp_op` builds, for float32 on CPUs; GPUs and --amp keep "
+        "use the fused MLP op that `make cpu_ops` builds, for float32 on CPUs; GPUs and --amp keep "
         "the MLPs of TensorFlow",
     )
 

@@ -22,6 +22,7 @@ from dlrm.distributed.collective import Collective
 from dlrm.embedding.interface import Route
 from dlrm.embedding.partition import PartitionKeys, inverse, position_dtype, positions
 from dlrm.embedding.row_storage import RowStorage
+from dlrm.embedding.row_sums import sum_by_row
 from dlrm.optim.row_optimizers import RowOptimizer
 
 
@@ -146,9 +147,7 @@ class TableGroup:
             return gradient
         if not self._compress:
             return tf.gather(gradient, route.order)
-        sums = tf.math.unsorted_segment_sum(
-            tf.cast(gradient, tf.float32), route.position_of, tf.reduce_sum(route.sent)
-        )
+        sums = sum_by_row(gradient, route.position_of, tf.reduce_sum(route.sent))
         return tf.cast(sums, self._dtype)
 
     def exchange_gradients(self, route: Route, gradient: tf.Tensor) -> tf.Tensor:
@@ -172,9 +171,7 @@ class TableGroup:
             learning_rate: float32 [].
             gradient_scale: See `Embedding.update`.
         """
-        sums = tf.math.unsorted_segment_sum(
-            tf.cast(gradient, tf.float32), route.row_of, tf.size(route.rows)
-        )  # [U, W]
+        sums = sum_by_row(gradient, route.row_of, tf.size(route.rows))  # [U, W]
         rows, state = self._optimizer.apply(
             self._layout.rows_of(stored),  # [U, W]
             self._layout.state_of(stored),  # [U, columns] each

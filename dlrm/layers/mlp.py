@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dlrm.cpu_ops import FusedMLP
 from dlrm.layers.bias import sum_over_samples
-from dlrm.layers.mlp_op import FusedMLP
 
 
 class MLP(keras.layers.Layer):

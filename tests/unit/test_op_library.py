@@ -9,12 +9,12 @@ import pytest
 import tensorflow as tf
 
 import interact_op
-from dlrm.layers import mlp_op
+from dlrm import cpu_ops
 from dlrm_v3 import hstu_op
 
 
 @pytest.mark.parametrize(
-    "module", [interact_op, mlp_op, hstu_op], ids=lambda module: module.__name__
+    "module", [interact_op, cpu_ops, hstu_op], ids=lambda module: module.__name__
 )
 def test_one_line_where_it_cannot_be_loaded(module: ModuleType, tmp_path: Path) -> None:
     name = module.__name__.rpartition(".")[2]

@@ -4,7 +4,7 @@
 // Included once by each build of cpu_kernels.cc; everything has internal linkage.
 #pragma once
 
-#include "../../../interact_op/cpu_tiles.h"
+#include "../../interact_op/cpu_tiles.h"
 
 namespace {
 

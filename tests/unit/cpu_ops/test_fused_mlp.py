@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from dlrm import cpu_ops
 from dlrm.config import Config
-from dlrm.layers import mlp_op
 from dlrm.layers.mlp import MLP
 from dlrm.train.dense_part import as_tf_variable
 from model import build_model
@@ -37,7 +37,7 @@ SHAPES = [
 
 @pytest.fixture(scope="session", autouse=True)
 def _built() -> None:
-    ended = run(["make", "--directory=dlrm/layers/mlp_op"], time_limit=900)
+    ended = run(["make", "--directory=dlrm/cpu_ops"], time_limit=900)
     assert ended.code == 0, ended.output[-3000:]
 
 
@@ -104,8 +104,8 @@ class Gradients(ctypes.Structure):
 
 @functools.cache
 def kernels() -> ctypes.CDLL:
-    mlp_op.load()  # TensorFlow must be the first to open it
-    library = ctypes.CDLL(str(mlp_op.BUILD / f"tensorflow-{tf.__version__}" / mlp_op.LIBRARY))
+    cpu_ops.load()  # TensorFlow must be the first to open it
+    library = ctypes.CDLL(str(cpu_ops.BUILD / f"tensorflow-{tf.__version__}" / cpu_ops.LIBRARY))
     for name in ("packed", "hidden", "scratch"):
         getattr(library, f"mlp_{name}_size").restype = ctypes.c_int64
     return library
@@ -181,7 +181,7 @@ def test_kernels(level: str, widths: tuple[int, ...]) -> None:
 
 def through_tensorflow(given: Case, last_relu: bool, learns: bool) -> tuple[Any, list[Any]]:
     """The output, and the gradients of the inputs, the kernels and the biases."""
-    fused = mlp_op.load()
+    fused = cpu_ops.load().fused_mlp
     tensors = tf.nest.map_structure(tf.constant, [given.inputs, given.kernels, given.biases])
     with tf.GradientTape() as tape:
         tape.watch(tensors)
@@ -232,7 +232,7 @@ def test_a_nan_is_not_hidden(layer: str) -> None:
 def test_the_layer_gives_the_same_with_it(learns: bool) -> None:
     given = case((13, 64, 16), 100, True)
     results = []
-    for fused in (None, mlp_op.load()):
+    for fused in (None, cpu_ops.load().fused_mlp):
         layer = MLP(
             (64, 16), last_relu=True, input_learns=learns, fused=fused, seed=3, name="m",
             dtype="float32",
@@ -250,7 +250,7 @@ def test_the_layer_gives_the_same_with_it(learns: bool) -> None:
 
 
 def test_static_shapes() -> None:
-    fused = mlp_op.load()
+    fused = cpu_ops.load().fused_mlp
     specs = [tf.TensorSpec(shape) for shape in ([None, 13], [13, 8], [8, 1], [8], [1])]
 
     @tf.function(input_signature=specs, autograph=False)
@@ -275,7 +275,7 @@ def test_static_shapes() -> None:
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes: list[list[int]]) -> None:
-    fused = mlp_op.load()
+    fused = cpu_ops.load().fused_mlp
     inputs, kernel, bias = (tf.zeros(shape) for shape in shapes)
 
     def call(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
