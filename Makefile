@@ -85,8 +85,8 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup mpi-setup serving_core \
-    interact_op cpu_ops hstu_op test test-all stability coverage test-ingest test-interact test-cpu-ops test-hstu faults lint bench bench-peers sok \
-    sok-check bundle clean
+    interact_op cpu_ops hstu_op test test-all stability coverage test-ingest test-interact test-cpu-ops \
+    test-hstu faults lint bench bench-peers sok sok-check bundle clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready $(FUSED)
@@ -205,12 +205,13 @@ lint: .venv/.ready
 bench: setup
 	$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; python3 -m benchmarks.$$name; done
 
-bench-peers: interact_op .venv-peers/.ready
+bench-peers: setup .venv-peers/.ready
 	$(RUN) python3 -m benchmarks.peers $(PEERS)
 
-.venv-peers/.ready: requirements/peers.txt
+.venv-peers/.ready: requirements/peers.txt requirements/peers-torchrec.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --requirement $<
+	.venv-peers/bin/python -m pip install --quiet --requirement requirements/peers.txt
+	.venv-peers/bin/python -m pip install --quiet --no-deps --requirement requirements/peers-torchrec.txt
 	touch $@
 
 # What is finished in build/stability already is kept.

@@ -29,10 +29,9 @@ with cli.project_environment():
     from benchmarks.peers.summary import CaseResult, Difference, PeerResult, Turn
     from benchmarks.peers.worker import OURS, PRODUCT, SYSTEMS, SystemWorker
     from benchmarks.ranks import ROOT
-    from benchmarks.shapes import DEMO, NUM_DENSE, SHAPES
+    from benchmarks.shapes import CASES, NUM_DENSE
     from dlrm.data import SyntheticSource, write_synthetic
 
-CASES = {"demo": DEMO, **SHAPES}
 BATCHES = (2048, 8192)
 SAMPLES = 1 << 18
 LEARNING_RATE = 1.0  # large enough that a wrong update shows in the losses
@@ -133,10 +132,10 @@ def measure(case: TrainCase, options: Any) -> CaseResult:
     Raises:
         ValueError: Ours cannot run.
     """
-    with (
-        running(OURS, case, sys.executable) as ours,
-        running(PRODUCT, case, sys.executable) as product,
-    ):
+    with contextlib.ExitStack() as stack:
+        ours, product = (
+            stack.enter_context(running(name, case, sys.executable)) for name in (OURS, PRODUCT)
+        )
         first = first_steps(ours)
         print(f"  losses of ours: {', '.join(f'{loss:.7f}' for loss in first.losses)}", flush=True)
         result = CaseResult(
@@ -148,10 +147,10 @@ def measure(case: TrainCase, options: Any) -> CaseResult:
                 with running(name, case, str(options.python)) as peer:
                     difference = check_same(peer, ours, first)
                     pairs = []
-                    for *pair, rates in take_turns(
+                    for mine, other, rates in take_turns(
                         ours, peer, product, options.rounds, options.steps
                     ):
-                        pairs.append(tuple(pair))
+                        pairs.append((mine, other))
                         result.products += rates
                     result.peers.append(
                         PeerResult(title, peer.ready["versions"], difference, pairs)

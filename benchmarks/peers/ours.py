@@ -21,7 +21,7 @@ from model import build_model
 _BLOCK = 1 << 20  # rows that are computed at a time
 
 
-class _StepTimes(Callback):
+class _LoopTimes(Callback):
     """Notes the seconds and the loss of each step."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class OurSystem:
 
     def train(self, batches: Sequence[int]) -> tuple[list[float], list[float]]:
         """See `Trainable.train`."""
-        times = _StepTimes()
+        times = _LoopTimes()
         self._trainer.train([[self._batches[number] for number in batches]], [], times)
         return times.seconds, times.losses
 

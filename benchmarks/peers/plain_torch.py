@@ -48,7 +48,7 @@ def timed_steps(
     return seconds, losses
 
 
-class Pairs(torch.autograd.Function):
+class VectorPairs(torch.autograd.Function):
     """The dot products of all pairs of vectors, with a backward pass written by hand.
 
     Autograd's own would multiply twice, as it does not know that the matrix of products is
@@ -76,7 +76,7 @@ class DensePartOfTorch(nn.Module):
 
     Args:
         case: The sizes and first weights.
-        own_backward: Whether the interaction's backward pass is `Pairs.backward`.
+        own_backward: Whether the interaction's backward pass is `VectorPairs.backward`.
     """
 
     def __init__(self, case: TrainCase, own_backward: bool) -> None:
@@ -95,7 +95,7 @@ class DensePartOfTorch(nn.Module):
         bottom = self.bottom(dense)
         stacked = torch.cat([bottom[:, None], vectors], 1)  # [B, F, W]
         if self.own_backward:
-            pairs = Pairs.apply(stacked, self.pairs)
+            pairs = VectorPairs.apply(stacked, self.pairs)
         else:
             pairs = torch.bmm(stacked, stacked.mT).flatten(1).index_select(1, self.pairs)
         logits = self.top(torch.cat([bottom, pairs], 1)).squeeze(1)

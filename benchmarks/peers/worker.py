@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.peers.case import CHECKED_SAMPLES, Trainable, TrainCase, checksum
 from benchmarks.ranks import ROOT
+from dlrm.distributed.host_memory import keep_freed_memory
 
 
 class SystemKind(NamedTuple):
@@ -63,6 +64,7 @@ def work(name: str) -> None:
         kind = SYSTEMS[name]
         module = importlib.import_module(f"benchmarks.peers.{kind.module}")
         system: Trainable = module.build(case, batches, kind.form)
+        keep_freed_memory()  # as ours does
         ids = batches[0].ids[:CHECKED_SAMPLES]
         ready = {
             "versions": system.versions,
