@@ -17,6 +17,7 @@ To train on other data, write a `dlrm.data.Source` and open it here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from dlrm.data import (
     write_synthetic,
 )
 from dlrm.data.verify import check_data
+
+EVALUATED_AT_ONCE = 8192  # samples of a rank
 
 
 def open_data(config: Config, rank: int, size: int) -> Data:
@@ -148,12 +151,26 @@ def test_batches(config: Config, source: Source, rank: int, size: int) -> Batche
     own = config.evaluation.test_batch_size
     return Batches(
         source,
-        own or config.data.global_batch_size,
+        own or evaluation_batch(config.data.global_batch_size, source.num_samples, size),
         rank,
         size,
         drop_remainder=False,
         size_flag="--test_batch_size" if own else "--global_batch_size",
     )
+
+
+def evaluation_batch(global_batch: int, num_samples: int, size: int) -> int:
+    """Returns how many samples all ranks evaluate at once: whole global batches.
+
+    What a batch costs beside its samples no longer counts with `EVALUATED_AT_ONCE` samples a rank.
+
+    Args:
+        global_batch: Number of samples of a training step.
+        num_samples: Number of test samples.
+        size: Number of ranks.
+    """
+    batches = math.ceil(min(size * EVALUATED_AT_ONCE, num_samples) / global_batch)
+    return max(batches, 1) * global_batch
 
 
 def check_files(config: Config, rank: int, size: int) -> Sequence[str]:

@@ -76,7 +76,8 @@ class EvaluationConfig:
     )
     test_batch_size: Optional[int] = flag(
         None,
-        "samples of an evaluation's batch, over all ranks; default: --global_batch_size",
+        "samples of an evaluation's batch, over all ranks; default: as many global batches as give "
+        "a rank 8192 samples",
         affects_training=False,
     )
     eval_in_last: bool = flag(

@@ -100,6 +100,18 @@ class Embedding(Protocol):
     def lookup(self, routes: Sequence[Route]) -> Lookup:
         """Fetches the vectors of a routed batch."""
 
+    def fetch(self, ids: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+        """Routes a batch and fetches its vectors, which get no gradients.
+
+        An owner reads a row as often as it is asked for, and does not search for distinct rows.
+
+        Args:
+            ids: int32 [B, T].
+
+        Returns:
+            The `Lookup.vectors` of the batch; and int32 [], the sum of its `Route.bad`.
+        """
+
     def exchange_gradients(
         self, lookup: Lookup, gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, ...]:

@@ -117,6 +117,12 @@ class ShardedEmbedding:
             stored.append(rows)
         return Lookup(tuple(found), tuple(stored), tuple(routes))
 
+    def fetch(self, ids: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+        """See `Embedding.fetch`."""
+        addressed = [group.address(ids[:, group.tables]) for group in self.groups]
+        vectors = tuple(group.fetch(part) for group, part in zip(self.groups, addressed))
+        return vectors, tf.add_n([part.bad for part in addressed])
+
     def exchange_gradients(
         self, lookup: Lookup, gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, ...]:

@@ -123,11 +123,18 @@ class TableGroup:
         rows = tf.cast(self._layout.rows_of(stored), self._dtype)  # [U, W]
         return tf.gather(rows, route.row_of), stored
 
+    def fetch(self, addressed: Addressed) -> tf.Tensor:
+        """Exchanges keys and vectors [B, T, W]; each key's row is read where it is asked for."""
+        keys, received = self.exchange_keys(addressed)  # [R], [N]
+        rows = self._layout.rows_of(self._storage.read(self._storage.addresses(keys)))  # [R, W]
+        vectors = self._exchange(tf.cast(rows, self._dtype), received, "vectors")[0]  # [K, W]
+        return self.arrange(addressed, vectors)
+
     def exchange_vectors(self, route: Route, vectors: tf.Tensor) -> tf.Tensor:
         """Sends vectors [R, W] to the ranks that asked for them; [K, W]."""
         return self._exchange(vectors, route.received, "vectors")[0]
 
-    def arrange(self, route: Route, vectors: tf.Tensor) -> tf.Tensor:
+    def arrange(self, route: Route | Addressed, vectors: tf.Tensor) -> tf.Tensor:
         """Puts the vectors [K, W] in the order of the samples; [B, T, W]."""
         if self._collective.size > 1:
             vectors = tf.gather(vectors, route.position_of)  # [B * T, W]

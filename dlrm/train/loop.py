@@ -166,7 +166,7 @@ class Trainer:
         callback.evaluation_start(step)
         start = time.perf_counter()
         self._evaluator.reset()
-        bad, where = 0, ""
+        bad = tf.constant(0)  # stays where it is computed: nobody waits for a batch's share
         for number, batch in enumerate(test):
             callback.progress(f"evaluation after step {step}, batch {number}")
             if number % SIGNAL_INTERVAL == 0:
@@ -175,13 +175,10 @@ class Trainer:
                     raise StopRequestedError
             logits, bad_ids = self.step.score(batch.dense, batch.ids)
             self._evaluator.add(logits, batch.labels, batch.valid)
-            if int(bad_ids) and not bad:
-                where = self._describe_bad_ids(batch)
-            bad += int(bad_ids)
-        if int(self._collective.sum(tf.constant(bad), name="evaluation.bad")):
-            raise TrainingError(
-                f"evaluation after step {step}: {IDS_OUTSIDE}; {where or ELSEWHERE}"
-            )
+            bad += bad_ids
+        if int(self._collective.sum(bad, name="evaluation.bad")):
+            where = next(filter(None, map(self._describe_bad_ids, test)), ELSEWHERE)
+            raise TrainingError(f"evaluation after step {step}: {IDS_OUTSIDE}; {where}")
         result = self._evaluator.result(step, time.perf_counter() - start)
         if result.samples and not math.isfinite(result.log_loss):
             raise TrainingError(

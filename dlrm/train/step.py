@@ -251,9 +251,8 @@ class TrainingStep:
 
     def _score(self, dense: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The graph of `score`."""
-        routes = self.embedding.route(ids)
-        vectors = self.embedding.lookup(routes).vectors  # [B, t, W] for each group
-        return self.dense_part.logits(dense, vectors), bad_count(routes)
+        vectors, bad_ids = self.embedding.fetch(ids)  # [B, t, W] for each group
+        return self.dense_part.logits(dense, vectors), bad_ids
 
 
 def bad_count(routes: Routes) -> tf.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset import open_data
+from dataset import evaluation_batch, open_data
 from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.data.verify import check_data
@@ -110,6 +110,23 @@ def test_the_number_of_dense_features_is_checked(tmp_path: Path) -> None:
     assert opened(data_dir=folder, num_numerical_features=NUM_DENSE).num_dense == NUM_DENSE
     with pytest.raises(ValueError, match="expected 13 dense columns .*, found 2; leave the flag"):
         opened(data_dir=folder, num_numerical_features=13)
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "samples", "ranks", "expected"),
+    [
+        (2048, 200_000, 1, 8192),
+        (2048, 200_000, 2, 16384),
+        (3000, 200_000, 1, 9000),  # whole global batches
+        (65536, 200_000, 2, 65536),  # never less than one
+        (2048, 5000, 2, 6144),  # no more than hold all samples
+        (2048, 100, 1, 2048),
+    ],
+)
+def test_an_evaluation_takes_many_samples_at_once(
+    global_batch: int, samples: int, ranks: int, expected: int
+) -> None:
+    assert evaluation_batch(global_batch, samples, ranks) == expected
 
 
 def test_a_test_batch_that_the_ranks_cannot_share(tmp_path: Path) -> None:

@@ -147,6 +147,35 @@ def test_ids_for_each_group_of_tables_in_numbers_of_their_own(size):
         np.testing.assert_allclose(rows, after[rank::size], atol=1e-6)
 
 
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("policy", BAD_ID_POLICIES)
+def test_vectors_that_get_no_gradients(policy, size, compress):
+    """What an evaluation reads: rows that several samples and ranks ask for, and bad ids."""
+    table = FusedTable(VOCAB_SIZES, 6, SEED)
+    rng = np.random.default_rng(SEED)
+    ids = [rng.integers(-1, [12, 2, 9], (20, 3), np.int32) for _ in range(size)]
+
+    def work(collective):
+        tables = create(
+            "alltoall", table, collective, table_groups=2, bad_ids=policy, compress=compress
+        )
+        vectors, bad = tables.fetch(tf.constant(ids[collective.rank]))
+        return [part.numpy() for part in vectors], int(bad)
+
+    rows = initial_rows(table, 0, 1)
+    last = np.array(VOCAB_SIZES) - 1
+    for mine, (vectors, bad) in zip(ids, on_ranks(size, work)):
+        outside = (mine < 0) | (mine > last)
+        assert bad == (outside.sum() if policy == "error" else 0)
+        near = np.clip(mine, 0, last) if policy != "modulo" else mine % VOCAB_SIZES
+        expected = rows[near + table.offsets]
+        if policy == "zero":
+            expected[outside] = 0
+        assert [part.shape[1] for part in vectors] == [1, 2]
+        np.testing.assert_array_equal(np.concatenate(vectors, 1), expected)
+
+
 @pytest.mark.parametrize("policy", BAD_ID_POLICIES)
 def test_bad_ids(policy):
     tables = embedding(bad_ids=policy)
