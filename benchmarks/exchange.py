@@ -31,10 +31,9 @@ from benchmarks import ranks
 from dlrm import cli
 
 with cli.project_environment():
-    from benchmarks.shapes import DEMO, SHAPES
+    from benchmarks.shapes import CASES
     from dlrm.train.callback import Callback
 
-ALL_SHAPES = {"demo": DEMO, **SHAPES}
 BATCHES = {"demo": 2048, "kaggle": 8192, "mlperf_mlps": 8192}
 STEPS = {"demo": 400, "kaggle": 60, "mlperf_mlps": 20}
 WINDOW = 5  # steps of which one time is taken: reading a loss costs as much as a short exchange
@@ -81,12 +80,12 @@ def work(shape: str, steps: int, compress: bool) -> None:
     from model import build_model
 
     batch = BATCHES[shape]
-    config = ALL_SHAPES[shape].config(
+    config = CASES[shape].config(
         batch, compress=compress, custom_interact=True, custom_mlp=True, log_interval=WINDOW
     )
     collective = join(config)
     backend, _ = embedding.choose(config.embedding.embedding)
-    data = ALL_SHAPES[shape].data(batch, steps, collective.rank, collective.size)
+    data = CASES[shape].data(batch, steps, collective.rank, collective.size)
     trainer = build_trainer(config, backend, collective, data, build_model)
     windows = Windows()
     with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +197,7 @@ def print_empty() -> None:
 
 def print_shape(shape: str, rounds: int, steps: int, compress: bool) -> None:
     """Prints a line for each run of a shape, and the medians of the ratios."""
-    print(f"{ALL_SHAPES[shape].title}, batch {BATCHES[shape]}")
+    print(f"{CASES[shape].title}, batch {BATCHES[shape]}")
     arguments = ["--shape", shape, "--steps", str(steps)] + ["--compress"] * compress
     kinds = {"one process": (1, {}), "two ranks": (2, {}), "two, Horovod": (2, HOROVOD)}
     runs: dict[str, list[Any]] = {kind: [] for kind in kinds}
@@ -226,7 +225,7 @@ def main() -> int:
     """Measures what the options name; returns the exit code."""
     parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--shape", choices=list(ALL_SHAPES), action="append", help="default: all, one by one"
+        "--shape", choices=list(CASES), action="append", help="default: all, one by one"
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind (3)")
     parser.add_argument("--steps", type=int, help="steps of a run (demo 400, kaggle 60, else 20)")
@@ -234,7 +233,7 @@ def main() -> int:
     parser.add_argument("--empty", action="store_true", help="exchange four bytes at a time")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    shapes = options.shape or list(ALL_SHAPES)
+    shapes = options.shape or list(CASES)
     if options.work:
         if options.empty:
             work_empty()

@@ -23,6 +23,7 @@ _CREDENTIALS = struct.Struct("=3i")  # process, user and group at the other end 
 # Bytes that a connection may hold for its reader, so that a rank which sends need not wait for it.
 # The kernel allows at most net.core.wmem_max.
 BUFFER = 4 << 20
+LONGEST_WAIT = 2e6  # seconds; what the kernel's poll can count
 ALIGNMENT = 64  # of what is received: TensorFlow copies an array whose address is no multiple of it
 
 Bytes = NDArray[np.uint8]
@@ -56,7 +57,7 @@ class HostLinks:
 
     def __init__(self, rank: int, listener: Listener, names: Sequence[str], timeout: float) -> None:
         self._rank = rank
-        self._timeout = timeout
+        self._timeout = min(timeout, LONGEST_WAIT)
         self._links: dict[int, socket.socket] = {}
         with listener.socket:
             listener.socket.settimeout(timeout)
@@ -105,7 +106,7 @@ class HostLinks:
             if source == self._rank:
                 received[start : start + length] = data[ends[source] - length : ends[source]]
             else:
-                messages[source].unread = memoryview(received)[start : start + length]
+                messages[source].unread = received.data[start : start + length]
             start += length
         self._advance(messages.values(), until_sent=True)
         return received, lengths
@@ -143,7 +144,7 @@ class _Message:
     def __init__(self, peer: int, link: socket.socket, data: Bytes) -> None:
         self.peer = peer
         self.link = link
-        self._unsent = [memoryview(_LENGTH.pack(len(data))), memoryview(data)]
+        self._unsent = [memoryview(_LENGTH.pack(len(data))), data.data]
         self._length = bytearray(_LENGTH.size)
         self.unread = memoryview(self._length)
 
