@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -87,11 +88,9 @@ def count_step(step: Any, unknown: int) -> tuple[dict[str, PartCount], Counter[s
     Returns:
         The counts of each part, and the number of launches by type of operation.
     """
-    dense, labels, ids = step.batch_specs
-    del dense, labels, ids
     found = {part: PartCount() for part in PARTS}
     types: Counter[str] = Counter()
-    graph = step._compiled_train.get_concrete_function().graph  # noqa: SLF001
+    graph = step._compiled_train.graph  # noqa: SLF001
     _count(graph, graph, "", False, unknown, found, types)
     return found, types
 
@@ -155,7 +154,7 @@ def _on_gpu(operation: Any) -> bool:
     """Whether an operation has a kernel that computes on a GPU, for its types."""
     from tensorflow.python.framework import kernels
 
-    if operation.type.startswith(("Horovod", "FusedInteract", "Interact")):
+    if operation.type.startswith(("Horovod", "DotInteract")):
         return True  # built for GPUs where there are some
     for kernel in kernels.get_registered_kernels_for_op(operation.type).kernel:
         if kernel.device_type != "GPU":
@@ -174,13 +173,14 @@ def _on_gpu(operation: Any) -> bool:
 def work(batch: int) -> None:
     """Traces the step for each choice of switches; rank 0 reports the counts."""
     from dlrm import embedding
-    from dlrm.distributed import devices
+    from dlrm.distributed import devices, host_collective
     from dlrm.embedding import partition
     from dlrm.train.build import build_trainer, join
     from model import build_model
 
     partition.on_gpu = lambda: True  # a step is traced as for a GPU
     devices.lanes = lambda: 1
+    os.environ[host_collective.EXCHANGE_VARIABLE] = "horovod"
     # A graph is the same however many rows there are.
     shape = dataclasses.replace(SHAPES[SHAPE], vocab_sizes=(1000,) * TABLES)
     collective, reports = None, []
@@ -261,8 +261,8 @@ def main() -> int:
         reports = ranks.measure(size, "benchmarks.step_count", ["--work", str(samples * size)])
         print(f"{gpus} GPU{'s' * (gpus > 1)}, {samples:,} samples each, counted per GPU")
         print("\n".join(lines_of(reports, samples, gpus)))
-        for switches, (_, types) in list(zip(SWITCHES, reports))[:: len(SWITCHES) - 1]:
-            most = ", ".join(f"{kind} {count}" for kind, count in types[:12])
+        for switches, (_, types) in list(zip(SWITCHES, reports))[1::3]:
+            most = ", ".join(f"{kind} {count}" for kind, count in types[:14] if count)
             print(f"launches with {name_of(switches)}: {most}")
     return 0
 
