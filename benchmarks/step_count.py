@@ -78,12 +78,13 @@ def name_of(switches: dict[str, bool]) -> str:
     return " ".join(f"--{name}" for name in switches) or "none"
 
 
-def count_step(step: Any, unknown: int) -> tuple[dict[str, PartCount], Counter[str]]:
+def count_step(step: Any, unknown: int, width: int) -> tuple[dict[str, PartCount], Counter[str]]:
     """Counts the operations of a step's graph.
 
     Args:
         step: A `TrainingStep`.
         unknown: What a dimension of unknown size is taken as: the number of keys.
+        width: Values of a vector; a tensor of unknown size has one vector for each key at most.
 
     Returns:
         The counts of each part, and the number of launches by type of operation.
@@ -91,7 +92,7 @@ def count_step(step: Any, unknown: int) -> tuple[dict[str, PartCount], Counter[s
     found = {part: PartCount() for part in PARTS}
     types: Counter[str] = Counter()
     graph = step._compiled_train.graph  # noqa: SLF001
-    _count(graph, graph, "", False, unknown, found, types)
+    _count(graph, graph, "", False, (unknown, width), found, types)
     return found, types
 
 
@@ -100,7 +101,7 @@ def _count(
     outer: Any,
     part: str,
     compiled: bool,
-    unknown: int,
+    keys: tuple[int, int],
     found: dict[str, PartCount],
     types: Counter[str],
 ) -> None:
@@ -113,13 +114,13 @@ def _count(
             inner = getattr(function, "graph", None) or function.cached_definition
             xla = _compiled_by_xla(operation, function)
             found[name] = found[name].plus(PartCount(clusters=int(xla and not compiled)))
-            _count(inner, outer, name, compiled or xla, unknown, found, types)
+            _count(inner, outer, name, compiled or xla, keys, found, types)
             continue
         if operation.type in NO_LAUNCH:
             continue
-        size = sum(_bytes(tensor, unknown) for tensor in (*operation.inputs, *operation.outputs))
+        size = sum(_bytes(tensor, *keys) for tensor in (*operation.inputs, *operation.outputs))
         if not compiled and not _on_gpu(operation):
-            found[name] = found[name].plus(PartCount(on_host=int(size > unknown)))
+            found[name] = found[name].plus(PartCount(on_host=int(size > keys[0])))
             continue
         found[name] = found[name].plus(
             PartCount(launches=int(not compiled), inside=int(compiled), bytes=size)
@@ -138,7 +139,7 @@ def _compiled_by_xla(operation: Any, function: Any) -> bool:
     return bool(attributes.attr["_XlaMustCompile"].b)
 
 
-def _bytes(tensor: Any, unknown: int) -> int:
+def _bytes(tensor: Any, unknown: int, width: int) -> int:
     """Bytes of a tensor; handles of variables have none."""
     if tensor.dtype.name in ("resource", "variant", "string"):
         return 0
@@ -147,6 +148,8 @@ def _bytes(tensor: Any, unknown: int) -> int:
     values = 1
     for dimension in tensor.shape:
         values *= unknown if dimension is None else dimension
+    if None in tensor.shape:
+        values = min(values, unknown * width)
     return int(values * tensor.dtype.size)
 
 
@@ -190,7 +193,8 @@ def work(batch: int) -> None:
         backend, _ = embedding.choose(config.embedding.embedding)
         data = shape.data(batch, 2, collective.rank, collective.size)
         trainer = build_trainer(config, backend, collective, data, build_model)
-        found, types = count_step(trainer.step, batch // collective.size * TABLES)
+        keys = batch // collective.size * TABLES
+        found, types = count_step(trainer.step, keys, config.model.embedding_dim)
         reports.append([found, types.most_common()])
     if collective and collective.rank == 0:
         ranks.report(reports)

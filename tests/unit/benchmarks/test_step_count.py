@@ -18,7 +18,7 @@ ROWS, WIDTH, UNKNOWN = 6, 4, 10
 def counted(graph: Callable[..., Any], *inputs: tf.TensorSpec) -> tuple[dict[str, PartCount], Any]:
     function = tf.function(graph, input_signature=inputs, autograph=False)
     step = SimpleNamespace(_compiled_train=function.get_concrete_function())
-    return count_step(step, UNKNOWN)
+    return count_step(step, UNKNOWN, WIDTH)
 
 
 def test_launches_and_bytes_belong_to_their_part() -> None:
@@ -36,6 +36,11 @@ def test_launches_and_bytes_belong_to_their_part() -> None:
     assert found["update"] == PartCount(launches=1, bytes=product)
     assert {name for name, count in found.items() if count != PartCount()} == {"lookup", "update"}
     assert types == Counter(AddV2=1, MatMul=1)
+
+
+def test_a_tensor_of_unknown_size_has_one_vector_for_each_key() -> None:
+    found, _ = counted(lambda x: -x, tf.TensorSpec([None, 3, WIDTH], tf.float32))
+    assert found["other"].bytes == 2 * UNKNOWN * WIDTH * 4
 
 
 def test_what_xla_compiles_is_one_cluster() -> None:
