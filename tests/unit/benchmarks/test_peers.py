@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.peers import __main__ as command
 from benchmarks.peers.case import DATA, DENSE, ROWS, Trainable, TrainCase, checksum
 from benchmarks.peers.plot import plot_peers
 from benchmarks.peers.shipped import PRESETS, settings_of, shipped_config
 from benchmarks.peers.summary import CaseResult, Difference, PeerResult, Turn, spread
 from benchmarks.peers.worker import SYSTEMS, SystemWorker
+from benchmarks.shapes import CASES
 from dlrm.data import SyntheticSource, write_synthetic
 from tests.support.reference_model import ReferenceDLRM
 
@@ -154,7 +154,7 @@ def test_flags_become_settings() -> None:
 
 @pytest.mark.parametrize("shape", sorted(PRESETS))
 def test_ours_is_the_preset_at_a_constant_rate(shape: str) -> None:
-    model = command.CASES[shape].config(64).model
+    model = CASES[shape].config(64).model
     case = TrainCase(shape, 64, "x", 13, (2,), model.bottom_mlp, model.top_mlp, 0.5)
     config = shipped_config(case)
     assert config.model.custom_interact
@@ -166,7 +166,7 @@ def test_ours_is_the_preset_at_a_constant_rate(shape: str) -> None:
 
 
 def test_every_case_has_a_preset() -> None:
-    assert PRESETS.keys() == command.CASES.keys()
+    assert PRESETS.keys() == CASES.keys()
 
 
 def test_a_peer_that_cannot_run_says_why_in_one_line(case: TrainCase, tmp_path: Path) -> None:
