@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
 
 from preprocess.schema import Schema
 
@@ -159,7 +159,7 @@ def _text_blocks(
                     line += lines
                 if not data:
                     return
-        except (igzip.BadGzipFile, EOFError, isal_zlib.error) as error:
+        except (igzip.BadGzipFile, EOFError, igzip_lib.IsalError) as error:
             raise ValueError(
                 f"{path}: expected a whole gzip file, found damage after line {line - 1}"
                 f" ({error}); fetch the file again"

@@ -112,7 +112,7 @@ def parse(text, delimiter, kinds, targets, columns, missing, missing_counts):  #
                 if at + _HEX_DIGITS < size and (
                     text[at + _HEX_DIGITS] == delimiter or text[at + _HEX_DIGITS] == _LF
                 ):
-                    value = _eight_digits(_word(text, at))
+                    value = _eight_digits(_word(text, at))  # type: ignore[call-arg]
                     if value >= 0:
                         at += _HEX_DIGITS
                     else:
