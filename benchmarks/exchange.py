@@ -89,7 +89,7 @@ def work(shape: str, steps: int, compress: bool) -> None:
     trainer = build_trainer(config, backend, collective, data, build_model)
     windows = Windows()
     with tempfile.TemporaryDirectory() as folder:
-        events = []
+        events: list[dict[str, Any]] = []
         timeline = Path(folder, "timeline.json")
         if through_links(collective):
             collective.start_timeline(str(timeline))

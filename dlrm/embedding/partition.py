@@ -32,11 +32,9 @@ PartitionKeys = Callable[[tf.Tensor, int], Partition]  # keys and number of rank
 def by_owner(keys: tf.Tensor, size: int) -> Partition:
     """Partitions keys [K] with TensorFlow's own operations; keeps the order within an owner."""
     owner = tf.cast(sharding.owner_of(keys, size), tf.int32)  # [K]
-    parts = tf.dynamic_partition(keys, owner, size)  # N of [keys of the rank]
-    order = tf.dynamic_partition(positions(keys), owner, size)
-    return Partition(
-        tf.concat(parts, 0), tf.concat(order, 0), tf.stack([tf.size(part) for part in parts])
-    )
+    parts = tf.dynamic_partition(positions(keys), owner, size)  # N of [keys of the rank]
+    order = tf.concat(parts, 0)  # [K]
+    return Partition(tf.gather(keys, order), order, tf.stack([tf.size(part) for part in parts]))
 
 
 def on_gpu() -> bool:
