@@ -41,7 +41,7 @@ TOLERANCE = 0.15  # by which an exponent may pass its work's: caches, noise
 
 
 @dataclass(frozen=True)
-class Point:
+class GrowthStep:
     """A step.
 
     Attributes:
@@ -78,12 +78,12 @@ class Point:
         return max(1.0, 3.0 * self.ranks * (self.ranks - 1))
 
 
-def axes(quick: bool) -> dict[str, list[Point]]:
+def axes(quick: bool) -> dict[str, list[GrowthStep]]:
     """Returns, for each size that grows, the steps in order of it."""
     rows = [10**6 * 4**power for power in range(5)]
     # A quarter of what is free, as building the tables needs some more for a moment.
     free = free_host_memory() or _MEMORY
-    rows = [n for n in rows if n * Point.width * 4 <= free // 4]
+    rows = [n for n in rows if n * GrowthStep.width * 4 <= free // 4]
     sizes: dict[str, Sequence[int]] = {
         "batch": [512 * 4**power for power in range(4)] + [65536],
         "rows": rows,
@@ -94,7 +94,7 @@ def axes(quick: bool) -> dict[str, list[Point]]:
     if quick:
         sizes = {name: (*values[:2],) for name, values in sizes.items()}
     return {
-        name: [dataclasses.replace(Point(), **{name: value}) for value in values]
+        name: [dataclasses.replace(GrowthStep(), **{name: value}) for value in values]
         for name, values in sizes.items()
     }
 
@@ -127,7 +127,7 @@ class GrowthClock(Clock):
         self._before = now
 
 
-def work(points: Sequence[Point], steps: int, plain: bool) -> None:
+def work(points: Sequence[GrowthStep], steps: int, plain: bool) -> None:
     """Times the steps of all points, which have the same ranks; rank 0 reports."""
     from dlrm import embedding
     from dlrm.train.build import build_trainer, join
@@ -162,7 +162,7 @@ def _data(shape: Shape, batch: int, steps: int, rank: int, size: int) -> Data:
     return Data(train, test, NUM_DENSE, shape.vocab_sizes, {})
 
 
-def measure(points: Sequence[Point], steps: int, plain: bool) -> list[tuple[float, float]]:
+def measure(points: Sequence[GrowthStep], steps: int, plain: bool) -> list[tuple[float, float]]:
     """Measures points with the same number of ranks, in one process for each rank.
 
     Returns:
@@ -176,17 +176,19 @@ def measure(points: Sequence[Point], steps: int, plain: bool) -> list[tuple[floa
     ]
 
 
-def panel(name: str, points: Sequence[Point], found: Sequence[tuple[float, float]]) -> GrowthPanel:
+def panel(
+    name: str, points: Sequence[GrowthStep], found: Sequence[tuple[float, float]]
+) -> GrowthPanel:
     """Returns what the picture and the table say about one size."""
     sizes = [float(getattr(point, name)) for point in points]
 
-    def of(count: Callable[[Point], float]) -> float:
+    def of(count: Callable[[GrowthStep], float]) -> float:
         return exponent(sizes, [count(point) for point in points])
 
-    work_exponents = {"layers": of(Point.layers), "pairs": of(Point.pairs)}
-    work_exponents["vectors"] = of(Point.vectors)
+    work_exponents = {"layers": of(GrowthStep.layers), "pairs": of(GrowthStep.pairs)}
+    work_exponents["vectors"] = of(GrowthStep.vectors)
     if name == "ranks":
-        work_exponents["messages"] = of(Point.messages)
+        work_exponents["messages"] = of(GrowthStep.messages)
     wall, processor = ([times[kind] for times in found] for kind in (0, 1))
     return GrowthPanel(
         name,
@@ -228,7 +230,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.work:
         points: list[dict[str, Any]] = json.loads(options.work)
-        work([Point(**sizes) for sizes in points], options.steps, options.plain)
+        work([GrowthStep(**sizes) for sizes in points], options.steps, options.plain)
         return 0
     panels = []
     for name, chosen in axes(options.quick).items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import growth
-from benchmarks.growth import Point, exponent, panel, table
+from benchmarks.growth import GrowthStep, exponent, panel, table
 from benchmarks.growth_plot import plot_growth
 from tests.support.processes import ROOT
 
@@ -23,7 +23,7 @@ def test_the_exponent_of_a_power_is_its_power(power: float) -> None:
 
 
 def test_pairs_are_counted_one_by_one() -> None:
-    point = Point(batch=3, width=5, tables=4)
+    point = GrowthStep(batch=3, width=5, tables=4)
     vectors = 1 + point.tables
     pairs = sum(1 for a in range(vectors) for _ in range(a))
     assert point.pairs() == 3 * 5 * pairs
@@ -35,7 +35,7 @@ def test_pairs_are_counted_one_by_one() -> None:
 
 
 def test_only_what_grows_faster_than_every_part_of_its_work_is_named() -> None:
-    points = [dataclasses.replace(Point(), tables=size) for size in SIZES]
+    points = [dataclasses.replace(GrowthStep(), tables=size) for size in SIZES]
     for power, faster in ((1.0, False), (1.9, False), (2.5, True)):
         found = [(size**power, size**power) for size in SIZES]
         [_, line] = table([panel("tables", points, found)])
@@ -45,7 +45,7 @@ def test_only_what_grows_faster_than_every_part_of_its_work_is_named() -> None:
 
 def test_every_size_grows_alone() -> None:
     for name, points in growth.axes(quick=False).items():
-        base = dataclasses.asdict(Point())
+        base = dataclasses.asdict(GrowthStep())
         for point in points:
             assert {key for key, value in dataclasses.asdict(point).items()
                     if value != base[key]} <= {name}  # fmt: skip
@@ -55,7 +55,7 @@ def test_every_size_grows_alone() -> None:
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
-    points = [Point(ranks=size) for size in (1, 2, 4)]
+    points = [GrowthStep(ranks=size) for size in (1, 2, 4)]
     path = tmp_path / "new" / "growth.png"
     plot_growth(str(path), [panel("ranks", points, [(1.0, 2.0), (1.1, 2.2), (1.3, 2.4)])])
     assert path.read_bytes().startswith(b"\x89PNG")
