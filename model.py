@@ -35,7 +35,7 @@ from dlrm import cpu_ops
 from dlrm.config import Config
 from dlrm.distributed import devices
 from dlrm.layers.dot_interaction import dot_interaction
-from dlrm.layers.mlp import MLP
+from dlrm.layers.mlp import MLP, FusedMLP
 
 Interaction = Callable[..., tf.Tensor]  # bottom [batch, width], *vectors -> [batch, any width]
 
@@ -64,7 +64,7 @@ class DLRM(keras.Model):
         dtype: str,
         interact: Interaction = dot_interaction,
         compile_mlps: bool = False,
-        fused_mlp: cpu_ops.FusedMLP | None = None,
+        fused_mlp: FusedMLP | None = None,
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
         self._interact = interact

@@ -18,9 +18,6 @@ BUILD = Path(__file__).resolve().parents[2] / "build" / "cpu_ops"
 LIBRARY = "cpu_ops.so"
 REMEDY = "build them with `make cpu_ops`, or leave --custom_mlp out"
 
-FusedMLP = Callable[..., tf.Tensor]
-
-
 class CpuOps(NamedTuple):
     """The operations; all values are float32.
 
@@ -35,7 +32,7 @@ class CpuOps(NamedTuple):
             `tf.math.unsorted_segment_sum`. It has no gradient.
     """
 
-    fused_mlp: FusedMLP
+    fused_mlp: Callable[..., tf.Tensor]
     sum_rows: Callable[..., tf.Tensor]
 
 

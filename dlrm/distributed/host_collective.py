@@ -18,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm.distributed.collective import Collective, wire_bits
-from dlrm.distributed.host_links import HostLinks, Listener
+from dlrm.distributed.host_links import HostLinks, NamedSocket
 
 # The variables in which launchers state how many processes they started, and how many on this host.
 LOCAL_SIZES = {
@@ -170,7 +170,7 @@ def connect_host(horovod: Collective, timeout: float, *, wanted: bool) -> Collec
     Returns:
         The ranks, which exchange without Horovod; or as given.
     """
-    listener = Listener() if wanted else None
+    listener = NamedSocket() if wanted else None
     names = horovod.gather_text("" if listener is None else listener.name)
     if listener is None or not all(names):
         return horovod

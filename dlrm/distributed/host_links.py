@@ -29,7 +29,7 @@ ALIGNMENT = 64  # of what is received: TensorFlow copies an array whose address 
 Bytes = NDArray[np.uint8]
 
 
-class Listener:
+class NamedSocket:
     """A name under which the other ranks of this host reach this one."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class HostLinks:
         OSError: A rank cannot be reached.
     """
 
-    def __init__(self, rank: int, listener: Listener, names: Sequence[str], timeout: float) -> None:
+    def __init__(self, rank: int, listener: NamedSocket, names: Sequence[str], timeout: float) -> None:
         self._rank = rank
         self._timeout = min(timeout, LONGEST_WAIT)
         self._links: dict[int, socket.socket] = {}

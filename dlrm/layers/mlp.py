@@ -10,13 +10,14 @@ Shapes: B samples, I inputs and O outputs of a layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 import keras
 import tensorflow as tf
 
-from dlrm.cpu_ops import FusedMLP
 from dlrm.layers.bias import sum_over_samples
+
+FusedMLP = Callable[..., tf.Tensor]  # `dlrm.cpu_ops.CpuOps.fused_mlp`
 
 
 class MLP(keras.layers.Layer):

@@ -13,10 +13,9 @@ from tests.support.source import MODULES, PRODUCT, imports, imports_when_loaded,
 # From the lowest layer up. A module may import modules of lower layers and of its own group.
 LAYERS = (
     ("dlrm.op_library",),
-    ("dlrm.cpu_ops",),
     (
         *("interact_op", "dlrm.version", "dlrm.cli", "dlrm.formats", "dlrm.metrics", "dlrm.optim"),
-        *("dlrm.layers", "dlrm.distributed"),
+        *("dlrm.layers", "dlrm.distributed", "dlrm.cpu_ops"),
     ),
     ("dlrm.config", "dlrm.data", "dlrm.embedding", "dlrm.reporting"),
     ("dlrm.checkpoint",),

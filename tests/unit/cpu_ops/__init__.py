@@ -1,0 +1,1 @@
+"""Tests of `dlrm.cpu_ops`."""

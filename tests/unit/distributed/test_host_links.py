@@ -13,7 +13,7 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
-from dlrm.distributed.host_links import ALIGNMENT, BUFFER, HostLinks, Listener
+from dlrm.distributed.host_links import ALIGNMENT, BUFFER, HostLinks, NamedSocket
 
 TIMEOUT = 20.0
 
@@ -26,7 +26,7 @@ def as_ranks(size: int, act: Callable[[int], Any]) -> list[Any]:
 
 def linked(size: int, timeout: float = TIMEOUT) -> list[HostLinks]:
     """The ends of all ranks."""
-    listeners = [Listener() for _ in range(size)]
+    listeners = [NamedSocket() for _ in range(size)]
     names = [listener.name for listener in listeners]
     return as_ranks(size, lambda rank: HostLinks(rank, listeners[rank], names, timeout))
 
@@ -88,8 +88,8 @@ def test_a_silent_rank_is_named() -> None:
 
 KILLED = """
 import os, sys, numpy as np
-from dlrm.distributed.host_links import HostLinks, Listener
-listener = Listener()
+from dlrm.distributed.host_links import HostLinks, NamedSocket
+listener = NamedSocket()
 print(listener.name, flush=True)
 links = HostLinks(1, listener, [sys.stdin.readline().strip(), listener.name], 20.0)
 links.alltoall(np.zeros(0, np.uint8), [0, 0])
@@ -98,7 +98,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_killed_rank_ends_the_exchange_of_the_others() -> None:
-    listener = Listener()
+    listener = NamedSocket()
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", KILLED], stdin=pipe, stdout=pipe) as other:
         assert other.stdin is not None

@@ -230,4 +230,3 @@ def test_an_upstream_gradient_of_another_width_is_refused() -> None:
             output=tf.zeros([7, 96]),
             **SETTINGS._asdict(),
         )
-

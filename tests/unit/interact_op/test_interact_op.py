@@ -426,7 +426,6 @@ def test_static_shapes() -> None:
     assert unknown.outputs[0].shape.rank == 2
 
 
-
 @pytest.mark.multi_rank
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_training_follows_the_losses_of_the_stock_interaction(ranks: int, tmp_path: Path) -> None:
