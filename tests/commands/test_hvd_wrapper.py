@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dlrm.formats.zip_strict import zip_strict
+from tests.support.processes import without_modules
 
 # Bash and processes without TensorFlow: the same in both profiles.
 pytestmark = pytest.mark.one_profile
@@ -303,6 +304,21 @@ def test_the_command_takes_the_place_of_the_script() -> None:
 def test_exit_code_is_the_commands() -> None:
     assert run(sys.executable, "-c", "raise SystemExit(37)").returncode == 37
     assert run("/nonexistent/command").returncode == 127
+
+
+@pytest.mark.parametrize("controller", [["--gloo"], []])
+def test_horovodrun_starts_ranks_without_loading_tensorflow(
+    controller: list[str], tmp_path: Path
+) -> None:
+    launcher = Path(sys.executable).with_name("horovodrun")
+    ended = subprocess.run(
+        [launcher, *controller, "-np", "2", "echo", "started"],
+        env={**os.environ, **without_modules(tmp_path, "tensorflow")},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("started") == 2
 
 
 def test_usage() -> None:

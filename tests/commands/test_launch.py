@@ -32,7 +32,7 @@ from tests.support.processes import (
 # Bash and processes without TensorFlow: the same in both profiles.
 pytestmark = pytest.mark.one_profile
 WORKERS = ROOT / "tests" / "commands" / "workers"
-STARTED = 60.0  # seconds horovodrun, which loads TensorFlow, may take on busy cores
+STARTED = 60.0  # seconds horovodrun and its ranks may take on busy cores
 SOON = 15.0
 
 

@@ -109,7 +109,6 @@ def horovodrun(
 ) -> Ended:
     """Runs a command on several ranks, each through the wrapper script."""
     launcher = Path(sys.executable).with_name("horovodrun")
-    # Without --gloo it makes the same choice, after one more trial import of TensorFlow.
     return run(
         [launcher, "--gloo", "-np", str(ranks), "./hvd_wrapper.sh", *command],
         time_limit=time_limit,
