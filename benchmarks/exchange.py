@@ -88,12 +88,13 @@ def work(shape: str, steps: int, compress: bool) -> None:
     data = CASES[shape].data(batch, steps, collective.rank, collective.size)
     trainer = build_trainer(config, backend, collective, data, build_model)
     windows = Windows()
+    batches = list(data.train)  # kept in memory: generating samples takes as long as a short step
     with tempfile.TemporaryDirectory() as folder:
         events: list[dict[str, Any]] = []
         timeline = Path(folder, "timeline.json")
         if through_links(collective):
             collective.start_timeline(str(timeline))
-        trainer.train([data.train], data.train, windows)
+        trainer.train([batches], batches, windows)
         if through_links(collective):
             collective.stop_timeline()
             events = json.loads(timeline.read_text()) if collective.rank == 0 else []

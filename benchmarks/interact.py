@@ -18,12 +18,13 @@ from dlrm import cli
 
 with cli.project_environment():
     from benchmarks.shapes import SHAPES
-    from benchmarks.step import GLOBAL_BATCH, WARMUP
+    from benchmarks.step import WARMUP
     from dlrm.train.callback import Callback
 
 BATCH, TABLES, WIDTHS = {"CPU": 8192, "GPU": 65536}, 26, (16, 128)
 TYPES = ("float32", "float16", "bfloat16")
 STEPS = 12  # of each kind in a round
+GLOBAL_BATCH = 8192
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:

@@ -20,7 +20,6 @@ from pathlib import Path
 from dlrm import cli
 
 with cli.project_environment():
-    from benchmarks.peers.shipped import train_flags
     from benchmarks.ranks import ROOT
 
 TENSORFLOW = "import tensorflow; print('imported', flush=True)"
@@ -69,7 +68,7 @@ def training(data: str, ranks: int, folder: str) -> list[str]:
         ranks: Number of ranks; one runs without a launcher.
         folder: For the files of the run and its checkpoints.
     """
-    flags = ["--flagfile=presets/demo.flags", *train_flags(), f"--data_dir={data}"]
+    flags = ["--flagfile=presets/demo.flags", f"--data_dir={data}"]
     flags += [f"--run_dir={folder}/run", f"--checkpoint_dir={folder}/checkpoints"]
     flags += ["--early_stop=1", "--log_interval=1"]
     command = [*ANNOUNCED, sys.executable, "main.py", *flags]

@@ -119,7 +119,9 @@ def work(name: str, batch: int, steps: int, switches: dict[str, bool]) -> None:
         multiply_own = tf.function(lambda: tf.add_n([lane() for lane in own]))
         between = [lambda: float(multiply_squares()), lambda: float(multiply_own())]
     clock = Clock(between)
-    trainer.train([data.train], data.train, clock)
+    # Kept in memory: generating samples takes as long as a step of a small model.
+    batches = list(data.train)
+    trainer.train([batches], batches, clock)
     if collective.rank == 0:
         result = {"samples_per_second": batch / statistics.median(clock.steps)}
         if alone:

@@ -159,7 +159,8 @@ def _text_blocks(
                     line += lines
                 if not data:
                     return
-        except (igzip.BadGzipFile, EOFError, igzip_lib.IsalError) as error:
+        # The types that isal declares lack the base class of its error.
+        except (igzip.BadGzipFile, EOFError, igzip_lib.IsalError) as error:  # type: ignore[misc]
             raise ValueError(
                 f"{path}: expected a whole gzip file, found damage after line {line - 1}"
                 f" ({error}); fetch the file again"

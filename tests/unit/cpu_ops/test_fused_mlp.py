@@ -68,7 +68,8 @@ def case(widths: Sequence[int], samples: int, last_relu: bool) -> Case:
         sums = values[-1] @ kernel.astype(np.float64) + bias
         values.append(np.maximum(sums, 0) if relu else sums)
     error = upstream.astype(np.float64)
-    of_kernels, of_biases = [], []
+    of_kernels: list[Doubles] = []
+    of_biases: list[Doubles] = []
     for index in reversed(range(len(kernels))):
         if relus[index]:
             error = error * (values[index + 1] > 0)
