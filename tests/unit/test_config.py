@@ -34,6 +34,7 @@ SYNTHETIC_TABLES = (
     *(2168, 7338, 61, 4, 932, 15, 204515, 141526, 199433, 60919, 9137, 71, 34),
 )
 OUR_FLAGS: dict[str, Any] = {
+    "custom_mlp": False,
     "eval_interval": 3793,
     "evals_per_epoch": None,
     "auc_target": 0.8025,
@@ -253,6 +254,7 @@ def test_every_flag_arrives() -> None:
     written = [f"--{name}={value}" for name, value in given.items()]
     written += ["--bottom_mlp=16,8", "--top_mlp=32,1", "--inference_benchmark_batch_sizes=2,3"]
     written += ["--amp", "--xla=true", "--compress=True", "--eval_in_last=1", "--nocustom_interact"]
+    written += ["--custom_mlp"]
     written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
     written += ["--shuffle_batch_order", "--synthetic_dataset_table_sizes=5,6"]
     config = parsed(*written)["config"]
@@ -261,6 +263,7 @@ def test_every_flag_arrives() -> None:
         **given,
         **dict.fromkeys(true, True),
         "shuffle_batch_order": True,
+        "custom_mlp": True,
         "custom_interact": False,
         "use_synthetic_dataset": False,
         "bottom_mlp": [16, 8],
