@@ -55,7 +55,9 @@ class HostLinks:
         OSError: A rank cannot be reached.
     """
 
-    def __init__(self, rank: int, listener: NamedSocket, names: Sequence[str], timeout: float) -> None:
+    def __init__(
+        self, rank: int, listener: NamedSocket, names: Sequence[str], timeout: float
+    ) -> None:
         self._rank = rank
         self._timeout = min(timeout, LONGEST_WAIT)
         self._links: dict[int, socket.socket] = {}

@@ -234,8 +234,12 @@ class TrainingStep:
             next_routes = self.embedding.route(next_ids)
         with tf.name_scope("lookup"):
             lookup = self.embedding.lookup(routes)  # vectors: [B, t, W] for each group
-        with tf.name_scope("gradients"):
-            local = self.gradients(dense, lookup.vectors, labels)
+        # Without an exchange of keys to wait for, routes come first: beside operations that use all
+        # cores they would keep one of these from its share, for which the others wait.
+        finished = tf.nest.flatten(next_routes) if self.size == 1 else []
+        with tf.name_scope("gradients"), tf.control_dependencies(finished):
+            vectors = [tf.identity(tensor) for tensor in lookup.vectors]
+            local = self.gradients(tf.identity(dense), vectors, labels)
         # The exchange whose outcome may end the step comes last: then no other is under way.
         with tf.name_scope("exchange_gradients"):
             received = self.embedding.exchange_gradients(lookup, local.vectors)
