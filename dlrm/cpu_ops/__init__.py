@@ -18,6 +18,7 @@ BUILD = Path(__file__).resolve().parents[2] / "build" / "cpu_ops"
 LIBRARY = "cpu_ops.so"
 REMEDY = "build them with `make cpu_ops`, or leave --custom_mlp out"
 
+
 class CpuOps(NamedTuple):
     """The operations; all values are float32.
 
