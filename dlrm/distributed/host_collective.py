@@ -2,8 +2,8 @@
 
 Horovod looks for work several thousand times a second, and each time all ranks agree over sockets
 on what is ready. Where a rank owns a GPU and several cores, that costs nothing. A rank that owns a
-single core loses a tenth to a fifth of it. Here, an exchange is an operation in which the ranks exchange bytes
-at once (`host_links`), and between exchanges nothing runs.
+single core loses a tenth to a fifth of it. Here, an exchange is an operation in which the ranks
+exchange bytes at once (`host_links`), and between exchanges nothing runs.
 """
 
 from __future__ import annotations
