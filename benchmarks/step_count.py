@@ -58,7 +58,7 @@ class PartCount(NamedTuple):
         clusters: Functions that XLA compiles.
         inside: Operations with a kernel for GPUs in these.
         on_host: Operations on tensors of a batch's length without such a kernel, or whose kernel
-            takes them from the host's memory; copies to and fro come with them.
+            takes them from the host's memory; copies there and back come with them.
         bytes: Bytes of the inputs and outputs of launched operations and those in clusters.
     """
 
