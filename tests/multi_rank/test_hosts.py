@@ -26,8 +26,10 @@ ENDING = 5.0  # seconds that a rank may take to end after it has waited for so l
 EPOCHS = 25
 TIME_LIMIT = 900.0  # horovodrun imports TensorFlow on each host before it starts a rank
 TWO_HOSTS = ["-np", "2", "-H", "a:1,b:1", "--disable-cache", "--start-timeout", "300"]
+# The first 20 steps may take less time than there is between two heartbeats.
 LOST = (
-    r"rank {} has sent no heartbeat for 40 s \(last reported activity: \"step \d+\"\); "
+    r"rank {} has sent no heartbeat for 40 s "
+    r"\(last reported activity: \"(?:the start|step \d+)\"\); "
     "the other ranks stop; start the same command again to continue from the last checkpoint"
 )
 
