@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
-EPOCHS = 30
+EPOCHS = 60  # Slurm must take less time to preempt a job than that
 STEPS = EPOCHS * EPOCH_STEPS
 START_SECONDS, TRAINING_SECONDS, STOP_SECONDS = 600.0, 900.0, 500.0  # on busy cores
 SETTINGS = {"epochs": EPOCHS, "eval_interval": 1000, "checkpoint_interval": 100}
