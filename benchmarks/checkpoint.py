@@ -52,7 +52,7 @@ def work(folder: Path, rows: int, rounds: int) -> None:
     from dlrm.checkpoint.save import Checkpoints
     from dlrm.checkpoint.state import RunRecord, State
     from dlrm.distributed import devices
-    from dlrm.distributed.collective import connect
+    from dlrm.distributed.connect import connect
     from dlrm.embedding import FusedTable, create
 
     collective = connect()

@@ -135,7 +135,7 @@ def work_empty() -> None:
     import tensorflow as tf
 
     from dlrm.distributed import devices
-    from dlrm.distributed.collective import connect
+    from dlrm.distributed.connect import connect
 
     collective = connect()
     devices.claim(collective.local_rank, core_per_operation=True)

@@ -213,7 +213,7 @@ class DlrmBaseline:
         seed: int = 0,
     ) -> None:
         from dlrm import embedding
-        from dlrm.distributed.collective import connect
+        from dlrm.distributed.connect import connect
         from dlrm.optim.dense_optimizers import DenseAdam
         from dlrm.train.step import TrainingStep
         from model import DLRM

@@ -28,7 +28,8 @@ from dlrm.data import Batches, Data
 from dlrm.data.batch import FloatArray, IntArray
 from dlrm.data.decode import check_ids
 from dlrm.distributed import devices
-from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.collective import Collective
+from dlrm.distributed.connect import connect
 from dlrm.formats.json_files import write_json_object
 from dlrm.formats.quantities import plural
 from dlrm.reporting.dllogger_lines import DlloggerLines

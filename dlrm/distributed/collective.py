@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Callable, TypeVar
 
 import tensorflow as tf
 
 T = TypeVar("T")
 
-# The variables in which launchers state how many processes they started. SLURM_NTASKS is not among
-# them: Slurm also sets it in a plain shell inside an allocation.
-SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-
-# Milliseconds: at Horovod's default of 1, its waits are a tenth of a short step. Ranks that
-# exchange without it still pay for each of its cycles, so it gets few.
-CYCLE_TIME, IDLE_CYCLE_TIME = 0.2, 20.0
+CYCLE_TIME = 0.2  # milliseconds: at Horovod's default of 1, its waits are a tenth of a short step
 
 DYNAMIC_TIMELINE = "DYNAMIC"  # Horovod's word for a timeline that starts and stops when told to
 
@@ -218,55 +212,6 @@ class HorovodCollective(Collective):
 def wire_bits(tensor: tf.Tensor) -> tf.Tensor:
     """Returns bfloat16 values, which no exchange knows, as uint16; others as they are."""
     return tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
-
-
-def launched_size(environment: Mapping[str, str]) -> int:
-    """Returns how many processes a launcher says that it started; 1 without a launcher."""
-    return max([int(environment[name]) for name in SIZE_VARIABLES if name in environment] or [1])
-
-
-def connect(timeout: float = 600.0, *, timeline: bool = False) -> Collective:
-    """Joins the other ranks, if there are any.
-
-    Args:
-        timeout: Seconds that a rank may wait for a message of another rank.
-        timeline: Whether `Collective.start_timeline` may be called.
-
-    Returns:
-        The ranks; a `Collective` of one process if no launcher started several.
-
-    Raises:
-        ValueError: Several processes were started, but Horovod is missing or cannot see them.
-    """
-    launched = launched_size(os.environ)
-    if launched == 1:
-        collective = Collective()
-    else:
-        from dlrm.distributed import host_collective  # it builds on this module
-
-        on_host = host_collective.on_one_host(os.environ)
-        try:
-            collective = HorovodCollective(
-                timeout,
-                timeline=timeline and not on_host,
-                cycle_time=IDLE_CYCLE_TIME if on_host else CYCLE_TIME,
-            )
-        except ImportError as error:
-            raise ValueError(
-                f"{launched} processes were started, but Horovod cannot be imported ({error}); "
-                "run `make setup` and use the python3 of its environment"
-            ) from error
-        if collective.size != launched:
-            raise ValueError(
-                f"the launcher started {launched} processes, but Horovod sees {collective.size}: "
-                "it was built without this launcher's protocol; start with horovodrun, or under "
-                "Slurm with python3 -m launch.srun, or, for mpirun, build it with MPI: "
-                "`make mpi-setup`"
-            )
-        collective = host_collective.connect_host(
-            collective, timeout, wanted=on_host and collective.local_size == collective.size
-        )
-    return collective
 
 
 def exchanges() -> list[str]:

@@ -15,7 +15,8 @@ from dlrm import embedding
 from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.distributed import devices
-from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.collective import Collective
+from dlrm.distributed.connect import connect
 from dlrm.distributed.host_memory import keep_freed_memory
 from dlrm.train.evaluation import Evaluator
 from dlrm.train.instruments import Instruments

@@ -177,7 +177,7 @@ class Trainer:
             self._evaluator.add(logits, batch.labels, batch.valid)
             bad += bad_ids
         if int(self._collective.sum(bad, name="evaluation.bad")):
-            where = next(filter(None, map(self._describe_bad_ids, test)), ELSEWHERE)
+            where = self._first_bad_ids(test, callback) if int(bad) else ELSEWHERE
             raise TrainingError(f"evaluation after step {step}: {IDS_OUTSIDE}; {where}")
         result = self._evaluator.result(step, time.perf_counter() - start)
         if result.samples and not math.isfinite(result.log_loss):
@@ -289,6 +289,14 @@ class Trainer:
                 samples = self._describe_not_finite(batch, routes)
                 raise TrainingError(f"{where}: {NOT_FINITE}, {samples}; {LOWER_LR}") from error
             raise
+
+    def _first_bad_ids(self, test: Iterable[Batch], callback: Callback) -> str:
+        """Reads the batches again until `_describe_bad_ids` finds something."""
+        for number, batch in enumerate(test):
+            callback.progress(f"search for ids outside their table, batch {number}")
+            if found := self._describe_bad_ids(batch):
+                return found
+        return ELSEWHERE
 
     def _describe_bad_ids(self, batch: Batch) -> str:
         """Names the first id outside its table in this rank's batch; empty if there is none."""

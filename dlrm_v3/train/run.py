@@ -24,7 +24,7 @@ from dlrm.checkpoint.resume import Resumed, resume
 from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
 from dlrm.distributed import devices
-from dlrm.distributed.collective import connect
+from dlrm.distributed.connect import connect
 from dlrm.distributed.watchdog import Watchdog
 from dlrm.train.build import NO_LIMIT
 from dlrm.train.failures import explained_exchange, recorded_failure

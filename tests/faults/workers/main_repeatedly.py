@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import main
-from dlrm.distributed.collective import connect
+from dlrm.distributed.connect import connect
 from tests.multi_rank.workers.failures import parse
 
 

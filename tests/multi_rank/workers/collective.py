@@ -13,7 +13,8 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
-from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.collective import Collective
+from dlrm.distributed.connect import connect
 from dlrm.distributed.host_collective import HostCollective
 
 BIG = 2**53 + 1  # an int64 that float64 cannot hold

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from dlrm.distributed.collective import connect
+from dlrm.distributed.connect import connect
 from dlrm.train.evaluation import Evaluator
 
 

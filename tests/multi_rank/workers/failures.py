@@ -22,7 +22,7 @@ from absl import flags
 import main
 from dataset import open_data
 from dlrm.config import Config
-from dlrm.distributed.collective import connect
+from dlrm.distributed.connect import connect
 from dlrm.train.build import build_trainer
 from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer, TrainingError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dlrm.data import Batches, Data
-from dlrm.distributed.collective import connect
+from dlrm.distributed.connect import connect
 from dlrm.train.build import build_trainer
 from dlrm.train.callback import Callback
 from model import build_model

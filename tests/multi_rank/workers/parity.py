@@ -11,7 +11,7 @@ import numpy as np
 
 from dlrm.config import Config
 from dlrm.data import Batches, Data
-from dlrm.distributed.collective import connect
+from dlrm.distributed.connect import connect
 from dlrm.train.build import build_trainer
 from dlrm.train.callback import Callback
 from dlrm.train.health import Health

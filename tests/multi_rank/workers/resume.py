@@ -22,7 +22,8 @@ from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import RunRecord, State
 from dlrm.config import Config
 from dlrm.data import Batches, Data
-from dlrm.distributed.collective import Collective, connect
+from dlrm.distributed.collective import Collective
+from dlrm.distributed.connect import connect
 from dlrm.train.build import build_trainer
 from dlrm.train.callback import Callback
 from dlrm.train.loop import Trainer

@@ -10,13 +10,8 @@ import sys
 import pytest
 import tensorflow as tf
 
-from dlrm.distributed.collective import (
-    SIZE_VARIABLES,
-    Collective,
-    HorovodCollective,
-    connect,
-    launched_size,
-)
+from dlrm.distributed.collective import Collective, HorovodCollective
+from dlrm.distributed.connect import SIZE_VARIABLES, connect, launched_size
 
 
 class TwoRanks(Collective):
