@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlrm.optim.schedule import Schedule, scaled_steps
+from dlrm.optim.schedule import DECAYS, Schedule, scaled_steps
 
 # base 24, W = 4, D = 6, K = 8: the decay is 24 * ((14 - s) / 8)^2, all exact in binary.
 SMALL = Schedule(24.0, 4, 6, 8)
@@ -80,6 +80,38 @@ def test_all_parts_against_the_formulas_of_the_pytorch_dlrm(
             expected = end
         assert schedule.learning_rate(step) == pytest.approx(expected, rel=1e-14), step
     assert schedule.learning_rate(0) == [0.0, 12.0, None, 21.0][factor]
+
+
+def test_constant_stays_after_the_warm_up() -> None:
+    schedule = Schedule(24.0, 4, 4, 8, decay="constant")
+    assert [schedule.learning_rate(step) for step in range(6)] == [0, 6, 12, 18, 24, 24]
+    assert schedule.learning_rate(10**9) == 24.0
+
+
+def test_cosine_is_half_a_wave_from_the_plateau_to_the_end() -> None:
+    schedule = Schedule(24.0, 4, 6, 8, end=4.0, decay="cosine")
+    rates = [schedule.learning_rate(step) for step in range(20)]
+    assert rates[:7] == [0, 6, 12, 18, 24, 24, 24]
+    # cos(pi / 4) = sqrt(1 / 2), and the middle is the mean of both.
+    assert rates[8] == pytest.approx(4 + 20 * (1 + 0.5**0.5) / 2, rel=1e-14)
+    assert rates[10] == pytest.approx(14.0, rel=1e-14)
+    assert rates[12] == pytest.approx(4 + 20 * (1 - 0.5**0.5) / 2, rel=1e-14)
+    assert rates[14:] == [4.0] * 6
+    assert schedule.learning_rate(10**9) == 4.0
+
+
+def test_step_falls_at_once_and_again() -> None:
+    schedule = Schedule(24.0, 2, 4, 3, end=2.0, decay="step", decay_ratio=0.5)
+    rates = [schedule.learning_rate(step) for step in range(16)]
+    assert rates == [0, 12, 24, 24, 12, 12, 12, 6, 6, 6, 3, 3, 3, 2, 2, 2]
+    assert schedule.learning_rate(10**9) == 2.0
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_no_schedule_rises_after_its_warm_up(decay: str) -> None:
+    schedule = Schedule(24.0, 4, 6, 8, end=0.5, decay=decay)
+    rates = [schedule.learning_rate(step) for step in range(4, 60)]
+    assert rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize(
