@@ -173,7 +173,7 @@ class _ScaledRate:
     """Row-wise Adagrad, at a multiple of the dense weights' learning rate."""
 
     def __init__(self, factor: float) -> None:
-        from dlrm.optim.row_optimizers import RowWiseAdagrad
+        from dlrm.optim.adaptive_rows import RowWiseAdagrad
 
         self._rows, self._factor = RowWiseAdagrad(), factor
         self.state_columns = self._rows.state_columns
@@ -214,7 +214,7 @@ class DlrmBaseline:
     ) -> None:
         from dlrm import embedding
         from dlrm.distributed.connect import connect
-        from dlrm.optim.dense_optimizers import DenseAdam
+        from dlrm.optim.adaptive_dense import DenseAdam
         from dlrm.train.step import TrainingStep
         from model import DLRM
 

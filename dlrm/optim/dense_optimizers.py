@@ -21,7 +21,7 @@ class DenseOptimizer(Protocol):
     def state(self) -> Mapping[str, tf.Variable]:
         """The variables kept from step to step, by name; empty if there are none.
 
-        The names start with the optimizer's, such as `adagrad.accumulator.top_kernel_0`, so that
+        The names start with the optimizer's, such as `adagrad.sum.top_kernel_0`, so that
         in a checkpoint they differ from the weights' names and from other optimizers' state.
         """
 
@@ -78,36 +78,26 @@ class DenseSGD:
             )
 
 
-class DenseAdam:
-    """Adam (Kingma and Ba, 2015) with bias correction: decaying means of gradients and squares.
+class DenseMomentum:
+    """SGD with momentum: velocity = momentum * velocity + gradient; weight -= rate * velocity.
 
-    mean and square are the decaying means of gradient and gradient^2, both divided by what the
-    decay leaves them short after so many steps; weight -= learning_rate * mean / (sqrt(square) +
-    epsilon). The number of steps is part of the state.
+    Source: TensorFlow's `ResourceApplyMomentum`, and PyTorch's SGD without dampening.
 
     Args:
-        betas: The share of each mean that a step keeps, both below 1.
-        epsilon: Least denominator.
+        momentum: The share of the velocity that a step keeps, below 1.
     """
 
-    def __init__(self, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
-        self._betas, self._epsilon = betas, epsilon
+    def __init__(self, momentum: float = 0.9) -> None:
+        self._momentum = momentum
         self._variables: list[tf.Variable] = []
-        self._means: list[tf.Variable] = []
-        self._squares: list[tf.Variable] = []
+        self._velocities: list[tf.Variable] = []
         self.state: Mapping[str, tf.Variable] = {}
 
     def build(self, variables: Mapping[str, tf.Variable]) -> None:
         """See `DenseOptimizer.build`."""
         self._variables = list(variables.values())
-        self._means = [_zeros_like(variable) for variable in self._variables]
-        self._squares = [_zeros_like(variable) for variable in self._variables]
-        self._steps = tf.Variable([0], dtype=tf.int64, trainable=False)
-        self.state = {
-            "adam.steps": self._steps,
-            **{f"adam.mean.{name}": mean for name, mean in zip(variables, self._means)},
-            **{f"adam.square.{name}": square for name, square in zip(variables, self._squares)},
-        }
+        self._velocities = [filled_like(variable) for variable in self._variables]
+        self.state = named_state("momentum.velocity", variables, self._velocities)
 
     def apply(
         self,
@@ -117,30 +107,61 @@ class DenseAdam:
     ) -> None:
         """See `DenseOptimizer.apply`."""
         assert len(gradients) == len(self._variables), "one gradient per variable"
-        with tf.control_dependencies([learning_rate]):
-            steps = tf.cast(self._steps.assign_add([1])[0], tf.float64)
-        # In float64: in float32, 1 - 0.999 has five digits. The operation expects the powers of
-        # the betas; given zeros, it leaves the correction to the two factors here.
-        mean_share, square_share = (1 - tf.pow(tf.cast(b, tf.float64), steps) for b in self._betas)
-        root = tf.sqrt(square_share)
-        rate = learning_rate * tf.cast(root / mean_share, tf.float32)
-        epsilon = tf.cast(self._epsilon * root, tf.float32)
-        for variable, mean, square, gradient in zip(
-            self._variables, self._means, self._squares, gradients
-        ):
-            tf.raw_ops.ResourceApplyAdam(
+        for variable, velocity, gradient in zip(self._variables, self._velocities, gradients):
+            tf.raw_ops.ResourceApplyMomentum(
                 var=variable.handle,
-                m=mean.handle,
-                v=square.handle,
-                beta1_power=0.0,
-                beta2_power=0.0,
-                lr=rate,
-                beta1=self._betas[0],
-                beta2=self._betas[1],
-                epsilon=epsilon,
+                accum=velocity.handle,
+                lr=learning_rate,
                 grad=gradient * gradient_scale,
+                momentum=self._momentum,
             )
 
 
-def _zeros_like(variable: tf.Variable) -> tf.Variable:
-    return tf.Variable(tf.zeros(variable.shape), trainable=False)
+class DenseWeightDecay:
+    """Another optimizer with decoupled weight decay: weight -= learning_rate * decay * weight.
+
+    It is not added to the gradient, so neither state nor adaptive rates see it (Loshchilov and
+    Hutter, 2019; PyTorch's AdamW). Biases decay like kernels.
+
+    Args:
+        optimizer: The optimizer.
+        decay: The decay.
+    """
+
+    def __init__(self, optimizer: DenseOptimizer, decay: float) -> None:
+        self._optimizer = optimizer
+        self._decay = decay
+        self._variables: list[tf.Variable] = []
+
+    @property
+    def state(self) -> Mapping[str, tf.Variable]:
+        """The optimizer's."""
+        return self._optimizer.state
+
+    def build(self, variables: Mapping[str, tf.Variable]) -> None:
+        """See `DenseOptimizer.build`."""
+        self._variables = list(variables.values())
+        self._optimizer.build(variables)
+
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor],
+        learning_rate: tf.Tensor,
+        gradient_scale: float | tf.Tensor,
+    ) -> None:
+        """See `DenseOptimizer.apply`."""
+        for variable in self._variables:
+            variable.assign_sub(learning_rate * self._decay * variable)
+        self._optimizer.apply(gradients, learning_rate, gradient_scale)
+
+
+def filled_like(variable: tf.Variable, value: float = 0.0) -> tf.Variable:
+    """Creates a part of the state: a variable of another's shape, all of one value."""
+    return tf.Variable(tf.fill(variable.shape, value), trainable=False)
+
+
+def named_state(
+    kind: str, variables: Mapping[str, tf.Variable], parts: Sequence[tf.Variable]
+) -> dict[str, tf.Variable]:
+    """Returns one kind of state of each variable, by its name in a checkpoint."""
+    return {f"{kind}.{name}": part for name, part in zip(variables, parts)}

@@ -4,6 +4,9 @@ An optimizer is given the distinct rows of a batch, each once, with the sum of t
 vectors. What it remembers about a row, its state, is stored directly behind the row. So one read
 and one write serve both, and sharding, checkpoints and resharding treat them alike.
 
+All of them are lazy: a step changes the rows of its batch and their state, and no others. With
+state, that is not what the same optimizer does to dense weights, where means decay at every step.
+
 Works on tensors alone, independent of keys, ranks and storage.
 """
 
@@ -20,7 +23,7 @@ class StateColumns(NamedTuple):
 
     Attributes:
         name: Name of the tensor in a checkpoint. It starts with the optimizer's name, such as
-            `adagrad.accumulator`, so that the state of one optimizer is never read as another's.
+            `adagrad.sum`, so that the state of one optimizer is never read as another's.
         width: Number of columns.
         initial: The value that they start with.
     """
@@ -52,8 +55,7 @@ class RowOptimizer(Protocol):
         Args:
             rows: float32 [U, W], the rows before the step.
             state: float32 [U, columns] for each entry of `state_columns`, before the step.
-            gradients: float32 [U, W], sums over the row's vectors on all ranks. They may be zero,
-                for rows that were only looked up for ids outside their table.
+            gradients: float32 [U, W], sums over the row's vectors on all ranks.
             learning_rate: float32 [].
             gradient_scale: The gradient of the loss is `gradient_scale * gradients`. It undoes the
                 loss scale and turns the sum over ranks into a mean. A number, or float32 [].
@@ -83,23 +85,22 @@ class RowSGD:
         return rows - learning_rate * gradient_scale * gradients, ()
 
 
-class RowWiseAdagrad:
-    """Adagrad with one value of state for a row: the sum of its gradients' mean squares.
+class RowMomentum:
+    """SGD with momentum: velocity = momentum * velocity + gradient; row -= rate * velocity.
 
-    state += mean(gradient^2); row -= learning_rate * gradient / (sqrt(state) + epsilon). The state
-    takes 1 / W of the memory that Adagrad's takes.
+    Source: TensorFlow's `ResourceSparseApplyMomentum`, and PyTorch's SGD without dampening. What
+    is left of a row's velocity acts when the row is next in a batch, however long that takes.
 
     Args:
-        epsilon: Least denominator; above 0, as a row whose gradients were all 0 divides by it.
+        momentum: The share of the velocity that a step keeps, below 1.
     """
 
-    def __init__(self, epsilon: float = 1e-8) -> None:
-        assert epsilon > 0, "a row without gradients would become 0 / 0"
-        self._epsilon = epsilon
+    def __init__(self, momentum: float = 0.9) -> None:
+        self._momentum = momentum
 
     def state_columns(self, width: int) -> tuple[StateColumns, ...]:
-        """One sum for each row, whatever its width."""
-        return (StateColumns("rowwise_adagrad.sum", 1, initial=0.0),)
+        """One velocity for each value of the row."""
+        return (StateColumns("momentum.velocity", width, initial=0.0),)
 
     def apply(
         self,
@@ -110,9 +111,38 @@ class RowWiseAdagrad:
         gradient_scale: float | tf.Tensor,
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        scale = tf.convert_to_tensor(gradient_scale, gradients.dtype)
-        squares = tf.reduce_mean(tf.square(gradients), axis=1, keepdims=True)  # [U, 1]
-        total = state[0] + squares * tf.square(scale)
-        # The factor of a row first: one pass over the gradients instead of three.
-        factor = learning_rate * scale / (tf.sqrt(total) + self._epsilon)  # [U, 1]
-        return rows - factor * gradients, (total,)
+        velocity = self._momentum * state[0] + gradient_scale * gradients
+        return rows - learning_rate * velocity, (velocity,)
+
+
+class RowWeightDecay:
+    """Another optimizer with decoupled weight decay: row -= learning_rate * decay * row.
+
+    It is not added to the gradient, so neither state nor adaptive rates see it (Loshchilov and
+    Hutter, 2019; FBGEMM's `WeightDecayMode.DECOUPLE`); to plain SGD that makes no difference. Rows
+    that are not in the batch do not decay.
+
+    Args:
+        optimizer: The optimizer.
+        decay: The decay.
+    """
+
+    def __init__(self, optimizer: RowOptimizer, decay: float) -> None:
+        self._optimizer = optimizer
+        self._decay = decay
+
+    def state_columns(self, width: int) -> tuple[StateColumns, ...]:
+        """The optimizer's."""
+        return self._optimizer.state_columns(width)
+
+    def apply(
+        self,
+        rows: tf.Tensor,
+        state: Sequence[tf.Tensor],
+        gradients: tf.Tensor,
+        learning_rate: tf.Tensor,
+        gradient_scale: float | tf.Tensor,
+    ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
+        """See `RowOptimizer.apply`."""
+        decayed = rows - learning_rate * self._decay * rows
+        return self._optimizer.apply(decayed, state, gradients, learning_rate, gradient_scale)

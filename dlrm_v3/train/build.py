@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from dlrm import embedding
 from dlrm.distributed.collective import Collective
-from dlrm.optim.dense_optimizers import DenseAdam
-from dlrm.optim.row_optimizers import RowWiseAdagrad
+from dlrm.optim.adaptive_dense import DenseAdam
+from dlrm.optim.adaptive_rows import RowWiseAdagrad
 from dlrm_v3 import hstu_op
 from dlrm_v3.data.stream import RequestStream, open_stream
 from dlrm_v3.model.hstu import build_model

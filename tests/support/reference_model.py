@@ -33,19 +33,29 @@ class ReferenceDLRM:
 
         The learning rate of the tables is `table_factor` times the given one.
         """
+        loss, tables, layers = self.gradients(dense, ids, labels)
+        for table, gradient in zip(self.tables, tables):
+            table -= learning_rate * table_factor * gradient
+        for weight, gradient in zip(self.layers(), layers):
+            weight -= learning_rate * gradient
+        return loss
+
+    def layers(self):
+        """Kernel and bias of each layer, in the order of `gradients`."""
+        return [weight for layer in self.bottom + self.top for weight in layer]
+
+    def gradients(self, dense, ids, labels):
+        """The batch's mean loss, and its gradients: of each whole table, of kernels and biases."""
         logits = self.logits(dense, ids)
         loss = np.mean(np.logaddexp(0, logits) - labels * logits)
         upstream = ((1 / (1 + np.exp(-logits)) - labels) / len(labels))[:, None]
         upstream, top = backward(self.top, self._top_values, upstream, last_relu=False)
         stacked = interact_gradient(self._stacked, upstream)
         _, bottom = backward(self.bottom, self._bottom_values, stacked[:, 0], last_relu=True)
-        for table, column, gradient in zip(self.tables, ids.T, stacked[:, 1:].swapaxes(0, 1)):
-            np.subtract.at(table, column, learning_rate * table_factor * gradient)
-        for layers, gradients in ((self.top, top), (self.bottom, bottom)):
-            for (kernel, bias), (kernel_gradient, bias_gradient) in zip(layers, gradients):
-                kernel -= learning_rate * kernel_gradient
-                bias -= learning_rate * bias_gradient
-        return loss
+        tables = [np.zeros_like(table) for table in self.tables]
+        for table, column, gradient in zip(tables, ids.T, stacked[:, 1:].swapaxes(0, 1)):
+            np.add.at(table, column, gradient)
+        return loss, tables, [gradient for layer in bottom + top for gradient in layer]
 
 
 def forward(layers, values, *, last_relu):

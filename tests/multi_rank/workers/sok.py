@@ -17,8 +17,8 @@ import tensorflow as tf
 from dlrm.config import Config
 from dlrm.embedding import FusedTable, create
 from dlrm.embedding import sok_storage as sok
+from dlrm.optim.adaptive_rows import RowAdagrad
 from dlrm.train.build import join
-from tests.support.row_optimizers import Adagrad
 from tools.gpu_check.checks import CHECKS, run_check
 from tools.gpu_check.setup import CheckResult, CheckSetup, expect
 
@@ -29,7 +29,7 @@ def check_state(setup: CheckSetup) -> CheckResult:
     """Adagrad's rows and state in SOK's tables, against TensorFlow's variable."""
     table, collective = FusedTable((50, 1, 900), width=8, seed=3), setup.collective
     every = {
-        backend: create(backend, table, collective, optimizer=Adagrad(), gpu_gib=1)
+        backend: create(backend, table, collective, optimizer=RowAdagrad(), gpu_gib=1)
         for backend in ("alltoall", "sok", "sok_dynamic")
     }
     rng = np.random.default_rng(collective.rank)
@@ -45,7 +45,7 @@ def check_state(setup: CheckSetup) -> CheckResult:
         float((np.abs(found - expected) / (1 + expected**2) ** 0.5).max()) for found in others
     )
     expect(error < 1e-5, f"error {error:.1e}")
-    fresh = create("sok_dynamic", table, collective, optimizer=Adagrad(), gpu_gib=1)
+    fresh = create("sok_dynamic", table, collective, optimizer=RowAdagrad(), gpu_gib=1)
     fresh.write_rows(np.arange(len(expected)), expected)
     same = np.array_equal(fresh.read_rows(0, fresh.local_rows), expected)
     expect(same, "what was written is not what is read")

@@ -19,8 +19,8 @@ from sklearn import metrics
 
 from dlrm import embedding
 from dlrm.distributed.collective import Collective
-from dlrm.optim.dense_optimizers import DenseAdam
-from dlrm.optim.row_optimizers import RowWiseAdagrad
+from dlrm.optim.adaptive_dense import DenseAdam
+from dlrm.optim.adaptive_rows import RowWiseAdagrad
 from dlrm_v3 import hstu_op
 from dlrm_v3.config import POSITIVE_RATING, PRESETS
 from dlrm_v3.data.stream import RequestStream, open_stream

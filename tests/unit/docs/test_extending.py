@@ -55,37 +55,37 @@ def test_the_model_trains_with_the_sum_interaction(page: dict[str, Any]) -> None
     assert np.abs(gradient).max() > 0
 
 
-def test_adagrad(page: dict[str, Any]) -> None:
+def test_rmsprop(page: dict[str, Any]) -> None:
     before, after = page["before"][0], page["after"][0]
-    np.testing.assert_allclose(before[3:], 0.1)
-    np.testing.assert_allclose(after[3:], 0.1 + 2**2, rtol=1e-6)
-    np.testing.assert_allclose(after[:3], before[:3] - 0.5 * 2 / 4.1**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(before[3:], 0)
+    np.testing.assert_allclose(after[3:], 0.25 * 2**2, rtol=1e-6)
+    np.testing.assert_allclose(after[:3], before[:3] - 0.5 * 2, rtol=1e-6)
 
 
-def test_adagrad_fits_the_interface(page: dict[str, Any]) -> None:
+def test_rmsprop_fits_the_interface(page: dict[str, Any]) -> None:
     from dlrm.optim.row_optimizers import RowOptimizer
 
-    assert_has_the_members(page["Adagrad"], RowOptimizer)
+    assert_has_the_members(page["RowRmsProp"], RowOptimizer)
 
 
-def test_the_dense_adagrad(page: dict[str, Any]) -> None:
+def test_the_dense_rmsprop(page: dict[str, Any]) -> None:
     from dlrm.optim.dense_optimizers import DenseOptimizer
 
-    optimizer, weight = page["DenseAdagrad"](), tf.Variable([1.0, -1.0])
+    optimizer, weight = page["DenseRmsProp"](), tf.Variable([1.0, -1.0])
     optimizer.build({"kernel": weight})
     assert_has_the_members(optimizer, DenseOptimizer)
     # The gradients are 1 and -2 after the scale of a half.
     compiled = tf.function(lambda given: optimizer.apply([given], tf.constant(0.5), 0.5))
     compiled(tf.constant([2.0, -4.0]))
-    (total,) = optimizer.state.values()
-    np.testing.assert_allclose(total, [0.1 + 1**2, 0.1 + 2**2], rtol=1e-6)
-    np.testing.assert_allclose(weight, [1 - 0.5 / 1.1**0.5, -1 + 0.5 * 2 / 4.1**0.5], rtol=1e-6)
+    (square,) = optimizer.state.values()
+    np.testing.assert_allclose(square, [0.25 * 1**2, 0.25 * 2**2], rtol=1e-6)
+    np.testing.assert_allclose(weight, [1 - 0.5 * 2, -1 + 0.5 * 2], rtol=1e-6, atol=1e-7)
 
 
 def test_the_storage_trains_as_a_variable_does(page: dict[str, Any]) -> None:
     embedding, table = page["embedding"], page["table"]
     in_variable = embedding.create(
-        "alltoall", table, page["Collective"](), optimizer=page["Adagrad"]()
+        "alltoall", table, page["Collective"](), optimizer=page["RowRmsProp"]()
     )
     in_array = page["in_array"]
     np.testing.assert_array_equal(in_array.read_rows(0, 10), in_variable.read_rows(0, 10))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,39 +15,18 @@ from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import FusedTable, create
-from dlrm.optim.dense_optimizers import DenseAdam, DenseOptimizer, DenseSGD
+from dlrm.optim.adaptive_dense import DenseAdagrad, DenseAdam, DenseFtrl
+from dlrm.optim.dense_optimizers import (
+    DenseMomentum,
+    DenseOptimizer,
+    DenseSGD,
+    DenseWeightDecay,
+)
+from tests.support import reference_optimizers
+from tests.support.reference_optimizers import Rule
 
 RATE, SCALE = 0.1, 0.25
 RUN = RunRecord(ModelShape(1, (3,), 2, (2,), (1,)), {}, {})
-
-
-class DenseAdagrad:
-    """weight -= learning_rate * gradient / sqrt(sum of squared gradients)."""
-
-    def __init__(self) -> None:
-        self._variables: list[tf.Variable] = []
-        self.state: Mapping[str, tf.Variable] = {}
-
-    def build(self, variables: Mapping[str, tf.Variable]) -> None:
-        self._variables = list(variables.values())
-        self.state = {
-            f"adagrad.accumulator.{name}": tf.Variable(
-                tf.fill(variable.shape, 0.1), trainable=False
-            )
-            for name, variable in variables.items()
-        }
-
-    def apply(
-        self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, gradient_scale: float
-    ) -> None:
-        for variable, total, gradient in zip(self._variables, self.state.values(), gradients):
-            tf.raw_ops.ResourceApplyAdagradV2(
-                var=variable.handle,
-                accum=total.handle,
-                lr=learning_rate,
-                epsilon=0.0,
-                grad=gradient * gradient_scale,
-            )
 
 
 def weights() -> dict[str, tf.Variable]:
@@ -58,27 +37,54 @@ def weights() -> dict[str, tf.Variable]:
     }
 
 
-@pytest.mark.parametrize("adagrad", [False, True])
-def test_weights_follow_the_reference(adagrad: bool) -> None:
-    variables = weights()
-    optimizer: DenseOptimizer = DenseAdagrad() if adagrad else DenseSGD()
+MOMENTUM, EPSILON, INITIAL, L1, L2, DECAY = 0.8, 0.05, 0.01, 0.2, 0.3, 0.4
+OPTIMIZERS: dict[str, tuple[Callable[[], DenseOptimizer], Rule, list[str]]] = {
+    "sgd": (DenseSGD, reference_optimizers.sgd(), []),
+    "momentum": (
+        lambda: DenseMomentum(MOMENTUM),
+        reference_optimizers.momentum(MOMENTUM),
+        ["momentum.velocity"],
+    ),
+    "adagrad": (
+        lambda: DenseAdagrad(EPSILON, INITIAL),
+        reference_optimizers.adagrad(EPSILON, INITIAL),
+        ["adagrad.sum"],
+    ),
+    "ftrl": (
+        lambda: DenseFtrl(RATE * L1, RATE * L2, INITIAL),
+        reference_optimizers.ftrl(RATE, L1, L2, INITIAL),
+        ["ftrl.sum", "ftrl.held"],
+    ),
+    "sgd with decay": (
+        lambda: DenseWeightDecay(DenseSGD(), DECAY),
+        reference_optimizers.decayed(reference_optimizers.sgd(), DECAY),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_and_state_follow_the_reference(name: str) -> None:
+    make, rule, kinds = OPTIMIZERS[name]
+    variables, optimizer = weights(), make()
     optimizer.build(variables)
-    expected = [variable.numpy().astype(np.float64) for variable in variables.values()]
-    totals = [np.full_like(value, 0.1) for value in expected]
+    expected = {n: variable.numpy().astype(np.float64) for n, variable in variables.items()}
+    states = {n: [np.full_like(w, first) for first in rule.first] for n, w in expected.items()}
     compiled = tf.function(lambda *given: optimizer.apply(given, tf.constant(RATE), SCALE))
     rng = np.random.default_rng(4)
     for _ in range(5):
-        gradients = [rng.standard_normal(value.shape).astype(np.float32) for value in expected]
+        gradients = [rng.standard_normal(w.shape).astype(np.float32) for w in expected.values()]
         compiled(*map(tf.constant, gradients))
-        for value, total, gradient in zip(expected, totals, gradients):
+        for n, gradient in zip(expected, gradients):
             scaled = SCALE * gradient.astype(np.float64)
-            total += scaled**2
-            value -= RATE * scaled / (np.sqrt(total) if adagrad else 1.0)
-    for variable, value in zip(variables.values(), expected):
-        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
-    assert list(optimizer.state) == (
-        ["adagrad.accumulator.kernel", "adagrad.accumulator.bias"] if adagrad else []
-    )
+            expected[n], states[n] = rule.step(expected[n], states[n], scaled, RATE)
+    named = {f"{kind}.{n}" for kind in kinds for n in expected}
+    assert optimizer.state.keys() == named
+    for n, value in expected.items():
+        np.testing.assert_allclose(variables[n].numpy(), value, rtol=1e-5, atol=1e-6)
+        for kind, part in zip(kinds, states[n]):
+            found = optimizer.state[f"{kind}.{n}"].numpy()
+            np.testing.assert_allclose(found, part, rtol=1e-5, atol=2e-7, err_msg=kind)
 
 
 def test_adam_follows_the_reference() -> None:
@@ -110,12 +116,18 @@ def test_adam_follows_the_reference() -> None:
     assert optimizer.state["adam.steps"].numpy() == 7
 
 
-def test_adam_takes_no_step_that_is_refused() -> None:
-    """Weights, means and the number of steps wait for the checks before the learning rate."""
-    variables = weights()
-    optimizer = DenseAdam()
+ALL: dict[str, Callable[[], DenseOptimizer]] = {
+    **{name: make for name, (make, _, _) in OPTIMIZERS.items()},
+    "adam": DenseAdam,
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_step_is_taken_that_is_refused(name: str) -> None:
+    """Weights and state wait for the checks before the learning rate."""
+    variables, optimizer = weights(), ALL[name]()
     optimizer.build(variables)
-    before = {name: v.numpy() for name, v in {**variables, **optimizer.state}.items()}
+    before = {n: v.numpy() for n, v in {**variables, **optimizer.state}.items()}
 
     @tf.function
     def refused() -> None:
@@ -125,26 +137,27 @@ def test_adam_takes_no_step_that_is_refused() -> None:
 
     with pytest.raises(tf.errors.InvalidArgumentError):
         refused()
-    for name, variable in {**variables, **optimizer.state}.items():
-        np.testing.assert_array_equal(variable.numpy(), before[name])
+    for n, variable in {**variables, **optimizer.state}.items():
+        np.testing.assert_array_equal(variable.numpy(), before[n])
 
 
-def test_adam_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
     def steps(optimizer: DenseOptimizer, first: int, last: int) -> None:
         for step in range(first, last):
             rng = np.random.default_rng(step)
             gradients = [rng.standard_normal(shape).astype(np.float32) for shape in ((5, 4), 4)]
             optimizer.apply(list(map(tf.constant, gradients)), tf.constant(RATE), SCALE)
 
-    whole, half, resumed = DenseAdam(), DenseAdam(), DenseAdam()
+    whole, half, resumed = (ALL[name]() for _ in range(3))
     expected, saved, loaded = (made(optimizer) for optimizer in (whole, half, resumed))
     steps(whole, 0, 6)
     steps(half, 0, 3)
     Checkpoints(tmp_path, Collective(), RUN, keep=1).save(saved, Position(3, 0, 0))
     assert resume("auto", tmp_path, RUN, loaded, Collective())
     steps(resumed, 3, 6)
-    for name, variable in expected.dense.items():
-        np.testing.assert_array_equal(variable.numpy(), loaded.dense[name].numpy(), err_msg=name)
+    for n, variable in expected.dense.items():
+        np.testing.assert_array_equal(variable.numpy(), loaded.dense[n].numpy(), err_msg=n)
 
 
 def made(optimizer: DenseOptimizer) -> State:
@@ -155,20 +168,9 @@ def made(optimizer: DenseOptimizer) -> State:
     return State({**variables, **optimizer.state}, tables)
 
 
-def test_the_state_is_checkpointed_with_the_weights(tmp_path: Path) -> None:
-    saved = made(DenseAdagrad())
-    for number, variable in enumerate(saved.dense.values()):
-        variable.assign(tf.fill(variable.shape, float(number)))
-    Checkpoints(tmp_path, Collective(), RUN, keep=1).save(saved, Position(1, 0, 0))
-    loaded = made(DenseAdagrad())
-    assert resume("auto", tmp_path, RUN, loaded, Collective())
-    for number, variable in enumerate(loaded.dense.values()):
-        np.testing.assert_array_equal(variable.numpy(), np.full(variable.shape, number))
-
-
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, Collective(), RUN, keep=1).save(made(DenseSGD()), Position(1, 0, 0))
     with pytest.raises(
-        MisfitError, match="for the dense layers expected adagrad.accumulator.bias.*found nothing"
+        MisfitError, match="for the dense layers expected adagrad.sum.bias.*found nothing"
     ):
         resume("auto", tmp_path, RUN, made(DenseAdagrad()), Collective())

@@ -1,10 +1,8 @@
-"""Row optimizers against float64 NumPy: sharded, checkpointed, and on another number of ranks.
-
-The optimizers with state are row-wise Adagrad and those of tests/support/row_optimizers.py.
-"""
+"""Row optimizers against float64 NumPy: sharded, checkpointed, and on another number of ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,10 @@ from dlrm.checkpoint.save import Checkpoints
 from dlrm.checkpoint.state import MisfitError, RunRecord, State
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, FusedTable, create
-from dlrm.optim.row_optimizers import RowOptimizer, RowSGD, RowWiseAdagrad
-from tests.support.row_optimizers import Adagrad, Adam, Ftrl
+from dlrm.optim.adaptive_rows import RowAdagrad, RowAdam, RowFtrl, RowWiseAdagrad
+from dlrm.optim.row_optimizers import RowMomentum, RowOptimizer, RowSGD, RowWeightDecay
+from tests.support import reference_optimizers
+from tests.support.reference_optimizers import Rule
 from tests.support.thread_ranks import on_ranks
 
 TABLE = FusedTable((7, 1, 30), width=4, seed=5)
@@ -29,39 +29,29 @@ BATCH, STEPS, RATE, SCALE = 12, 6, 0.1, 0.25
 RUN = RunRecord(ModelShape(1, TABLE.vocab_sizes, TABLE.width, (4,), (1,)), {}, {})
 
 
-def sgd64(row: Any, state: Any, g: Any) -> Any:
-    return row - RATE * g, []
+MOMENTUM, BETAS, L1, L2, DECAY = 0.8, (0.9, 0.99), 0.02, 0.03, 0.4
+EPSILON, INITIAL = 0.05, 0.01  # they count, so that they show where they stand
 
-
-def adagrad64(row: Any, state: Any, g: Any) -> Any:
-    total = state[0] + g**2
-    return row - RATE * g / np.sqrt(total), [total]
-
-
-def rowwise64(row: Any, state: Any, g: Any) -> Any:
-    total = state[0] + np.mean(g**2)
-    return row - RATE * g / (np.sqrt(total) + 1e-8), [total]
-
-
-def adam64(row: Any, state: Any, g: Any) -> Any:
-    m, v, t = 0.9 * state[0] + 0.1 * g, 0.99 * state[1] + 0.01 * g**2, state[2] + 1
-    change = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-3)
-    return row - RATE * change, [m, v, t]
-
-
-def ftrl64(row: Any, state: Any, g: Any) -> Any:
-    total, z = state[0] + g**2, state[1]
-    z = z + g - (np.sqrt(total) - np.sqrt(state[0])) / RATE * row
-    shrunk = -(z - np.sign(z) * 0.01) / (np.sqrt(total) / RATE)
-    return np.where(np.abs(z) > 0.01, shrunk, 0.0), [total, z]
-
-
-OPTIMIZERS: dict[str, tuple[Any, Any]] = {
-    "sgd": (RowSGD, sgd64),
-    "adagrad": (Adagrad, adagrad64),
-    "rowwise_adagrad": (RowWiseAdagrad, rowwise64),
-    "adam": (Adam, adam64),
-    "ftrl": (Ftrl, ftrl64),
+OPTIMIZERS: dict[str, tuple[Callable[[], RowOptimizer], Rule]] = {
+    "sgd": (RowSGD, reference_optimizers.sgd()),
+    "momentum": (lambda: RowMomentum(MOMENTUM), reference_optimizers.momentum(MOMENTUM)),
+    "adagrad": (
+        lambda: RowAdagrad(EPSILON, INITIAL),
+        reference_optimizers.adagrad(EPSILON, INITIAL),
+    ),
+    "rowwise_adagrad": (
+        lambda: RowWiseAdagrad(EPSILON, INITIAL),
+        reference_optimizers.rowwise_adagrad(EPSILON, INITIAL),
+    ),
+    "adam": (lambda: RowAdam(BETAS, EPSILON), reference_optimizers.adam(BETAS, EPSILON)),
+    "ftrl": (
+        lambda: RowFtrl(RATE * L1, RATE * L2, INITIAL),
+        reference_optimizers.ftrl(RATE, L1, L2, INITIAL),
+    ),
+    "momentum with decay": (
+        lambda: RowWeightDecay(RowMomentum(MOMENTUM), DECAY),
+        reference_optimizers.decayed(reference_optimizers.momentum(MOMENTUM), DECAY),
+    ),
 }
 
 
@@ -74,7 +64,7 @@ def batch_of(step: int) -> tuple[np.ndarray, np.ndarray]:
 
 def reference(name: str, steps: int) -> np.ndarray:
     """Stored rows of all keys in float64 after some steps, one row at a time."""
-    optimizer, update = OPTIMIZERS[name]
+    optimizer, rule = OPTIMIZERS[name]
     columns = optimizer().state_columns(TABLE.width)
     rows = list(TABLE.initial(tf.range(TABLE.rows, dtype=tf.int64)).numpy().astype(np.float64))
     state = [[np.full(c.width, c.initial) for c in columns] for _ in rows]
@@ -83,7 +73,7 @@ def reference(name: str, steps: int) -> np.ndarray:
         keys = ids + TABLE.offsets
         for key in np.unique(keys):
             total = SCALE * gradients[keys == key].astype(np.float64).sum(axis=0)
-            rows[key], state[key] = update(rows[key], state[key], total)
+            rows[key], state[key] = rule.step(rows[key], state[key], total, RATE)
     return np.stack([np.concatenate([row, *parts]) for row, parts in zip(rows, state)])
 
 
@@ -118,13 +108,45 @@ def test_rows_and_state_follow_the_reference(name: str, ranks: int, compress: bo
         np.testing.assert_allclose(found, expected[rank::ranks], rtol=2e-5, atol=2e-6)
 
 
-def test_a_row_whose_gradients_are_zero_stays_as_it_is() -> None:
-    """Also one that row-wise Adagrad has never changed, whose state is 0."""
-    tables = tables_of(RowWiseAdagrad(), Collective())
+@pytest.mark.parametrize(
+    "optimizer", [RowSGD(), RowMomentum(), RowAdagrad(), RowWiseAdagrad(), RowFtrl()], ids=str
+)
+def test_a_row_whose_gradients_are_zero_stays_as_it_is(optimizer: RowOptimizer) -> None:
+    """Also one that was never changed, whose state may be 0."""
+    tables = tables_of(optimizer, Collective())
     before = stored(tables)
     lookup = tables.lookup(tables.route(tf.constant([[3, 0, 7]])))
     tables.update(lookup, [tf.zeros_like(part) for part in lookup.vectors], tf.constant(RATE))
-    np.testing.assert_array_equal(stored(tables), before)
+    np.testing.assert_allclose(stored(tables), before, rtol=2e-7)
+
+
+@pytest.mark.parametrize("bad_ids", ["error", "zero"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_changes_the_rows_of_its_batch_alone(name: str, bad_ids: str) -> None:
+    """With decay too; a row that stands for an id outside its table is none of them."""
+    tables = tables_of(RowWeightDecay(OPTIMIZERS[name][0](), DECAY), Collective(), bad_ids=bad_ids)
+    train(tables, Collective(), range(2))  # velocities, means and sums that could act
+    before = stored(tables)
+    ids = [[3, 0, 7], [3, 0, 30 if bad_ids == "zero" else 29]]  # where the row of 30 is that of 29
+    lookup = tables.lookup(tables.route(tf.constant(ids)))
+    tables.update(lookup, [tf.ones_like(part) for part in lookup.vectors], tf.constant(RATE))
+    changed = (stored(tables) != before).any(axis=1)
+    expected = {3, 7, 8 + 7} | (set() if bad_ids == "zero" else {8 + 29})
+    assert set(np.flatnonzero(changed)) == expected
+
+
+def test_the_first_steps_of_a_row_are_corrected_whenever_they_come() -> None:
+    """Adam's first step is the learning rate, up to epsilon, in step 1 as in step 50."""
+    tables = tables_of(RowAdam(), Collective())
+    for step in range(50):
+        key = 8 + (step == 49)  # id 0 of the third table, and at last its id 1
+        before = stored(tables)[key]
+        lookup = tables.lookup(tables.route(tf.constant([[0, 0, key - 8]])))
+        tables.update(lookup, [tf.ones_like(part) for part in lookup.vectors], tf.constant(RATE))
+        moved = (stored(tables)[key] - before)[: TABLE.width]
+        if step in (0, 49):
+            np.testing.assert_allclose(moved, -RATE, rtol=1e-5)
+    assert stored(tables)[8, -1] == 49
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -138,7 +160,7 @@ def test_the_vectors_are_the_rows_without_their_state(name: str) -> None:
 
 
 @pytest.mark.parametrize(("wrote", "reads"), [(2, 2), (2, 3), (3, 1)])
-@pytest.mark.parametrize("name", ["adagrad", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "adagrad", "rowwise_adagrad", "adam", "ftrl"])
 def test_training_goes_on_from_a_checkpoint(
     name: str, wrote: int, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,19 +181,28 @@ def test_training_goes_on_from_a_checkpoint(
         return stored(tables)
 
     on_ranks(wrote, first_half)
+
+    def uninterrupted(collective: Collective) -> np.ndarray:
+        tables = tables_of(optimizer(), collective)
+        train(tables, collective, range(STEPS))
+        return stored(tables)
+
     expected = reference(name, STEPS)
+    whole = on_ranks(reads, uninterrupted)
     for rank, found in enumerate(on_ranks(reads, second_half)):
         np.testing.assert_allclose(found, expected[rank::reads], rtol=2e-5, atol=2e-6)
+        if wrote == reads:
+            np.testing.assert_array_equal(found, whole[rank])
 
 
 def test_a_checkpoint_has_a_tensor_for_each_part_of_the_state(tmp_path: Path) -> None:
-    tables = tables_of(Adam(), Collective())
+    tables = tables_of(RowAdam(), Collective())
     train(tables, Collective(), range(STEPS))
     Checkpoints(tmp_path, Collective(), RUN, keep=1).save(State({}, tables), Position(6, 0, 0))
     path = tmp_path / "step-0000000006"
     name = tables_file(0, 1)
     rows, width = TABLE.rows, TABLE.width
-    widths = {"rows": width, "adam.momentum": width, "adam.velocity": width, "adam.steps": 1}
+    widths = {"rows": width, "adam.mean": width, "adam.square": width, "adam.steps": 1}
     with TensorReader(path / name, read_manifest(path).files[name]) as reader:
         assert {part: shape for part, (_, shape) in reader.tensors.items()} == {
             part: (rows, columns) for part, columns in widths.items()
@@ -183,9 +214,9 @@ def test_a_checkpoint_has_a_tensor_for_each_part_of_the_state(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("wrote", "reads", "text"),
     [
-        ("sgd", "adagrad", "expected adagrad.accumulator, found nothing"),
-        ("adagrad", "sgd", "expected nothing, found adagrad.accumulator"),
-        ("adagrad", "ftrl", "expected ftrl.accumulator, ftrl.linear, found adagrad.accumulator"),
+        ("sgd", "adagrad", "expected adagrad.sum, found nothing"),
+        ("adagrad", "sgd", "expected nothing, found adagrad.sum"),
+        ("adagrad", "ftrl", "expected ftrl.held, ftrl.sum, found adagrad.sum"),
     ],
 )
 def test_a_checkpoint_of_another_optimizer_is_refused(
