@@ -15,7 +15,8 @@ from typing import Any
 
 from dlrm.config.data import DataConfig, SyntheticConfig
 from dlrm.config.mlperf import MlperfConfig
-from dlrm.config.model import EmbeddingConfig, ModelConfig, OptimizerConfig
+from dlrm.config.model import EmbeddingConfig, ModelConfig
+from dlrm.config.optimizer import OptimizerConfig
 from dlrm.config.profile import ProfileConfig
 from dlrm.config.report import ReportConfig, TrackingConfig
 from dlrm.config.run import CheckpointConfig, EvaluationConfig, RunConfig
@@ -83,6 +84,7 @@ class Config:
             self.data.verify_data,
             len(self.model.bottom_mlp),
             len(self.model.top_mlp),
+            self.optimizer.beyond_mlperf,
         )
 
     @classmethod

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from dlrm.config.setting import flag
 
@@ -44,7 +45,14 @@ class MlperfConfig:
             if getattr(self, name) == "":
                 raise ValueError(f"expected --{name} of at least one character, found none")
 
-    def check(self, mode: str, verify_data: str, bottom_layers: int, top_layers: int) -> None:
+    def check(
+        self,
+        mode: str,
+        verify_data: str,
+        bottom_layers: int,
+        top_layers: int,
+        other_training: Mapping[str, Any],
+    ) -> None:
         """Checks that the run can be logged as a run of MLPerf.
 
         Raises:
@@ -58,6 +66,11 @@ class MlperfConfig:
             raise ValueError(
                 "--mlperf_log with --verify_data=full: MLPerf's clock must start before the data "
                 "is read; check it in a run of its own, then set --verify_data=size"
+            )
+        for name, value in other_training.items():
+            raise ValueError(
+                "--mlperf_log: expected the benchmark's plain SGD with polynomial decay, found "
+                f"--{name}={value}; leave one of them out"
             )
         found = (bottom_layers, top_layers)
         if self.mlperf_division == "closed" and found != CLOSED_LAYERS:

@@ -1,4 +1,4 @@
-"""The sections that say what is trained: the model, its tables and the optimizer."""
+"""The sections that say what is trained: the model and its tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Optional
 
 from dlrm.config.setting import flag, require_positive
 from dlrm.distributed.sharding import BAD_ID_POLICIES
-from dlrm.optim.schedule import Schedule, scaled_steps
 
 
 @dataclass(frozen=True)
@@ -124,55 +123,3 @@ class EmbeddingConfig:
                 "--max_table_size leaves ids outside their table; say what becomes of them: set "
                 "--bad_ids=modulo, clip or zero"
             )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Stochastic gradient descent and the schedule of its learning rate."""
-
-    lr: float = flag(24.0, "learning rate after the warm-up")
-    warmup_steps: Optional[int] = flag(
-        None, "steps of linear warm-up; default: 2750 * 55296 / global batch"
-    )
-    warmup_factor: int = flag(
-        0, "f: the warm-up begins at 1 - 1 / 2^f of the learning rate; 0 begins at 0"
-    )
-    decay_start_step: Optional[int] = flag(
-        None, "step at which the decay begins; default: 49315 * 55296 / global batch"
-    )
-    decay_steps: Optional[int] = flag(
-        None, "steps of the decay; default: 27772 * 55296 / global batch"
-    )
-    decay_power: int = flag(2, "p: the decay goes with the share of its steps that is left, to p")
-    decay_end_lr: float = flag(0.0, "learning rate below which the decay does not go, and after it")
-    embedding_grad: str = flag(
-        "mean",
-        "gradient that updates the tables: mean, of the loss averaged over all ranks; sum, of the "
-        "ranks' losses added up, as in the SOK benchmark",
-        ("mean", "sum"),
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"expected --lr above 0, found {self.lr}")
-
-    def schedule(self, global_batch_size: int) -> Schedule:
-        """The learning rate of every step; parts that are not set scale with the global batch.
-
-        Raises:
-            ValueError: The parts do not fit together.
-        """
-        scaled = scaled_steps(global_batch_size)
-
-        def given(value: Optional[int], part: str) -> int:
-            return scaled[part] if value is None else value
-
-        return Schedule(
-            self.lr,
-            given(self.warmup_steps, "warmup"),
-            given(self.decay_start_step, "decay_start"),
-            given(self.decay_steps, "decay"),
-            warmup_factor=self.warmup_factor,
-            decay_power=self.decay_power,
-            end=self.decay_end_lr,
-        )

@@ -125,6 +125,19 @@ class Embedding(Protocol):
             For each group of tables the gradients that this rank received, [R, W].
         """
 
+    def squares(self, lookup: Lookup, received: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Adds up the squares of what `update_rows` would sum by row.
+
+        A row has one owner, so the sum over ranks is the square of the tables' gradient's norm.
+
+        Args:
+            lookup: The lookup of this batch.
+            received: What `exchange_gradients` returned.
+
+        Returns:
+            float32 [], of the rows that this rank owns.
+        """
+
     def update_rows(
         self,
         lookup: Lookup,

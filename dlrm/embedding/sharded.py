@@ -132,6 +132,15 @@ class ShardedEmbedding:
             for group, route, gradient in zip(self.groups, lookup.routes, gradients)
         )
 
+    def squares(self, lookup: Lookup, received: Sequence[tf.Tensor]) -> tf.Tensor:
+        """See `Embedding.squares`."""
+        return tf.add_n(
+            [
+                group.squares(route, gradient)
+                for group, route, gradient in zip(self.groups, lookup.routes, received)
+            ]
+        )
+
     def update_rows(
         self,
         lookup: Lookup,

@@ -130,11 +130,10 @@ class SokDynamicStorage:
 
     def __init__(self, layout: RowLayout, rank: int, size: int, *, gpu_gib: int) -> None:
         if layout.width > MOST_DYNAMIC_WIDTH:
-            state = layout.width - layout.table.width
             raise ValueError(
-                "--embedding=sok_dynamic: expected --embedding_dim of "
-                f"{MOST_DYNAMIC_WIDTH - state} or less, found {layout.table.width}; set "
-                "--embedding=sok"
+                f"--embedding=sok_dynamic: expected at most {MOST_DYNAMIC_WIDTH} values in a row, "
+                f"found {layout.table.width} (--embedding_dim) and {layout.width} with the state "
+                "of the optimizer; set --embedding=sok, or another --optimizer"
             )
         self.layout = layout
         self._rank, self._size = rank, size

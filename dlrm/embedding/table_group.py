@@ -161,6 +161,10 @@ class TableGroup:
         """Sends gradients [K, W] to the owners of their rows; [R, W]."""
         return self._exchange(gradient, route.sent, "gradients")[0]
 
+    def squares(self, route: Route, gradient: tf.Tensor) -> tf.Tensor:
+        """Adds up the squares of the gradients [R, W] once these are summed by row, float32 []."""
+        return tf.reduce_sum(tf.square(self._sums(route, gradient)))
+
     def update(
         self,
         route: Route,
@@ -178,7 +182,7 @@ class TableGroup:
             learning_rate: float32 [].
             gradient_scale: See `Embedding.update`.
         """
-        sums = sum_by_row(gradient, route.row_of, tf.size(route.rows))  # [U, W]
+        sums = self._sums(route, gradient)  # [U, W]
         rows, state = self._optimizer.apply(
             self._layout.rows_of(stored),  # [U, W]
             self._layout.state_of(stored),  # [U, columns] each
@@ -186,7 +190,16 @@ class TableGroup:
             learning_rate,
             gradient_scale,
         )
-        self._storage.write(route.rows, self._layout.join(rows, state))  # [U, S]
+        updated = self._layout.join(rows, state)  # [U, S]
+        if self._bad_ids == "zero":
+            # A row that was only looked up for ids outside its table is not in the batch.
+            touched = tf.reduce_any(sums != 0, axis=1, keepdims=True)  # [U, 1]
+            updated = tf.where(touched, updated, stored)
+        self._storage.write(route.rows, updated)
+
+    def _sums(self, route: Route, gradient: tf.Tensor) -> tf.Tensor:
+        """The gradients [R, W] summed by row, float32 [U, W]."""
+        return sum_by_row(gradient, route.row_of, tf.size(route.rows))
 
     def _exchange(
         self, tensor: tf.Tensor, splits: tf.Tensor, what: str

@@ -22,7 +22,7 @@ from dlrm.train.evaluation import Evaluator
 from dlrm.train.instruments import Instruments
 from dlrm.train.loop import Trainer
 from dlrm.train.memory import check_memory
-from dlrm.train.optimizers import dense_optimizer, row_optimizer
+from dlrm.train.optimizers import DENSE_STATE, dense_optimizer, row_optimizer
 from dlrm.train.products import product_rate, products
 from dlrm.train.step import TrainingStep
 from dlrm.train.step_profiler import StepProfiler, Trace
@@ -70,6 +70,7 @@ def place_tables(config: Config, collective: Collective, data: Data) -> tuple[st
             config.embedding,
             collective,
             max(data.train.local_batch, data.test.local_batch),
+            DENSE_STATE[config.optimizer.dense_optimizer],
         )
     )
     reason = f" ({why})" if why else ""
@@ -148,6 +149,8 @@ def build_trainer(
         lanes=lanes,
         loss_scale=config.model.loss_factor,
         sum_over_ranks=config.optimizer.embedding_grad == "sum",
+        dense_rate=config.optimizer.rate_of_dense / config.optimizer.lr,
+        clip_norm=config.optimizer.clip_norm,
         compiled=config.model.whole_graph_xla,
     )
     step.build()

@@ -26,8 +26,8 @@ class Need:
     Attributes:
         table: Rows and their optimizer state, in float32.
         exchange: Keys, vectors and gradients on their way, of a batch without a repeated key.
-        dense: Activations kept for the backward pass, dense weights, their gradients and
-            low-precision copies.
+        dense: Activations kept for the backward pass, dense weights, their gradients, optimizer
+            state and low-precision copies.
     """
 
     table: int = 0
@@ -47,6 +47,7 @@ def check_memory(
     options: EmbeddingConfig,
     collective: Collective,
     local_batch: int,
+    dense_state: int,
 ) -> str:
     """Compares what this rank will need with what is free.
 
@@ -57,6 +58,7 @@ def check_memory(
         options: Settings of the tables.
         collective: The ranks.
         local_batch: Number of samples of one step on this rank.
+        dense_state: Values of optimizer state of a dense weight.
 
     Returns:
         The need in words.
@@ -73,6 +75,7 @@ def check_memory(
         local_batch=local_batch,
         value_bytes=tf.as_dtype(model.compute_dtype).size,
         units=(*model.bottom_mlp, *model.top_mlp),
+        dense_state=dense_state,
     )
     return check_need(need, backend, layout, options.sok_gpu_gb, collective)
 
@@ -130,6 +133,7 @@ def step_need(
     local_batch: int,
     value_bytes: int,
     units: tuple[int, ...],
+    dense_state: int = 0,
 ) -> Need:
     """Counts what a rank needs to train with static tables.
 
@@ -146,6 +150,7 @@ def step_need(
         local_batch: Number of samples of one step on this rank.
         value_bytes: Bytes of one value in the exchange and in the dense layers.
         units: Outputs of all dense layers.
+        dense_state: Values of optimizer state of a dense weight.
     """
     vectors = local_batch * tables
     features = tables + 1
@@ -155,8 +160,8 @@ def step_need(
     return Need(
         table=rows * (width + state_width) * 4,
         exchange=vectors * (width * (2 * 4 + 2 * value_bytes) + state_width * 2 * 4 + 64),
-        # Weights: themselves, their gradients, and copies in the layers' type.
-        dense=local_batch * (sum(units) + pairs) * value_bytes + weights * 12,
+        # Weights: themselves, their gradients, copies in the layers' type, and state.
+        dense=local_batch * (sum(units) + pairs) * value_bytes + weights * (12 + 4 * dense_state),
     )
 
 

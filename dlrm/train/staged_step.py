@@ -19,14 +19,14 @@ import tensorflow as tf
 from dlrm.embedding.table_group import Addressed, TableGroup
 from dlrm.train.dense_part import Gradients, sum_of_all
 from dlrm.train.health import Health, checks
-from dlrm.train.step import Routes, TrainingStep
+from dlrm.train.step import Averaged, Routes, TrainingStep
 
 ROUTE, LOOKUP, FORWARD, BACKWARD = "route", "lookup", "forward", "backward"
 KEYS, VECTORS, GRADIENTS = "exchange of keys", "exchange of vectors", "exchange of gradients"
 ALL_REDUCE, UPDATE = "all-reduce", "update"
 # In the order in which they begin. Route and lookup go on after their exchange; the update begins
 # before the exchange of gradients, as it brings them into the order of their owners.
-PARTS = (ROUTE, KEYS, LOOKUP, VECTORS, FORWARD, BACKWARD, ALL_REDUCE, GRADIENTS, UPDATE)
+PARTS = (ROUTE, KEYS, LOOKUP, VECTORS, FORWARD, BACKWARD, GRADIENTS, ALL_REDUCE, UPDATE)
 
 OpenPart = Callable[[str], AbstractContextManager[object]]
 
@@ -61,12 +61,14 @@ class StagedStep:
         self._arrange, vectors = compiled(each(TableGroup.arrange), routes, arrived)
         part = step.dense_part
         self._forward, _ = compiled(part.loss, dense, vectors, labels, jit_compile=part.jit_compile)
-        self._average, _ = compiled(self._averaged, number, vectors, weights, routes, number)
         self._collect, gradients = compiled(each(TableGroup.collect), routes, vectors)
-        self._exchange_gradients, arrived = self._exchange(
+        self._exchange_gradients, received = self._exchange(
             TableGroup.exchange_gradients, routes, gradients
         )
-        self._update, _ = compiled(self._updated, routes, stored, arrived, weights, number)
+        self._average, averaged = compiled(
+            self._averaged, number, vectors, weights, routes, number, received
+        )
+        self._update, _ = compiled(self._updated, routes, stored, received, averaged, number)
         # Backward and forward are compiled at their first use, which must not count as a step's.
         batch = ids.shape[0]
         self._differentiate(
@@ -96,14 +98,13 @@ class StagedStep:
         vectors = run(LOOKUP, self._arrange, routes, vectors)
 
         loss, of_vectors, of_weights = self._differentiate(dense, vectors, labels, run)
-        mean, of_weights = run(
-            ALL_REDUCE, self._average, loss, of_vectors, of_weights, routes, signal
+        collected = run(UPDATE, self._collect, routes, of_vectors)
+        received = run(GRADIENTS, self._exchange_gradients, routes, collected)
+        averaged = run(
+            ALL_REDUCE, self._average, loss, of_vectors, of_weights, routes, signal, received
         )
-
-        of_vectors = run(UPDATE, self._collect, routes, of_vectors)
-        of_vectors = run(GRADIENTS, self._exchange_gradients, routes, of_vectors)
-        run(UPDATE, self._update, routes, stored, of_vectors, of_weights, learning_rate)
-        return mean, next_routes
+        run(UPDATE, self._update, routes, stored, received, averaged, learning_rate)
+        return averaged.health, next_routes
 
     def _run(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function as (a piece of) a part, until the device is done with it."""
@@ -149,24 +150,30 @@ class StagedStep:
         weights: list[tf.Tensor],
         routes: Routes,
         signal: tf.Tensor,
-    ) -> tuple[Health, list[tf.Tensor]]:
+        received: Sequence[tf.Tensor],
+    ) -> Averaged:
         """Figures and dense gradients of all ranks; fails if the step must not be taken."""
         local = Gradients(loss, sum_of_all(vectors), list(vectors), weights)
-        mean, gradients = self._step.average(local, routes, signal)
-        with tf.control_dependencies(checks(mean, gradients)):
-            return tf.nest.map_structure(tf.identity, (mean, gradients))
+        squares = None
+        if self._step.clips:
+            squares = tf.add_n(self._each(TableGroup.squares)(routes, received))
+        averaged = self._step.average(local, routes, signal, squares)
+        with tf.control_dependencies(checks(averaged.health, averaged.gradients)):
+            result: Averaged = tf.nest.map_structure(tf.identity, averaged)
+        return result
 
     def _updated(
         self,
         routes: Routes,
         stored: Sequence[tf.Tensor],
-        vectors: Sequence[tf.Tensor],
-        weights: list[tf.Tensor],
+        received: Sequence[tf.Tensor],
+        averaged: Averaged,
         learning_rate: tf.Tensor,
     ) -> None:
-        for group, route, rows, gradient in zip(self._groups, routes, stored, vectors):
-            group.update(route, rows, gradient, learning_rate, self._step.row_scale)
-        self._step.update_weights(weights, learning_rate)
+        scale = averaged.clip * self._step.row_scale
+        for group, route, rows, gradient in zip(self._groups, routes, stored, received):
+            group.update(route, rows, gradient, learning_rate, scale)
+        self._step.update_weights(averaged.gradients, learning_rate, averaged.clip)
 
 
 def located(group: TableGroup, addressed: Addressed, keys: tuple[tf.Tensor, tf.Tensor]) -> Any:

@@ -16,6 +16,7 @@ Settings, files and the choice of when to take a step are no concern of this mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -28,6 +29,20 @@ from dlrm.train.dense_part import DensePart, Gradients
 from dlrm.train.health import HEALTH_BYTES, Health, checks
 
 Routes = tuple[Route, ...]
+
+
+class Averaged(NamedTuple):
+    """What all ranks know of a step before they take it.
+
+    Attributes:
+        health: The figures of all ranks.
+        gradients: The mean gradient of each dense weight, of its shape; it holds the loss scale.
+        clip: Factor on all gradients that keeps their norm within its bound; 1 without a bound.
+    """
+
+    health: Health
+    gradients: list[tf.Tensor]
+    clip: float | tf.Tensor
 
 
 class TrainingStep:
@@ -50,6 +65,9 @@ class TrainingStep:
         loss_scale: Factor on the loss while gradients are computed; it is divided out again.
         sum_over_ranks: Whether the tables follow the sum over ranks of the gradients of the local
             mean losses, rather than the gradient of the global mean loss.
+        dense_rate: The learning rate of the dense weights, as a multiple of the tables'.
+        clip_norm: Most that the norm of all gradients together may be; None for no bound. The
+            gradients are those that update: without the loss scale, and summed by row.
         compiled: Whether XLA compiles the dense part as one program.
 
     Attributes:
@@ -58,6 +76,7 @@ class TrainingStep:
             empty until built.
         dense_part: The model in lanes.
         size: Number of ranks.
+        clips: Whether the norm of the gradients has a bound.
         row_scale: Factor on the gradients of the vectors, summed over ranks by row, that makes them
             gradients of the loss.
     """
@@ -74,6 +93,8 @@ class TrainingStep:
         lanes: int = 1,
         loss_scale: float = 1.0,
         sum_over_ranks: bool = False,
+        dense_rate: float = 1.0,
+        clip_norm: float | None = None,
         compiled: bool = False,
     ) -> None:
         self.embedding = embedding
@@ -84,7 +105,10 @@ class TrainingStep:
         self._collective = collective
         self._num_dense = num_dense
         self._local_batch = local_batch
-        self._loss_scale = loss_scale
+        self._dense_scale = 1.0 / loss_scale
+        self._dense_rate = dense_rate
+        self._clip_norm = clip_norm
+        self.clips = clip_norm is not None
         # A row's owner sums the gradients of all ranks' local means: size times the global mean's.
         self.row_scale = 1.0 / loss_scale * (1.0 if sum_over_ranks else 1.0 / collective.size)
 
@@ -169,9 +193,8 @@ class TrainingStep:
 
     def traffic(self, routes: Routes) -> Traffic:
         """Counts the bytes that this rank sends to the others in the step of these routes."""
-        payload = HEALTH_BYTES + sum(
-            v.dtype.size * v.shape.num_elements() for v in self.dense_part.weights
-        )
+        payload = HEALTH_BYTES + tf.float32.size * self.clips
+        payload += sum(v.dtype.size * v.shape.num_elements() for v in self.dense_part.weights)
         dense = all_reduce_bytes(payload, self._collective.size)
         return self.embedding.traffic(routes)._replace(dense=dense)
 
@@ -201,23 +224,47 @@ class TrainingStep:
         return self.dense_part.gradients(dense, vectors, labels)
 
     def average(
-        self, local: Gradients, routes: Routes, signal: tf.Tensor
-    ) -> tuple[Health, list[tf.Tensor]]:
+        self,
+        local: Gradients,
+        routes: Routes,
+        signal: tf.Tensor,
+        row_squares: tf.Tensor | None = None,
+    ) -> Averaged:
         """Averages over ranks, in one exchange, the dense gradients and the figures that all need.
 
         Args:
             local: This rank's loss and gradients.
             routes: The routes of its batch.
             signal: float32 [], above 0 if this rank was asked to stop.
+            row_squares: float32 [], this rank's `Embedding.squares`, where the norm has a bound.
         """
         bad_ids = tf.cast(bad_count(routes), tf.float32)  # []
         health = Health(local.loss, bad_ids, local.vector_sum, signal).pack()  # [4]
-        health, *gradients = self._collective.mean([health, *local.weights], name="dense")
-        return Health.unpack(health), gradients
+        own = [health] if row_squares is None else [health, row_squares]
+        means = self._collective.mean([*own, *local.weights], name="dense")
+        gradients = means[len(own) :]
+        clip = 1.0 if row_squares is None else self._clip(gradients, means[1] * self.size)
+        return Averaged(Health.unpack(means[0]), gradients, clip)
 
-    def update_weights(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+    def _clip(self, gradients: Sequence[tf.Tensor], row_squares: tf.Tensor) -> tf.Tensor:
+        """The factor that brings the norm of dense and row gradients to its bound, or 1.
+
+        Args:
+            gradients: The dense gradients of all ranks.
+            row_squares: float32 [], the squares of the summed gradients of all ranks' rows.
+        """
+        dense_squares = tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients])
+        assert self._clip_norm is not None, "the norm has no bound"
+        norm = tf.sqrt(self._dense_scale**2 * dense_squares + self.row_scale**2 * row_squares)
+        return self._clip_norm / tf.maximum(norm, self._clip_norm)
+
+    def update_weights(
+        self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, clip: float | tf.Tensor
+    ) -> None:
         """Updates the dense weights; their gradients still hold the loss scale."""
-        self._optimizer.apply(gradients, learning_rate, 1.0 / self._loss_scale)
+        if self._dense_rate != 1:
+            learning_rate *= self._dense_rate
+        self._optimizer.apply(gradients, learning_rate, clip * self._dense_scale)
 
     def _train(
         self,
@@ -244,13 +291,15 @@ class TrainingStep:
         with tf.name_scope("exchange_gradients"):
             received = self.embedding.exchange_gradients(lookup, local.vectors)
         with tf.name_scope("all_reduce"):
-            mean, gradients = self.average(local, routes, signal)
+            # The sums by row are those of the update; TensorFlow computes them once.
+            squares = self.embedding.squares(lookup, received) if self.clips else None
+            mean, gradients, clip = self.average(local, routes, signal, squares)
         # Every update is computed from the learning rate, so none comes before the checks.
         with tf.control_dependencies(checks(mean, gradients)):
             learning_rate = tf.identity(learning_rate)
         with tf.name_scope("update"):
-            self.embedding.update_rows(lookup, received, learning_rate, self.row_scale)
-            self.update_weights(gradients, learning_rate)
+            self.embedding.update_rows(lookup, received, learning_rate, clip * self.row_scale)
+            self.update_weights(gradients, learning_rate, clip)
         return mean, next_routes
 
     def _score(self, dense: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

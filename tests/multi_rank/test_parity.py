@@ -9,7 +9,9 @@ from typing import Callable
 import numpy as np
 import pytest
 
+from dlrm.config import OptimizerConfig
 from tests.multi_rank.workers import parity
+from tests.support import reference_optimizers as optimizers
 from tests.support.processes import run
 from tests.support.reference_model import ReferenceDLRM
 
@@ -82,10 +84,10 @@ def test_weights_equal_numpy_training(train, size, index):
         ids = np.minimum(ids, parity.VOCAB_SIZES)
     layers = list(zip(begin[::2], begin[1::2]))
     reference = ReferenceDLRM(tables, layers[:2], layers[2:])
+    take = step_of(reference, parity.config_of(**settings).optimizer, size)
     for step in range(parity.steps_of(settings)):
         part = slice(step * parity.GLOBAL_BATCH, (step + 1) * parity.GLOBAL_BATCH)
-        factor = size if settings.get("embedding_grad") == "sum" else 1
-        reference.step(samples.dense[part], ids[part], samples.labels[part], 0.5, factor)
+        take(samples.dense[part], ids[part], samples.labels[part])
         if settings.get("bad_ids") == "zero":
             for table in reference.tables:
                 table[-1] = 0
@@ -100,6 +102,39 @@ def test_weights_equal_numpy_training(train, size, index):
     dtype = settings.get("amp_dtype")
     assert share < TOLERANCES[dtype]
     assert dtype or most < 2e-6
+
+
+def step_of(reference: ReferenceDLRM, config: OptimizerConfig, size: int) -> Callable[..., None]:
+    """A function that takes a step of the reference as the settings say."""
+    ours = {
+        "sgd": optimizers.sgd(),
+        "momentum": optimizers.momentum(config.momentum),
+        "adagrad": optimizers.adagrad(config.epsilon, 0.0),
+        "rowwise_adagrad": optimizers.rowwise_adagrad(config.epsilon, 0.0),
+        "adam": optimizers.adam((config.beta1, config.beta2), config.epsilon),
+        "ftrl": optimizers.ftrl(config.lr, config.ftrl_l1, config.ftrl_l2, 0.1),
+    }
+    rules = ours[config.optimizer], ours[config.dense_optimizer]
+    of_tables, of_layers = (optimizers.decayed(rule, config.weight_decay) for rule in rules)
+    tables = optimizers.Training(reference.tables, of_tables, by_row=True)
+    layers = optimizers.Training(reference.layers(), of_layers, by_row=False)
+
+    def take(dense: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> None:
+        _, tables_gradients, layers_gradients = reference.gradients(dense, ids, labels)
+        if config.embedding_grad == "sum":
+            tables_gradients = [size * gradient for gradient in tables_gradients]
+        for gradient, rows in zip(tables_gradients, parity.VOCAB_SIZES):
+            gradient[rows:] = 0  # of the row that stands for ids outside the table
+        if config.clip_norm is not None:
+            counted = [*tables_gradients, *layers_gradients]
+            norm = np.sqrt(sum(np.sum(gradient**2) for gradient in counted))
+            print(f"norm {norm:.4f}, at most {config.clip_norm}")
+            for gradient in counted:
+                gradient *= min(1.0, config.clip_norm / norm)
+        tables.step(tables_gradients, config.lr)
+        layers.step(layers_gradients, config.rate_of_dense)
+
+    return take
 
 
 def distance(values, others):

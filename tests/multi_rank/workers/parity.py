@@ -20,7 +20,7 @@ from dlrm.train.staged_step import StagedStep
 from dlrm.train.step import Routes, TrainingStep
 from model import build_model
 
-SEED, STEPS, GLOBAL_BATCH, NUM_DENSE = 7, 20, 48, 5
+SEED, STEPS, GLOBAL_BATCH, NUM_DENSE, WIDTH = 7, 20, 48, 5, 8
 # One table with a single row, one larger than a batch, most smaller: duplicates in every batch.
 VOCAB_SIZES = (50, 7, 1, 300, 3)
 SETTINGS: list[dict[str, Any]] = [
@@ -33,12 +33,48 @@ SETTINGS += [
     {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16"},
     {"compress": False, "xla": False, "amp": True, "amp_dtype": "bfloat16"},
 ]
+# All that the optimizers can do, with values at which all of it counts.
+EPSILON = 0.02  # smaller ones make a step of what rounding leaves of a gradient
+SETTINGS += [
+    {
+        "compress": True,
+        "xla": False,
+        "bad_ids": "zero",
+        "clip_norm": 0.03,
+        "optimizer": "rowwise_adagrad",
+        "dense_optimizer": "momentum",
+        "epsilon": EPSILON,
+        "weight_decay": 0.05,
+        "dense_lr": 0.2,
+    },
+    {
+        "compress": False,
+        "xla": False,
+        "embedding_grad": "sum",
+        "clip_norm": 0.03,
+        "optimizer": "adam",
+        "dense_optimizer": "adam",
+        "epsilon": EPSILON,
+        "lr": 0.05,
+    },
+    {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16", "clip_norm": 0.03},
+]
 # In each of these, every second step is taken in parts.
-STAGED = range(len(SETTINGS), len(SETTINGS) + 3)
+STAGED = range(len(SETTINGS), len(SETTINGS) + 4)
 SETTINGS += [
     {"compress": True, "xla": False, "bad_ids": "zero"},
     {"compress": False, "xla": True, "embedding_grad": "sum"},
     {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16"},
+    {
+        "compress": False,
+        "xla": False,
+        "clip_norm": 0.03,
+        "ftrl_l1": 1e-3,
+        "ftrl_l2": 0.01,
+        "optimizer": "ftrl",
+        "dense_optimizer": "adagrad",
+        "epsilon": EPSILON,
+    },
 ]
 
 
@@ -83,14 +119,13 @@ def config_of(**settings: Any) -> Config:
     return Config.of(
         use_synthetic_dataset=True,
         global_batch_size=GLOBAL_BATCH,
-        embedding_dim=8,
-        bottom_mlp=(16, 8),
+        embedding_dim=WIDTH,
+        bottom_mlp=(16, WIDTH),
         top_mlp=(16, 8, 1),
         seed=SEED,
-        lr=0.5,
         warmup_steps=0,
         decay_start_step=1000,
-        **settings,
+        **{"lr": 0.5, **settings},
     )
 
 
@@ -107,15 +142,16 @@ def main(folder: str) -> None:
         trainer = build_trainer(config_of(**settings), "alltoall", collective, data, build_model)
         if index in STAGED:
             trainer.instruments = EverySecondInParts(trainer.step)
-        begin = [variable.numpy() for variable in trainer.step.dense.values()]
+        weights = trainer.step.dense_part.weights
+        begin = [variable.numpy() for variable in weights]
         begin_rows = trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows)
         trainer.train([batches], batches, Callback())
         np.savez(
             f"{folder}/{index}-{collective.rank}.npz",
             *begin,
-            *[variable.numpy() for variable in trainer.step.dense.values()],
-            begin_rows=begin_rows,
-            rows=trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows),
+            *[variable.numpy() for variable in weights],
+            begin_rows=begin_rows[:, :WIDTH],
+            rows=trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows)[:, :WIDTH],
         )
 
 

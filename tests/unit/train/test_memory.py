@@ -27,6 +27,8 @@ def test_a_hand_worked_step() -> None:
     assert with_state.exchange == need.exchange + 20 * 3 * 8
     # 3 x 3 products and 3 x 4 stacked values; 8 + 1 outputs; kernels 7 x 8 and 8 x 1.
     assert need.dense == 10 * (9 + 9 + 12) * 2 + (56 + 8) * 12
+    adam = step_need(**sizes, state_width=0, units=(8, 1), dense_state=2)
+    assert adam.dense == need.dense + (56 + 8) * 8
     assert need.total == need.table + need.exchange + need.dense
 
 
