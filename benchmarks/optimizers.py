@@ -73,13 +73,13 @@ def main() -> int:
         before = rate("sgd")
         rates = {name: rate(name) for name in names}
         after = rate("sgd")
-        for name, found in rates.items():
-            ratios[name].append(found / statistics.mean([before, after]))
-        each = "  ".join(f"{name} {found:,.0f}" for name, found in rates.items())
+        for name, samples in rates.items():
+            ratios[name].append(samples / statistics.mean([before, after]))
+        each = "  ".join(f"{name} {samples:,.0f}" for name, samples in rates.items())
         print(f"  sgd {before:,.0f}  {each}  sgd {after:,.0f}", flush=True)
-    for name, found in ratios.items():
-        spread = f"({min(found):.2f} - {max(found):.2f})"
-        print(f"  {name} / sgd: median {statistics.median(found):.2f} {spread}")
+    for name, each_round in ratios.items():
+        spread = f"({min(each_round):.2f} - {max(each_round):.2f})"
+        print(f"  {name} / sgd: median {statistics.median(each_round):.2f} {spread}")
     return 0
 
 
