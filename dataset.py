@@ -9,7 +9,8 @@
 A `dlrm.data.Batch` is one rank's share of a global batch:
 
     dense   float32 [B, D]   D dense features; finite, and already scaled, by a logarithm if any
-    ids     int32   [B, T]   one id for each of T tables; the embedding checks their range
+    ids     int32   [B, T]   one id for each of T tables; the embedding checks their range. Where a
+                             table holds bags of ids, a `dlrm.formats.bags.Bags` of all tables
     labels  float32 [B]      0 or 1
 
 To train on other data, write a `dlrm.data.Source` and open it here.
@@ -33,6 +34,7 @@ from dlrm.data import (
     write_synthetic,
 )
 from dlrm.data.verify import check_data
+from dlrm.formats.bags import BagLayout
 
 EVALUATED_AT_ONCE = 8192  # samples of a rank
 
@@ -58,6 +60,7 @@ def open_data(config: Config, rank: int, size: int) -> Data:
         vocab_sizes=table_sizes(config, train, test),
         fingerprints=Fingerprints({"training": train, "test": test}),
         notes=check_files(config, rank, size),
+        bag_layout=train.bag_layout,
     )
 
 
@@ -71,7 +74,11 @@ def synthetic_sources(config: Config) -> tuple[Source, Source]:
     num_dense = config.data.num_numerical_features or SYNTHETIC_NUM_DENSE
     train, test = (
         SyntheticSource(
-            options.synthetic_dataset_table_sizes, num_dense, samples, config.run.seed + part
+            options.synthetic_dataset_table_sizes,
+            num_dense,
+            samples,
+            config.run.seed + part,
+            options.synthetic_hotness,
         )
         for part, samples in enumerate(options.samples)
     )
@@ -102,7 +109,21 @@ def file_sources(config: Config) -> tuple[Source, Source]:
             f"{test.num_dense} and {len(test.vocab_sizes)}; split both files with the same "
             "--num_dense and --num_categorical"
         )
+    check_same_bags(config, train.bag_layout, test.bag_layout)
     return train, test
+
+
+def check_same_bags(config: Config, train: BagLayout | None, test: BagLayout | None) -> None:
+    """Checks that both parts pool their tables alike."""
+    if train == test or (
+        train and test and (train.pooling, train.weights) == (test.pooling, test.weights)
+    ):
+        return
+    raise ValueError(
+        f"{config.data.data_dir}/test: expected bags of ids, their pooling and weights as in "
+        f"train/, found {test or 'no bags'} and {train or 'no bags'}; write both parts again with "
+        "the same columns"
+    )
 
 
 def parts_of(config: Config) -> tuple[str, ...]:

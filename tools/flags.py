@@ -55,7 +55,7 @@ def row(setting: Setting) -> str:
 
 def default(setting: Setting) -> str:
     """Returns a default as one writes it on the command line; empty if the flag is unset."""
-    if setting.default is None:
+    if setting.default in (None, ()):
         return ""
     if isinstance(setting.default, bool):
         return "`true`" if setting.default else "`false`"

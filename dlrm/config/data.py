@@ -112,6 +112,11 @@ class SyntheticConfig:
         "rows of each table",
         affects_training=False,  # a model of other tables is another one
     )
+    synthetic_hotness: tuple[int, ...] = flag(
+        (),
+        "ids of a sample in each table, pooled by their sum; default: one, and no bags",
+        affects_training=False,  # again, the fingerprints
+    )
     synthetic_dataset_dir: str = flag(
         "synthetic_dataset",
         "folder for the files of --dataset_type=synthetic_disk",
@@ -125,6 +130,12 @@ class SyntheticConfig:
             raise ValueError(
                 "expected --synthetic_dataset_table_sizes of integers from 1, found "
                 f"{','.join(map(str, sizes)) or 'none'}"
+            )
+        hotness = self.synthetic_hotness
+        if hotness and (len(hotness) != len(sizes) or min(hotness) < 1):
+            raise ValueError(
+                f"expected --synthetic_hotness of an integer from 1 for each of the {len(sizes)} "
+                f"tables, found {','.join(map(str, hotness))}"
             )
 
     @property

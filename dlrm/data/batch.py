@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats.bags import BagLayout, Bags
+
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
-Samples = tuple[FloatArray, IntArray, FloatArray]
+Ids = Union[IntArray, Bags]
+Samples = tuple[FloatArray, Ids, FloatArray]
 
 
 class Source(Protocol):
@@ -29,6 +32,10 @@ class Source(Protocol):
         """Number of rows of each table."""
 
     @property
+    def bag_layout(self) -> BagLayout | None:
+        """How bags of ids are pooled; None if every table has one id for each sample."""
+
+    @property
     def fingerprint(self) -> str:
         """A text that almost surely differs where the samples differ; cheap at any size."""
 
@@ -36,8 +43,8 @@ class Source(Protocol):
         """Reads samples [start, stop) into new arrays; called from several threads at once.
 
         Returns:
-            Dense values, float32 [samples, num_dense]; ids, int32 [samples, tables]; labels,
-            float32 [samples].
+            Dense values, float32 [samples, num_dense]; ids, int32 [samples, tables], or `Bags` if
+            there is a `bag_layout`; labels, float32 [samples].
         """
 
 
@@ -74,15 +81,15 @@ class Batch(NamedTuple):
 
     Attributes:
         dense: Dense values, float32 [local batch, num_dense].
-        ids: One id for each table, int32 [local batch, tables].
+        ids: One id for each table, int32 [local batch, tables]; or bags of them.
         labels: Labels 0 or 1, float32 [local batch].
-        valid: Number of leading samples that are real; the rest is padding with zeros. It is less
-            than the local batch only in the last batch of an evaluation.
+        valid: Number of leading samples that are real; the rest is padding with zeros, and with
+            empty bags. It is less than the local batch only in the last batch of an evaluation.
         first: Position of the first sample in the source.
     """
 
     dense: FloatArray
-    ids: IntArray
+    ids: Ids
     labels: FloatArray
     valid: int
     first: int = 0

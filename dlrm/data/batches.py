@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Generator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dlrm.data.batch import Batch, Source
+from dlrm.data.batch import Batch, Ids, Samples, Source
 from dlrm.data.batch_order import batch_order
 from dlrm.data.read_ahead import read_ahead
+from dlrm.formats.bags import BagLayout, Bags
 
 
 class Batches:
@@ -138,12 +140,33 @@ class Batches:
         valid = max(0, stop - start)
         if valid == self.local_batch:
             return Batch(*self._source.read(start, stop), valid, start)
-        dense = np.zeros((self.local_batch, self._source.num_dense), np.float32)
-        ids = np.zeros((self.local_batch, len(self._source.vocab_sizes)), np.int32)
-        labels = np.zeros(self.local_batch, np.float32)
-        if valid:
-            dense[:valid], ids[:valid], labels[:valid] = self._source.read(start, stop)
-        return Batch(dense, ids, labels, valid, start)
+        dense, ids, labels = self._source.read(start, stop) if valid else self._nothing()
+        padding = self.local_batch - valid
+        return Batch(
+            _padded(dense, padding), pad_ids(ids, padding), _padded(labels, padding), valid, start
+        )
+
+    def _nothing(self) -> Samples:
+        """No samples, as the source would return them."""
+        tables, ids = len(self._source.vocab_sizes), np.empty(0, np.int32)
+        bags = Bags(ids, np.empty((tables, 0), np.int32), np.empty(0, np.float32))
+        return (
+            np.empty((0, self._source.num_dense), np.float32),
+            bags if self._source.bag_layout else ids.reshape(0, tables),
+            np.empty(0, np.float32),
+        )
+
+
+def pad_ids(ids: Ids, samples: int) -> Ids:
+    """Appends samples of ids 0, or of empty bags."""
+    if isinstance(ids, Bags):
+        return ids._replace(lengths=np.pad(ids.lengths, [(0, 0), (0, samples)]))
+    return _padded(ids, samples)
+
+
+def _padded(values: NDArray[Any], samples: int) -> NDArray[Any]:
+    """Appends rows of zeros."""
+    return np.pad(values, [(0, samples)] + [(0, 0)] * (values.ndim - 1))
 
 
 class Data(NamedTuple):
@@ -156,6 +179,7 @@ class Data(NamedTuple):
         vocab_sizes: Number of rows of each embedding table.
         fingerprints: Fingerprint of each part of the data, keyed by its name.
         notes: Remarks of the check of the data's content, one line each.
+        bag_layout: How bags of ids are pooled; None if every table has one id for each sample.
     """
 
     train: Batches
@@ -164,3 +188,4 @@ class Data(NamedTuple):
     vocab_sizes: tuple[int, ...]
     fingerprints: Mapping[str, str]
     notes: Sequence[str] = ()
+    bag_layout: BagLayout | None = None

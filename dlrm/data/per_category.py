@@ -43,11 +43,14 @@ class PerCategorySource:
         num_samples: Number of samples in the folder.
         num_dense: Number of dense columns.
         vocab_sizes: Number of rows of each table.
+        bag_layout: None: a folder of this kind has no bags.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is malformed, truncated or does not fit the others.
     """
+
+    bag_layout = None
 
     def __init__(self, folder: StrPath) -> None:
         folder = Path(folder)

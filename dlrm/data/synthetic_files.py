@@ -15,6 +15,8 @@ import numpy as np
 
 from dlrm.data.synthetic import SyntheticSource
 from dlrm.formats import atomic_files, file_names
+from dlrm.formats.bag_files import BagWriter, bag_file_names
+from dlrm.formats.bags import Bags, ids_of_tables
 from dlrm.formats.checksums import FileSum, RunningSum, remove_checksums, write_checksums
 from dlrm.formats.json_files import read_json_object, write_json_object
 from dlrm.formats.metadata import Metadata, write_metadata
@@ -63,15 +65,29 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 def _write_columns(folder: Path, source: SyntheticSource) -> dict[str, FileSum]:
-    """Writes the columns; returns their checksums by file name."""
+    """Writes the columns and bags; returns their checksums by file name."""
     remove_checksums(folder)
-    paths = [folder / name for name in file_names.COLUMN_FILES]
-    sums = [RunningSum() for _ in paths]
+    singles = _layout(source).single_tables
+    names = [name for name in file_names.COLUMN_FILES if singles or name != file_names.CATEGORY]
+    columns = len(names)
+    names += [name for bag in source.bags for name in bag_file_names(bag)]
+    sums = [RunningSum() for _ in range(columns)]
+    paths = [folder / name for name in names]
     with atomic_files.whole_files(paths) as temporaries, contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(open(path, "wb")) for path in temporaries]
+        outputs = [stack.enter_context(open(path, "wb")) for path in temporaries[:columns]]
+        bags = iter(temporaries[columns:])
+        writers = [
+            stack.enter_context(BagWriter(bag, [next(bags) for _ in bag_file_names(bag)]))
+            for bag in source.bags
+        ]
         for first in range(0, source.num_samples, _BLOCK_SAMPLES):
             last = min(first + _BLOCK_SAMPLES, source.num_samples)
             dense, ids, labels = source.read(first, last)
+            if isinstance(ids, Bags):
+                tables = ids_of_tables(ids)
+                for writer, bag in zip(writers, source.bags):
+                    writer.write(ids.lengths[bag.table], tables[bag.table])
+                ids = np.stack([tables[table] for table in singles], 1) if singles else None
             for column, output, running in zip(
                 (labels.astype(np.int32), dense, ids), outputs, sums
             ):
@@ -81,7 +97,8 @@ def _write_columns(folder: Path, source: SyntheticSource) -> dict[str, FileSum]:
                     output.flush()
                 running.update(data)
         stack.close()  # before the files get their names
-    return {path.name: total.value for path, total in zip(paths, sums)}
+    values = [total.value for total in sums] + [total for w in writers for total in w.sums]
+    return dict(zip(names, values))
 
 
 def _layout(source: SyntheticSource) -> Metadata:
@@ -92,4 +109,5 @@ def _layout(source: SyntheticSource) -> Metadata:
         category_raw_type="int32",
         dense_log=False,
         num_dense=source.num_dense,
+        bags=source.bags,
     )

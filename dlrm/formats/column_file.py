@@ -30,13 +30,22 @@ class ColumnFile:
         dtype: NumPy name of the stored type.
         width: Number of values in a row.
         rows: Number of rows that the file must hold. None accepts any number from one.
+        counted: What a row is and where their number comes from, for messages.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The size is not that of `rows` rows.
     """
 
-    def __init__(self, path: Path, dtype: str, width: int, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dtype: str,
+        width: int,
+        rows: int | None = None,
+        *,
+        counted: str = "samples (label.bin's)",
+    ) -> None:
         self.path = path
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.width = width
@@ -58,7 +67,7 @@ class ColumnFile:
             self.rows = rows
             if size != rows * self.row_bytes:
                 raise ValueError(
-                    f"{path}: expected {rows} samples (label.bin's) of {self.row_bytes} bytes = "
+                    f"{path}: expected {rows} {counted} of {self.row_bytes} bytes = "
                     f"{rows * self.row_bytes} bytes, found {size} bytes; {REMEDY}"
                 )
 

@@ -28,6 +28,21 @@ def category_file(table: int) -> str:
     return f"category_{table}.bin"
 
 
+def bag_ids(table: int) -> str:
+    """The ids of a table that holds a bag of them for each sample."""
+    return f"bag_{table}_ids.bin"
+
+
+def bag_offsets(table: int) -> str:
+    """Where each bag of a table begins among its ids."""
+    return f"bag_{table}_offsets.bin"
+
+
+def bag_weights(table: int) -> str:
+    """The weights of a table's ids."""
+    return f"bag_{table}_weights.bin"
+
+
 def record_file(part: str) -> str:
     """The record file of a part of the data, such as `train`."""
     return part + RECORD_FILE_SUFFIX

@@ -1,7 +1,7 @@
 """The description of a split folder: `metadata.json`, read, checked and written.
 
 How columns are read or split is the concern of `dlrm.data`. The five keys of the SOK benchmark keep
-their names and types; `num_dense`, `dense_log_offset` and `packed_ids` are optional.
+their names and types; `num_dense`, `dense_log_offset`, `packed_ids` and `bags` are optional.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm.formats import file_names
+from dlrm.formats.bags import BagTable, check_bag_tables
 from dlrm.formats.file_names import StrPath
 from dlrm.formats.json_files import read_json_object, write_json_object
 from dlrm.formats.packed_ids import Packing
@@ -43,6 +44,8 @@ class Metadata:
         dense_log_offset: The number that the loader adds before the logarithm.
         packed_ids: How ids are packed into the words of `category.bin`; None if each word holds
             one id.
+        bags: The tables that hold bags of ids, in files of their own; `category.bin` and
+            `packed_ids` have the others alone.
 
     Raises:
         ValueError: A field has a value that no split folder can have.
@@ -56,6 +59,7 @@ class Metadata:
     num_dense: int
     dense_log_offset: float = DEFAULT_DENSE_LOG_OFFSET
     packed_ids: Packing | None = None
+    bags: tuple[BagTable, ...] = ()
 
     def __post_init__(self) -> None:
         check_vocab_sizes(self.vocab_sizes)
@@ -67,8 +71,9 @@ class Metadata:
             raise ValueError(f"dense_log: expected true or false, found {self.dense_log!r}")
         check_num_dense(self.num_dense)
         check_log_offset(self.dense_log_offset)
+        check_bag_tables(self.bags, len(self.vocab_sizes))
         if self.packed_ids is not None:
-            self.packed_ids.check(self.vocab_sizes)
+            self.packed_ids.check([self.vocab_sizes[table] for table in self.single_tables])
 
     def to_json(self) -> dict[str, Any]:
         """The content of `metadata.json`."""
@@ -83,12 +88,20 @@ class Metadata:
         }
         if self.packed_ids is not None:
             content["packed_ids"] = self.packed_ids.to_json()
+        if self.bags:
+            content["bags"] = [bag.to_json() for bag in self.bags]
         return content
 
     @property
+    def single_tables(self) -> tuple[int, ...]:
+        """The tables without bags, which `category.bin` holds."""
+        with_bags = {bag.table for bag in self.bags}
+        return tuple(table for table in range(len(self.vocab_sizes)) if table not in with_bags)
+
+    @property
     def category_width(self) -> int:
-        """Number of 32-bit words of a sample in `category.bin`."""
-        return len(self.vocab_sizes) if self.packed_ids is None else self.packed_ids.words
+        """Number of 32-bit words of a sample in `category.bin`; 0 if there is no such file."""
+        return len(self.single_tables) if self.packed_ids is None else self.packed_ids.words
 
 
 def check_vocab_sizes(sizes: object) -> None:
@@ -151,9 +164,17 @@ def read_metadata(folder: StrPath) -> Metadata:
             num_dense=num_dense,
             dense_log_offset=content.get("dense_log_offset", DEFAULT_DENSE_LOG_OFFSET),
             packed_ids=None if packed is None else Packing.from_json(packed),
+            bags=_bags(content.get("bags", [])),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
+
+
+def _bags(content: object) -> tuple[BagTable, ...]:
+    """The value of `bags`."""
+    if not isinstance(content, list):
+        raise ValueError(f"bags: expected a list of objects, found {content!r}")
+    return tuple(map(BagTable.from_json, content))
 
 
 def read_per_category_metadata(folder: StrPath) -> tuple[tuple[int, ...], int]:

@@ -92,6 +92,7 @@ OUR_FLAGS: dict[str, Any] = {
     "shuffle_batch_order": False,
     "synthetic_dataset_num_entries": 5242880,
     "synthetic_dataset_table_sizes": SYNTHETIC_TABLES,
+    "synthetic_hotness": (),
     "synthetic_dataset_dir": "synthetic_dataset",
     "loss_scale": None,
     "max_table_size": None,
@@ -109,6 +110,7 @@ LISTS = (
     "top_mlp",
     "inference_benchmark_batch_sizes",
     "synthetic_dataset_table_sizes",
+    "synthetic_hotness",
 )
 # The names that users of NVIDIA's PyTorch DLRM know.
 ALIASES = {
@@ -290,6 +292,7 @@ def test_every_flag_arrives() -> None:
     written += ["--custom_mlp"]
     written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
     written += ["--shuffle_batch_order", "--synthetic_dataset_table_sizes=5,6"]
+    written += ["--synthetic_hotness=1,3"]
     config = parsed(*written)["config"]
     true = ("amp", "xla", "compress", "eval_in_last", "use_splited_dataset", "ignore_data_change")
     assert config == {
@@ -303,6 +306,7 @@ def test_every_flag_arrives() -> None:
         "top_mlp": [32, 1],
         "inference_benchmark_batch_sizes": [2, 3],
         "synthetic_dataset_table_sizes": [5, 6],
+        "synthetic_hotness": [1, 3],
         **dict.fromkeys(("mlperf_log", "profile")),
         "step_breakdown": False,
     }

@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.data.verify.count_ids import IdCounts, count_ids
-from dlrm.data.verify.find_files import DENSE, IDS, LABEL, RECORDS, REWRITE, DataFile, DataPart
+from dlrm.data.verify.find_files import (
+    DENSE,
+    IDS,
+    LABEL,
+    OFFSETS,
+    RECORDS,
+    REWRITE,
+    WEIGHTS,
+    DataFile,
+    DataPart,
+)
 from dlrm.formats.checksums import FileSum, RunningSum
 
 _BLOCK_BYTES = 4 << 20
@@ -59,8 +69,8 @@ class _Checks:
         self._data = data
         self._part = part
         self._counts = counts
-        last = data.first_table + data.tables
-        self._sizes = np.array(part.vocab_sizes[data.first_table : last], np.int64)
+        self._sizes = np.array([part.vocab_sizes[table] for table in data.tables], np.int64)
+        self._last_offset = 0
         self._found: dict[str, tuple[str, int]] = {}
         self.positives = 0
 
@@ -79,6 +89,10 @@ class _Checks:
                 self._labels(start, values[:, 0])
             elif content == DENSE:
                 self._dense(start, values)
+            elif content == OFFSETS:
+                self._offsets(start, values[:, 0])
+            elif content == WEIGHTS:
+                self._weights(start, values[:, 0])
             else:
                 self._ids(start, values)
 
@@ -121,6 +135,28 @@ class _Checks:
             int(np.count_nonzero(~good)),
         )
 
+    def _offsets(self, start: int, offsets: Values) -> None:
+        """Checks that offsets ascend by no more than a bag may hold."""
+        lengths = np.diff(offsets, prepend=self._last_offset)
+        self._last_offset = offsets[-1]
+        bad = np.flatnonzero((lengths < 0) | (lengths > self._data.max_ids))
+        if bad.size:
+            self._bad(
+                OFFSETS,
+                f"sample {start + bad[0] - 1}: expected 0 to {self._data.max_ids} ids (max_ids), "
+                f"found {lengths[bad[0]]}",
+                bad.size,
+            )
+
+    def _weights(self, start: int, weights: Values) -> None:
+        """Checks that weights are finite."""
+        bad = np.flatnonzero(~np.isfinite(weights))
+        if bad.size:
+            found = f"found {weights[bad[0]]}"
+            self._bad(
+                WEIGHTS, f"position {start + bad[0]}: expected a finite weight, {found}", bad.size
+            )
+
     def _ids(self, start: int, stored: Values) -> None:
         """Checks that ids lie within their tables, and counts them if asked to."""
         packing = self._data.packing
@@ -128,14 +164,15 @@ class _Checks:
             ids = packing.unpack(stored.astype(np.int32, copy=False))
         else:
             ids = np.ascontiguousarray(stored, np.int32)
-        outside, position = count_ids(ids, self._sizes, self._counts, self._data.first_table)
+        outside, position = count_ids(ids, self._sizes, self._counts, self._data.tables)
         if outside:
             record, column = divmod(position, ids.shape[1])
-            table = self._data.first_table + column
+            table = self._data.tables[column]
             size = self._part.vocab_sizes[table]
+            row = "position" if self._data.max_ids else "record"
             self._bad(
                 IDS,
-                f"record {start + record}, categorical column {table}: expected an id in "
+                f"{row} {start + record}, categorical column {table}: expected an id in "
                 f"[0, {size}), found {ids[record, column]}",
                 outside,
             )

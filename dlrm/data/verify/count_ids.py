@@ -52,7 +52,7 @@ def count_ids(
     ids: NDArray[np.int32],
     vocab_sizes: NDArray[np.int64],
     counts: IdCounts | None,
-    first_table: int = 0,
+    tables: Sequence[int],
 ) -> tuple[int, int]:
     """Adds ids to the counts, except those outside their tables.
 
@@ -60,15 +60,14 @@ def count_ids(
         ids: int32 [samples, tables], C-contiguous.
         vocab_sizes: int64 [tables], the range of the ids.
         counts: Where to add them; None only looks for ids outside.
-        first_table: The table of the first column.
+        tables: The table of each column.
 
     Returns:
         The number of ids outside their tables, and the position of the first in the flat array.
     """
     if counts is None:
         return _kernel()(ids, vocab_sizes, _NOTHING, _NOTHING)
-    starts = counts.starts[first_table : first_table + ids.shape[1]]
-    return _kernel()(ids, vocab_sizes, starts, counts.numbers)
+    return _kernel()(ids, vocab_sizes, counts.starts[list(tables)], counts.numbers)
 
 
 _NOTHING = np.zeros(0, np.int64)

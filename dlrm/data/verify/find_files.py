@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrm.data.per_category import id_type
 from dlrm.formats import file_names
+from dlrm.formats.bag_files import BagFiles
+from dlrm.formats.bags import BagTable
 from dlrm.formats.checksums import FileSum, read_checksums
 from dlrm.formats.column_file import ColumnFile
 from dlrm.formats.json_files import read_json_object
@@ -24,6 +27,7 @@ from dlrm.formats.records import VALUE_BYTES
 T = TypeVar("T")
 
 LABEL, DENSE, IDS, RECORDS = "label", "dense", "ids", "records"
+OFFSETS, WEIGHTS = "offsets", "weights"
 # The names of parts, as folders and in "train_data.bin", and in records.json.
 PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 REWRITE = "write the folder again from its source"
@@ -35,17 +39,18 @@ class DataFile:
 
     Attributes:
         file: The open file, whose size is right.
-        content: LABEL, DENSE, IDS, or RECORDS for all of them row by row.
-        first_table: The table of the first id in a row.
-        tables: The number of ids in a row.
+        content: LABEL, DENSE, IDS, or RECORDS for all of them row by row; OFFSETS or WEIGHTS of
+            bags.
+        tables: The table of each id in a row.
         packing: How a row's words hold the ids; None for one id in each word.
+        max_ids: The most ids of a bag; 0 if the table has none.
     """
 
     file: ColumnFile
     content: str
-    first_table: int = 0
-    tables: int = 0
+    tables: Sequence[int] = ()
     packing: Packing | None = None
+    max_ids: int = 0
 
 
 @dataclass
@@ -169,7 +174,7 @@ def _records(folder: Path, name: str, description: dict[str, Any]) -> DataPart:
             f"{width * VALUE_BYTES} bytes, found {size} bytes; run preprocess again"
         )
         return part
-    part.add(part.name, "int32", width, RECORDS, None, tables=tables)
+    part.add(part.name, "int32", width, RECORDS, None, tables=range(tables))
     return part
 
 
@@ -191,16 +196,27 @@ def _open_split(part: DataPart) -> None:
     content = read_metadata(part.folder)
     part.vocab_sizes, part.num_dense = content.vocab_sizes, content.num_dense
     part.lowest_dense = -content.dense_log_offset if content.dense_log else None
-    tables, packing = len(content.vocab_sizes), content.packed_ids
+    packing = content.packed_ids
     if packing is not None:
         part.kind = "packed"
     part.add(file_names.LABEL, content.label_raw_type, 1, LABEL, None)
     rows = part.samples or None
     part.add(file_names.DENSE, content.dense_raw_type, content.num_dense, DENSE, rows)
-    ids: dict[str, Any] = {"tables": tables, "packing": packing}
-    part.add(
-        file_names.CATEGORY, content.category_raw_type, content.category_width, IDS, rows, **ids
-    )
+    singles = content.single_tables
+    if singles:
+        ids: dict[str, Any] = {"tables": singles, "packing": packing}
+        part.add(
+            file_names.CATEGORY, content.category_raw_type, content.category_width, IDS, rows, **ids
+        )
+    for bag in content.bags if part.samples else ():
+        part.attempt(partial(_open_bags, part, bag))
+
+
+def _open_bags(part: DataPart, bag: BagTable) -> None:
+    """Opens the files of one table's bags."""
+    files = BagFiles(part.folder, bag, part.samples)
+    for file, content in zip(files.files, (IDS, OFFSETS, WEIGHTS)):
+        part.files.append(DataFile(file, content, (bag.table,), max_ids=bag.max_ids))
 
 
 def _open_per_category(part: DataPart) -> None:
@@ -216,8 +232,7 @@ def _open_per_category(part: DataPart) -> None:
             1,
             IDS,
             rows,
-            first_table=table,
-            tables=1,
+            tables=(table,),
         )
 
 

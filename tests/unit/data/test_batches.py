@@ -50,6 +50,8 @@ def check_types(dense, ids, labels):
 class Slices:
     """A source made of arrays; counts how often each sample is read."""
 
+    bag_layout = None
+
     def __init__(self, samples):
         self.num_samples, self.num_dense, self.vocab_sizes = samples, 2, (5, 6, 7)
         self.reads = np.zeros(samples, int)
