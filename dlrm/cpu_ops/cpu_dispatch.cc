@@ -5,8 +5,10 @@
 typedef void Pack(const MlpShape*, int, const float* const*, int64_t, int64_t, float*);
 typedef void Forward(const MlpShape*, const float*, const float* const*, int64_t, const float*,
                      float*, float*, float*);
-typedef void Backward(const MlpShape*, const float*, int64_t, const float*, const float*,
-                      const float*, const float*, float*, const MlpGradients*, float*);
+typedef void Errors(const MlpShape*, const float*, int64_t, const float*, const float*,
+                    const float*, float*, float*);
+typedef void Gradients(const MlpShape*, int32_t, int64_t, int64_t, int64_t, const float*,
+                       const float*, const float*, int, float*, float*, float*);
 
 namespace {
 
@@ -19,11 +21,13 @@ extern "C" {
 
 Pack mlp_pack_portable;
 Forward mlp_forward_portable;
-Backward mlp_backward_portable;
+Errors mlp_errors_portable;
+Gradients mlp_gradients_portable;
 #ifdef __x86_64__
 Pack mlp_pack_avx2, mlp_pack_avx512;
 Forward mlp_forward_avx2, mlp_forward_avx512;
-Backward mlp_backward_avx2, mlp_backward_avx512;
+Errors mlp_errors_avx2, mlp_errors_avx512;
+Gradients mlp_gradients_avx2, mlp_gradients_avx512;
 #define LEVELS(function) {mlp_##function##_portable, mlp_##function##_avx2, mlp_##function##_avx512}
 #else
 #define LEVELS(function) {mlp_##function##_portable}
@@ -49,18 +53,16 @@ int64_t mlp_packed_size(const MlpShape* shape) {
 }
 
 int64_t mlp_hidden_size(const MlpShape* shape) {
+  return mlp_errors_size(shape) - padded(shape->widths[shape->layers]);
+}
+
+int64_t mlp_errors_size(const MlpShape* shape) {
   int64_t size = 0;
-  for (int32_t i = 1; i < shape->layers; ++i) size += padded(shape->widths[i]);
+  for (int32_t i = 1; i <= shape->layers; ++i) size += padded(shape->widths[i]);
   return size;
 }
 
-int64_t mlp_scratch_size(const MlpShape* shape) {
-  int64_t widest = 0;
-  for (int32_t i = 0; i <= shape->layers; ++i) {
-    if (padded(shape->widths[i]) > widest) widest = padded(shape->widths[i]);
-  }
-  return 2 * widest;
-}
+int64_t mlp_scratch_size(const MlpShape* shape) { return padded(shape->widths[0]); }
 
 void mlp_cpu_pack(int level, const MlpShape* shape, int transposed, const float* const* kernels,
                   int64_t part, int64_t parts, float* packed) {
@@ -75,12 +77,18 @@ void mlp_cpu_forward(int level, const MlpShape* shape, const float* packed,
   levels[level](shape, packed, biases, samples, input, hidden, output, scratch);
 }
 
-void mlp_cpu_backward(int level, const MlpShape* shape, const float* packed, int64_t samples,
-                      const float* input, const float* hidden, const float* output,
-                      const float* upstream, float* input_gradient, const MlpGradients* gradients,
-                      float* scratch) {
-  static Backward* const levels[] = LEVELS(backward);
-  levels[level](shape, packed, samples, input, hidden, output, upstream, input_gradient, gradients,
+void mlp_cpu_errors(int level, const MlpShape* shape, const float* packed, int64_t samples,
+                    const float* hidden, const float* output, const float* upstream,
+                    float* input_gradient, float* errors) {
+  static Errors* const levels[] = LEVELS(errors);
+  levels[level](shape, packed, samples, hidden, output, upstream, input_gradient, errors);
+}
+
+void mlp_cpu_gradients(int level, const MlpShape* shape, int32_t layer, int64_t first, int64_t last,
+                       int64_t samples, const float* input, const float* hidden,
+                       const float* errors, int add, float* kernel, float* bias, float* scratch) {
+  static Gradients* const levels[] = LEVELS(gradients);
+  levels[level](shape, layer, first, last, samples, input, hidden, errors, add, kernel, bias,
                 scratch);
 }
 

@@ -21,6 +21,14 @@ int64_t packed_kernel(const MlpShape& shape, int32_t layer, bool transposed) {
   return transposed ? outputs * padded(inputs) : inputs * padded(outputs);
 }
 
+// Floats of a sample in what forward and errors keep, before those of the values after `layer`
+// layers.
+int64_t kept_before(const MlpShape& shape, int32_t layer) {
+  int64_t size = 0;
+  for (int32_t i = 1; i < layer; ++i) size += padded(shape.widths[i]);
+  return size;
+}
+
 // The sum of the rows of panels -> sums [columns], or what they were is added.
 void sum_rows(const float* panels, int64_t rows, int64_t columns, bool add, float* sums) {
   for (int64_t column = 0; column < columns; column += kLanes) {
@@ -47,7 +55,7 @@ void NAME(pack)(const MlpShape* shape, int transposed, const float* const* kerne
     if (transposed) {
       pack_transposed(kernels[i], outputs, inputs, first, last, packed);
     } else {
-      pack_panels(kernels[i], inputs, outputs, first, last, as_it_is, packed);
+      pack_panels(kernels[i], outputs, inputs, outputs, first, last, as_it_is, packed);
     }
     packed += packed_kernel(*shape, i, transposed);
   }
@@ -56,7 +64,8 @@ void NAME(pack)(const MlpShape* shape, int transposed, const float* const* kerne
 void NAME(forward)(const MlpShape* shape, const float* packed, const float* const* biases,
                    int64_t samples, const float* input, float* hidden, float* output,
                    float* scratch) {
-  pack_panels(input, samples, shape->widths[0], 0, padded(shape->widths[0]), as_it_is, scratch);
+  const int64_t width = shape->widths[0];
+  pack_panels(input, width, samples, width, 0, padded(width), as_it_is, scratch);
   const float* x = scratch;
   for (int32_t i = 0; i < shape->layers; ++i) {
     const int64_t inputs = shape->widths[i], outputs = shape->widths[i + 1];
@@ -79,57 +88,59 @@ void NAME(forward)(const MlpShape* shape, const float* packed, const float* cons
   }
 }
 
-void NAME(backward)(const MlpShape* shape, const float* packed, int64_t samples, const float* input,
-                    const float* hidden, const float* output, const float* upstream,
-                    float* input_gradient, const MlpGradients* gradients, float* scratch) {
-  int64_t widest = 0;
-  for (int32_t i = 0; i <= shape->layers; ++i) {
-    if (padded(shape->widths[i]) > widest) widest = padded(shape->widths[i]);
-    if (i < shape->layers) packed += packed_kernel(*shape, i, true);
-    if (0 < i && i < shape->layers) hidden += samples * padded(shape->widths[i]);
-  }
-  float* error = scratch;  // the gradient before a layer's ReLU, in panels
-  float* next = scratch + samples * widest;
+void NAME(errors)(const MlpShape* shape, const float* packed, int64_t samples, const float* hidden,
+                  const float* output, const float* upstream, float* input_gradient,
+                  float* errors) {
+  for (int32_t i = 0; i < shape->layers; ++i) packed += packed_kernel(*shape, i, true);
   const int64_t width = shape->widths[shape->layers];
+  float* error = errors + samples * kept_before(*shape, shape->layers);
   pack_panels(
-      upstream, samples, width, 0, padded(width),
+      upstream, width, samples, width, 0, padded(width),
       [&](Vector values, int64_t row, int64_t column) {
         if (!shape->last_relu) return values;
         return load(output + row * width + column, width - column) > 0 ? values : Vector{};
       },
       error);
-  for (int32_t i = shape->layers - 1; i >= 0; --i) {
+  for (int32_t i = shape->layers - 1; i >= (input_gradient ? 0 : 1); --i) {
     const int64_t inputs = shape->widths[i], outputs = shape->widths[i + 1];
-    const float* x = hidden -= i ? samples * padded(inputs) : 0;
     packed -= packed_kernel(*shape, i, true);
     const auto multiply = [&](const auto& finish, const auto& place) {
       multiply_panels(error, samples, outputs, packed, inputs, nullptr, finish, place);
     };
-    if (i) {
-      multiply(
-          [&](Vector values, int64_t row, int64_t column) {
-            const int64_t panel = column / kPanel * kPanel;
-            const float* const place = panel_at(x, samples, panel) + row * kPanel + column - panel;
-            return load(place) > 0 ? values : Vector{};
-          },
-          [&](int64_t row, int64_t column) {
-            return Place{panel_at(next, samples, column) + row * kPanel, kPanel, kPanel};
-          });
-    } else {
-      if (input_gradient) {
-        multiply(as_it_is, [&](int64_t row, int64_t column) {
-          return Place{input_gradient + row * inputs + column, inputs, inputs - column};
-        });
-      }
-      pack_panels(input, samples, inputs, 0, padded(inputs), as_it_is, next);
-      x = next;
+    if (i == 0) {
+      multiply(as_it_is, [&](int64_t row, int64_t column) {
+        return Place{input_gradient + row * inputs + column, inputs, inputs - column};
+      });
+      return;
     }
-    multiply_transposed(x, inputs, samples, error, outputs, gradients->add, gradients->kernels[i]);
-    sum_rows(error, samples, outputs, gradients->add, gradients->biases[i]);
-    float* const done = error;
+    const float* const x = hidden + samples * kept_before(*shape, i);
+    float* const next = errors + samples * kept_before(*shape, i);
+    multiply(
+        [&](Vector values, int64_t row, int64_t column) {
+          const int64_t panel = column / kPanel * kPanel;
+          const float* const place = panel_at(x, samples, panel) + row * kPanel + column - panel;
+          return load(place) > 0 ? values : Vector{};
+        },
+        [&](int64_t row, int64_t column) {
+          return Place{panel_at(next, samples, column) + row * kPanel, kPanel, kPanel};
+        });
     error = next;
-    next = done;
   }
+}
+
+void NAME(gradients)(const MlpShape* shape, int32_t layer, int64_t first, int64_t last,
+                     int64_t samples, const float* input, const float* hidden, const float* errors,
+                     int add, float* kernel, float* bias, float* scratch) {
+  const int64_t inputs = shape->widths[layer], outputs = shape->widths[layer + 1];
+  const float* const error = errors + samples * kept_before(*shape, layer + 1);
+  const float* x = panel_at(hidden, samples, first) + samples * kept_before(*shape, layer);
+  if (layer == 0) {
+    pack_panels(input + first, inputs, samples, last - first, 0, padded(last - first), as_it_is,
+                scratch);
+    x = scratch;
+  }
+  multiply_transposed(x, last - first, samples, error, outputs, add, kernel + first * outputs);
+  if (first == 0) sum_rows(error, samples, outputs, add, bias);
 }
 
 }  // extern "C"

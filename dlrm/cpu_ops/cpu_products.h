@@ -22,15 +22,15 @@ inline T* panel_at(T* panels, int64_t rows, int64_t column) {
 }
 
 // Columns [first, last) of a matrix [rows, columns] -> panels; first is a multiple of kPanel.
-// `change(values, row, column)` is applied to the vectors.
+// `change(values, row, column)` is applied to the vectors; `stride` lies between rows.
 template <typename Change>
-void pack_panels(const float* from, int64_t rows, int64_t columns, int64_t first, int64_t last,
-                 const Change& change, float* panels) {
+void pack_panels(const float* from, int64_t stride, int64_t rows, int64_t columns, int64_t first,
+                 int64_t last, const Change& change, float* panels) {
   for (int64_t column = first; column < last; column += kLanes) {
     float* to = panel_at(panels, rows, column / kPanel * kPanel) + column % kPanel;
     const int64_t count = columns - column;
     for (int64_t row = 0; row < rows; ++row, to += kPanel) {
-      const float* const x = from + row * columns + column;
+      const float* const x = from + row * stride + column;
       store(to, count > 0 ? change(load(x, count), row, column) : Vector{});
     }
   }

@@ -38,6 +38,7 @@ void run(int level, const std::vector<int64_t>& widths, int last_relu, int64_t s
   Floats input = values(samples * widths.front()), input_gradient = input;
   Floats output = values(samples * widths.back()), upstream = output;
   Floats hidden = values(samples * mlp_hidden_size(&shape));
+  Floats errors = values(samples * mlp_errors_size(&shape));
   Floats scratch = values(samples * mlp_scratch_size(&shape));
   Floats packed[2] = {values(mlp_packed_size(&shape)), values(mlp_packed_size(&shape))};
   for (int transposed = 0; transposed < 2; ++transposed) {
@@ -48,13 +49,18 @@ void run(int level, const std::vector<int64_t>& widths, int last_relu, int64_t s
   }
   mlp_cpu_forward(level, &shape, packed[0].data(), pointers<const float>(biases).data(), samples,
                   input.data(), hidden.data(), output.data(), scratch.data());
-  for (int32_t add : {0, 1}) {
-    const std::vector<float*> sums[] = {pointers<float>(kernel_gradients),
-                                        pointers<float>(bias_gradients)};
-    const MlpGradients gradients = {sums[0].data(), sums[1].data(), add};
-    mlp_cpu_backward(level, &shape, packed[1].data(), samples, input.data(), hidden.data(),
-                     output.data(), upstream.data(), input_learns ? input_gradient.data() : nullptr,
-                     &gradients, scratch.data());
+  mlp_cpu_errors(level, &shape, packed[1].data(), samples, hidden.data(), output.data(),
+                 upstream.data(), input_learns ? input_gradient.data() : nullptr, errors.data());
+  for (int32_t i = 0; i < shape.layers; ++i) {
+    const size_t layer = static_cast<size_t>(i);
+    for (int64_t row = 0; row < widths[layer]; row += MLP_ROWS) {
+      const int64_t end = row + MLP_ROWS < widths[layer] ? row + MLP_ROWS : widths[layer];
+      for (int add : {0, 1}) {
+        mlp_cpu_gradients(level, &shape, i, row, end, samples, input.data(), hidden.data(),
+                          errors.data(), add, kernel_gradients[layer].data(),
+                          bias_gradients[layer].data(), scratch.data());
+      }
+    }
   }
 }
 

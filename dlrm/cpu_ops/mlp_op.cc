@@ -5,10 +5,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "mlp.h"
+#include "parallel.h"
 #include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
-#include "tensorflow/core/util/work_sharder.h"
 
 namespace {
 
@@ -79,8 +78,8 @@ REGISTER_OP("FusedMlpGrad")
     .Attr("input_learns: bool")
     .SetShapeFn(infer_backward);
 
-// The input and the kernels of both operations, and how the batch is divided: into as many parts as
-// there are threads, and these into blocks of equal size.
+// The input and the kernels of both operations, and how the batch is divided: into blocks of equal
+// size, which depends on nothing but the batch. So the bits of a result do, too.
 class Layers {
  public:
   absl::Status read(OpKernelContext* context, bool last_relu) {
@@ -98,11 +97,8 @@ class Layers {
     }
     shape_ = {static_cast<int32_t>(kernels_.size()), last_relu, widths_.data()};
     samples = input.dim_size(0);
-    const auto divided = [](int64_t value, int64_t by) { return (value + by - 1) / by; };
-    const int64_t threads = context->device()->tensorflow_cpu_worker_threads()->num_threads;
-    parts = std::max<int64_t>(1, std::min(threads, divided(samples, kLeast)));
-    blocks = parts * std::max<int64_t>(1, divided(samples, parts * MLP_BLOCK));
-    block = divided(samples, blocks);
+    blocks = (samples + MLP_BLOCK - 1) / MLP_BLOCK;
+    block = blocks ? (samples + blocks - 1) / blocks : 0;
     return absl::OkStatus();
   }
 
@@ -111,29 +107,19 @@ class Layers {
         absl::StrCat("expected ", expected, ", found ", found.shape().DebugString()));
   }
 
-  // Calls work(part) for each part, on a thread of its own.
+  // Calls work(worker, index of a block, its first sample, its number of samples) for blocks
+  // [begin, end).
   template <typename Work>
-  void in_parallel(OpKernelContext* context, const Work& work) const {
-    const auto& workers = *context->device()->tensorflow_cpu_worker_threads();
-    tensorflow::Shard(workers.num_threads, workers.workers, parts, int64_t{1} << 30,
-                      [&](int64_t begin, int64_t end) {
-                        for (int64_t part = begin; part < end; ++part) work(part);
-                      });
-  }
-
-  // Calls work(part, index of a block, its first sample, its number of samples) for all blocks.
-  template <typename Work>
-  void for_blocks(OpKernelContext* context, const Work& work) const {
-    in_parallel(context, [&](int64_t part) {
-      for (int64_t i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
-        const int64_t first = std::min(i * block, samples);
-        work(part, i, first, std::min(block, samples - first));
-      }
+  void for_blocks(OpKernelContext* context, int64_t begin, int64_t end, const Work& work) const {
+    in_pieces(context, end - begin, [&](int64_t worker, int64_t piece) {
+      const int64_t i = begin + piece, first = std::min(i * block, samples);
+      work(worker, i, first, std::min(block, samples - first));
     });
   }
 
   void pack(OpKernelContext* context, bool transposed, float* packed) const {
-    in_parallel(context, [&](int64_t part) {
+    const int64_t parts = workers(context, blocks);
+    in_pieces(context, parts, [&](int64_t, int64_t part) {
       mlp_cpu_pack(level, &shape_, transposed, kernels_.data(), part, parts, packed);
     });
   }
@@ -143,11 +129,9 @@ class Layers {
   const MlpShape* shape() const { return &shape_; }
 
   const int level = mlp_cpu_level();
-  int64_t samples = 0, parts = 0, blocks = 0, block = 0;
+  int64_t samples = 0, blocks = 0, block = 0;
 
  private:
-  static constexpr int64_t kLeast = 32;  // samples of a part: with fewer, more threads do not pay
-
   std::vector<int64_t> widths_;
   std::vector<const float*> kernels_;
   MlpShape shape_ = {};
@@ -187,16 +171,18 @@ class FusedMlp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(1, {layers.blocks, hidden_size}, &hidden));
     OP_REQUIRES_OK(context,
                    allocate(context, mlp_packed_size(layers.shape()), &memory[0], &packed));
-    OP_REQUIRES_OK(context, allocate(context, layers.parts * scratch_size, &memory[1], &scratch));
+    OP_REQUIRES_OK(context, allocate(context, workers(context, layers.blocks) * scratch_size,
+                                     &memory[1], &scratch));
     const float* const input = context->input(0).flat<float>().data();
     float* const to = output->flat<float>().data();
     float* const kept = hidden->flat<float>().data();
     layers.pack(context, false, packed);
-    layers.for_blocks(context, [&](int64_t part, int64_t i, int64_t first, int64_t samples) {
-      mlp_cpu_forward(layers.level, layers.shape(), packed, biases.data(), samples,
-                      input + first * layers.width(0), kept + i * hidden_size, to + first * outputs,
-                      scratch + part * scratch_size);
-    });
+    layers.for_blocks(
+        context, 0, layers.blocks, [&](int64_t worker, int64_t i, int64_t first, int64_t samples) {
+          mlp_cpu_forward(layers.level, layers.shape(), packed, biases.data(), samples,
+                          input + first * layers.width(0), kept + i * hidden_size,
+                          to + first * outputs, scratch + worker * scratch_size);
+        });
   }
 
  private:
@@ -231,34 +217,44 @@ class FusedMlpGrad : public OpKernel {
                                 0, input_learns_ ? context->input(0).shape() : TensorShape({0, 0}),
                                 &input_gradient));
 
-    // The first part sums in the outputs themselves, each other one in an array of its own.
-    std::vector<float*> sums;
-    int64_t size = 0;
-    for (int i = 0; i < 2 * count; ++i) {
-      const int64_t inputs = layers.width(i % count), outs = layers.width(i % count + 1);
-      const TensorShape shape = i < count ? TensorShape({inputs, outs}) : TensorShape({outs});
-      Tensor* gradient;
-      OP_REQUIRES_OK(context, context->allocate_output(i + 1, shape, &gradient));
-      sums.push_back(gradient->flat<float>().data());
-      size += shape.num_elements();
+    // The rows of all kernels, in pieces.
+    struct Rows {
+      int32_t layer;
+      int64_t first, last;
+    };
+    std::vector<Rows> pieces;
+    std::vector<float*> kernels, biases;
+    for (int32_t i = 0; i < count; ++i) {
+      const int64_t inputs = layers.width(i), outs = layers.width(i + 1);
+      Tensor *kernel, *bias;
+      OP_REQUIRES_OK(context, context->allocate_output(i + 1, {inputs, outs}, &kernel));
+      OP_REQUIRES_OK(context, context->allocate_output(count + i + 1, {outs}, &bias));
+      kernels.push_back(kernel->flat<float>().data());
+      biases.push_back(bias->flat<float>().data());
+      if (layers.blocks == 0) {
+        kernel->flat<float>().setZero();
+        bias->flat<float>().setZero();
+      }
+      for (int64_t row = 0; row < inputs; row += MLP_ROWS) {
+        pieces.push_back({i, row, std::min(row + MLP_ROWS, inputs)});
+      }
     }
+    // The long ones first: then all threads end at nearly the same time.
+    std::stable_sort(pieces.begin(), pieces.end(), [&](const Rows& a, const Rows& b) {
+      return (a.last - a.first) * layers.width(a.layer + 1) >
+             (b.last - b.first) * layers.width(b.layer + 1);
+    });
+    const int64_t errors_size = layers.block * mlp_errors_size(layers.shape());
     const int64_t scratch_size = layers.block * mlp_scratch_size(layers.shape());
+    const int64_t count_of_pieces = static_cast<int64_t>(pieces.size());
     Tensor memory[3];
-    float *packed, *scratch, *others;
+    float *packed, *scratch, *errors;
     OP_REQUIRES_OK(context,
                    allocate(context, mlp_packed_size(layers.shape()), &memory[0], &packed));
-    OP_REQUIRES_OK(context, allocate(context, layers.parts * scratch_size, &memory[1], &scratch));
-    OP_REQUIRES_OK(context, allocate(context, (layers.parts - 1) * size, &memory[2], &others));
-    const auto sums_of = [&](int64_t part) {
-      if (part == 0) return sums;
-      std::vector<float*> places;
-      float* place = others + (part - 1) * size;
-      for (int i = 0; i < 2 * count; ++i) {
-        places.push_back(place);
-        place += values_of(layers, i);
-      }
-      return places;
-    };
+    OP_REQUIRES_OK(context, allocate(context, workers(context, count_of_pieces) * scratch_size,
+                                     &memory[1], &scratch));
+    OP_REQUIRES_OK(context, allocate(context, std::min(layers.blocks, kTurn) * errors_size,
+                                     &memory[2], &errors));
 
     const float* const input = context->input(0).flat<float>().data();
     const float* const kept_values = hidden.flat<float>().data();
@@ -266,36 +262,35 @@ class FusedMlpGrad : public OpKernel {
     const float* const above = upstream.flat<float>().data();
     float* const below = input_learns_ ? input_gradient->flat<float>().data() : nullptr;
     layers.pack(context, true, packed);
-    layers.for_blocks(context, [&](int64_t part, int64_t i, int64_t first, int64_t samples) {
-      const std::vector<float*> places = sums_of(part);
-      const bool add = i > layers.blocks * part / layers.parts;
-      const MlpGradients gradients = {places.data(), places.data() + count, add};
-      mlp_cpu_backward(layers.level, layers.shape(), packed, samples,
-                       input + first * layers.width(0), kept_values + i * hidden_size,
-                       output_values + first * outputs, above + first * outputs,
-                       below ? below + first * layers.width(0) : nullptr, &gradients,
-                       scratch + part * scratch_size);
-    });
-    layers.in_parallel(context, [&](int64_t share) {
-      for (int64_t part = 1; part < layers.parts; ++part) {
-        const std::vector<float*> places = sums_of(part);
-        for (int i = 0; i < 2 * count; ++i) {
-          const int64_t values = values_of(layers, i);
-          float* const to = sums[static_cast<size_t>(i)];
-          const float* const from = places[static_cast<size_t>(i)];
-          const int64_t end = values * (share + 1) / layers.parts;
-          for (int64_t j = values * share / layers.parts; j < end; ++j) to[j] += from[j];
+    for (int64_t begin = 0; begin < layers.blocks; begin += kTurn) {
+      const int64_t end = std::min(begin + kTurn, layers.blocks);
+      layers.for_blocks(context, begin, end,
+                        [&](int64_t, int64_t i, int64_t first, int64_t samples) {
+                          mlp_cpu_errors(layers.level, layers.shape(), packed, samples,
+                                         kept_values + i * hidden_size,
+                                         output_values + first * outputs, above + first * outputs,
+                                         below ? below + first * layers.width(0) : nullptr,
+                                         errors + (i - begin) * errors_size);
+                        });
+      // A piece's sums over all blocks are one thread's, in their order.
+      in_pieces(context, count_of_pieces, [&](int64_t worker, int64_t piece) {
+        const Rows rows = pieces[static_cast<size_t>(piece)];
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t first = std::min(i * layers.block, layers.samples);
+          mlp_cpu_gradients(
+              layers.level, layers.shape(), rows.layer, rows.first, rows.last,
+              std::min(layers.block, layers.samples - first), input + first * layers.width(0),
+              kept_values + i * hidden_size, errors + (i - begin) * errors_size, i > 0,
+              kernels[static_cast<size_t>(rows.layer)], biases[static_cast<size_t>(rows.layer)],
+              scratch + worker * scratch_size);
         }
-      }
-    });
+      });
+    }
   }
 
  private:
-  // Number of values of the i-th sum: the kernels' come before the biases'.
-  static int64_t values_of(const Layers& layers, int i) {
-    const int64_t outputs = layers.width(i % layers.count() + 1);
-    return i < layers.count() ? layers.width(i) * outputs : outputs;
-  }
+  // Blocks whose errors are kept until the gradients are summed: 2,048 samples.
+  static constexpr int64_t kTurn = 8;
 
   bool last_relu_, input_learns_;
 };
