@@ -1,4 +1,4 @@
-"""Operations for CPUs: an MLP's layers in one, forward and backward, and sums of vectors by row.
+"""Operations for CPUs: an MLP's layers in one, forward and backward, and work on keys and rows.
 
 `make cpu_ops` builds them. They work on tensors alone, independent of models, tables and training.
 """
@@ -20,7 +20,10 @@ REMEDY = "build them with `make cpu_ops`, or leave --custom_mlp out"
 
 
 class CpuOps(NamedTuple):
-    """The operations; all values are float32.
+    """The operations; all values are float32, all integers int32.
+
+    Only `fused_mlp` has a gradient. The others give the bits of the operations of TensorFlow that
+    they replace; n is a number of keys, U that of distinct ones.
 
     Attributes:
         fused_mlp: `(inputs [B, I], kernels, biases, *, last_relu, input_learns)`, with a kernel
@@ -28,13 +31,29 @@ class CpuOps(NamedTuple):
             last layer], with the values and gradients of `dlrm.layers.mlp`. Every layer but the
             last has a ReLU; `last_relu` says whether that one has it too, and `input_learns`
             whether anything asks for the gradient of the inputs.
-        sum_rows: `(vectors [n, W], row_of int32 [n], rows int32 [])`. It returns [rows, W], the
-            sums of the vectors of each row, added in their order: the same bits as those of
-            `tf.math.unsorted_segment_sum`. It has no gradient.
+        keys_of_ids: `(ids [B, T], offsets [T], sizes [T])`. It returns the keys [B * T], each
+            `offset + id` with the id clipped to its table, and the number [] of ids outside theirs.
+        distinct_keys: `(keys [n])`. It returns the distinct keys [U] in the order in which they
+            first appear, and for each key its position among these [n], as `tf.unique` does.
+        keys_by_owner: `(keys [n], owners=N)`. It returns the keys [n] of owner 0, of owner 1 and
+            so on, where `key % N` is a key's owner, with the position [n] that each of them had
+            before, the position [n] that each key has there, and the number [N] of each owner's.
+        read_rows: `(table, rows [U], row_of [n], width=W, keep=)`, with a table's resource handle.
+            It returns the first W columns of `table[rows[row_of]]` [n, W], and `table[rows]` if
+            `keep`, else nothing.
+        sum_rows: `(vectors [n, W], row_of [n], rows [])`. It returns [rows, W], the sums of the
+            vectors of each row, added in their order, as `tf.math.unsorted_segment_sum` does.
+        descend_rows: `(table, rows [U], row_of [n], gradients [n, W], step_size [])`. It subtracts
+            `step_size` times the sums of the gradients of each row from the table's rows.
     """
 
     fused_mlp: Callable[..., tf.Tensor]
+    keys_of_ids: Callable[..., Any]
+    distinct_keys: Callable[..., Any]
+    keys_by_owner: Callable[..., Any]
+    read_rows: Callable[..., Any]
     sum_rows: Callable[..., tf.Tensor]
+    descend_rows: Callable[..., Any]
 
 
 def is_built(build: Path = BUILD) -> bool:
@@ -91,7 +110,4 @@ def load(build: Path = BUILD) -> CpuOps:
         of_input = found.input_gradient if asked else None
         return [of_input, *found.kernel_gradients, *found.bias_gradients]
 
-    def sum_rows(vectors: tf.Tensor, row_of: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        return operations.sum_rows(vectors=vectors, row_of=row_of, rows=rows)
-
-    return CpuOps(fused_mlp, sum_rows)
+    return CpuOps(fused_mlp, *(getattr(operations, name) for name in CpuOps._fields[1:]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dlrm import cpu_ops
-from dlrm.embedding.partition import on_gpu
+from dlrm.embedding.partition import for_cpus
 
 
 def sum_by_row(gradients: tf.Tensor, row_of: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
@@ -23,6 +22,6 @@ def sum_by_row(gradients: tf.Tensor, row_of: tf.Tensor, rows: tf.Tensor) -> tf.T
         float32 [rows, W].
     """
     gradients = tf.cast(gradients, tf.float32)
-    if row_of.dtype == tf.int32 and not on_gpu() and cpu_ops.is_built():
-        return cpu_ops.load().sum_rows(gradients, row_of, rows)
+    if (operations := for_cpus(row_of)) is not None:
+        return operations.sum_rows(gradients, row_of, rows)
     return tf.math.unsorted_segment_sum(gradients, row_of, rows)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm.distributed import sharding
-from dlrm.embedding.partition import Partition, by_owner, position_dtype
+from dlrm.embedding.partition import Partition, by_owner, inverse, position_dtype
 from dlrm.embedding.row_storage import RowLayout
 from dlrm.embedding.variable_storage import VariableStorage
 
@@ -74,7 +74,8 @@ def select_by_owner(keys: tf.Tensor, size: int) -> Partition:
     if size > SELECT_RANKS:
         return by_owner(keys, size)
     keys, order, sent = load().raw_ops.dist_select(keys, num_splits=size)
-    return Partition(keys, tf.cast(order, position_dtype()), sent)
+    order = tf.cast(order, position_dtype())
+    return Partition(keys, order, inverse(order), sent)
 
 
 def static_storage(layout: RowLayout, rank: int, size: int) -> VariableStorage:

@@ -19,8 +19,15 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
+from dlrm.embedding.in_place import in_place_rows
 from dlrm.embedding.interface import Route
-from dlrm.embedding.partition import PartitionKeys, inverse, position_dtype, positions
+from dlrm.embedding.partition import (
+    PartitionKeys,
+    distinct,
+    for_cpus,
+    position_dtype,
+    positions,
+)
 from dlrm.embedding.row_storage import RowStorage
 from dlrm.embedding.row_sums import sum_by_row
 from dlrm.optim.row_optimizers import RowOptimizer
@@ -79,6 +86,7 @@ class TableGroup:
         self._storage = storage
         self._layout = storage.layout
         self._optimizer = optimizer
+        self._in_place = in_place_rows(storage, optimizer)
         self._collective = collective
         self._partition = partition
         # A rank alone is the owner, which searches for distinct rows anyway.
@@ -92,18 +100,15 @@ class TableGroup:
         Args:
             ids: int32 or int64 [B, T].
         """
-        ids, present, bad = self._checked(ids)  # [B, T]
-        offsets = tf.constant(self._layout.table.offsets[self.tables], ids.dtype)
-        keys = tf.reshape(ids + offsets, [-1])  # [B * T]
+        keys, present, bad = self._keys(ids)  # [B * T]
         no_order = tf.zeros([0], position_dtype())
         if self._collective.size == 1:
             count = tf.shape(keys)  # [N = 1]
             return Addressed(keys, count, positions(keys), no_order, present, bad)
         key_of = None
         if self._compress:
-            keys, key_of = tf.unique(keys)  # [K], [B * T]
-        keys, order, sent = self._partition(keys, self._collective.size)  # [K], [K], [N]
-        position_of = inverse(order)  # [K]
+            keys, key_of = distinct(keys)  # [K], [B * T]
+        keys, order, position_of, sent = self._partition(keys, self._collective.size)
         if key_of is not None:
             position_of, order = tf.gather(position_of, key_of), no_order  # [B * T], [0]
         return Addressed(keys, sent, position_of, order, present, bad)
@@ -114,11 +119,17 @@ class TableGroup:
 
     def locate(self, addressed: Addressed, keys: tf.Tensor, received: tf.Tensor) -> Route:
         """Finds the distinct rows of the keys received [R], and so completes the route."""
-        rows, row_of = tf.unique(self._storage.addresses(keys))  # [U], [R]
+        rows, row_of = distinct(self._storage.addresses(keys))  # [U], [R]
         return Route(rows, row_of, addressed.sent, received, *addressed[2:])
 
     def read(self, route: Route) -> tuple[tf.Tensor, tf.Tensor]:
-        """Reads the rows. Returns a vector [R, W] for each key received, and the rows [U, S]."""
+        """Reads the rows. Returns a vector [R, W] for each key received, and the rows [U, S].
+
+        Where the update will not ask for the rows, these are left out: [0, S].
+        """
+        if self._in_place is not None:
+            vectors, stored = self._in_place.read(route.rows, route.row_of)
+            return tf.cast(vectors, self._dtype), stored
         stored = self._storage.read(route.rows)  # float32 [U, S]
         rows = tf.cast(self._layout.rows_of(stored), self._dtype)  # [U, W]
         return tf.gather(rows, route.row_of), stored
@@ -177,11 +188,16 @@ class TableGroup:
 
         Args:
             route: The route that the gradients came by.
-            stored: float32 [U, S], the rows as they were read.
+            stored: What `read` returned with the vectors.
             gradient: [R, W], one for each key received.
             learning_rate: float32 [].
             gradient_scale: See `Embedding.update`.
         """
+        if self._in_place is not None and self._in_place.descends:
+            gradient = tf.cast(gradient, tf.float32)
+            step_size = learning_rate * gradient_scale
+            self._in_place.descend(route.rows, route.row_of, gradient, step_size)
+            return
         sums = self._sums(route, gradient)  # [U, W]
         rows, state = self._optimizer.apply(
             self._layout.rows_of(stored),  # [U, W]
@@ -207,18 +223,24 @@ class TableGroup:
         """What the other ranks send, and how much of it each."""
         return self._collective.alltoall(tensor, splits, name=f"{what}.{self.tables.start}")
 
-    def _checked(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Ids [B, T] that are safe to use, and `present` and `bad` for their `Route`."""
+    def _keys(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Keys [B * T] of ids [B, T], clipped to their tables; `present` and `bad` of `Route`."""
         ids = tf.cast(ids, self._storage.key_dtype)
         sizes = tf.constant(self._layout.table.vocab_sizes[self.tables], ids.dtype)  # [T]
-        none_present, none_bad = tf.zeros([0], tf.bool), tf.constant(0)
+        offsets = tf.constant(self._layout.table.offsets[self.tables], ids.dtype)
+        present, bad = tf.zeros([0], tf.bool), tf.constant(0)
+        operations = for_cpus(ids)
         if self._bad_ids == "modulo":
-            return tf.math.floormod(ids, sizes), none_present, none_bad
-        last = sizes - 1
-        safe = tf.clip_by_value(ids, tf.zeros_like(last), last)
-        inside = tf.equal(ids, safe)
-        if self._bad_ids == "zero":
-            return safe, inside[:, :, None], none_bad
-        if self._bad_ids == "clip":
-            return safe, none_present, none_bad
-        return safe, none_present, tf.math.count_nonzero(~inside, dtype=tf.int32)
+            ids = tf.math.floormod(ids, sizes)
+        elif operations is not None and self._bad_ids != "zero":
+            keys, outside = operations.keys_of_ids(ids, offsets, sizes)
+            return keys, present, outside if self._bad_ids == "error" else bad
+        else:
+            safe = tf.clip_by_value(ids, tf.zeros_like(sizes), sizes - 1)
+            inside = tf.equal(ids, safe)
+            if self._bad_ids == "zero":
+                present = inside[:, :, None]
+            elif self._bad_ids == "error":
+                bad = tf.math.count_nonzero(~inside, dtype=tf.int32)
+            ids = safe
+        return tf.reshape(ids + offsets, [-1]), present, bad

@@ -25,6 +25,9 @@ class VariableStorage:
         size: Number of ranks.
         variable: float32 [local rows or more, S], where the rows are kept; by default a new
             `tf.Variable`. Its values are initialized here.
+
+    Attributes:
+        variable: As given.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class VariableStorage:
             # At least one row, so that a rank that owns none still has a table to look up in.
             rows = max(sharding.local_rows(layout.table.rows, rank, size), 1)
             variable = tf.Variable(tf.zeros([rows, layout.width]), trainable=False, name="table")
-        self._variable = variable
+        self.variable = variable
         _fill(variable, layout, rank, size)
 
     @property
@@ -50,18 +53,18 @@ class VariableStorage:
 
     def read(self, addresses: tf.Tensor) -> tf.Tensor:
         """See `RowStorage.read`."""
-        return tf.gather(self._variable, addresses)
+        return tf.gather(self.variable, addresses)
 
     def write(self, addresses: tf.Tensor, stored: tf.Tensor) -> None:
         """See `RowStorage.write`."""
         tf.raw_ops.ResourceScatterUpdate(
-            resource=self._variable.handle, indices=addresses, updates=stored
+            resource=self.variable.handle, indices=addresses, updates=stored
         )
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
         """See `RowStorage.read_rows`."""
         # A gather, because any other way of reading makes TensorFlow copy the whole variable.
-        rows = tf.gather(self._variable, tf.range(first, last, dtype=tf.int64))
+        rows = tf.gather(self.variable, tf.range(first, last, dtype=tf.int64))
         return np.asarray(memoryview(rows)) if last > first else rows.numpy()
 
     def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:

@@ -136,8 +136,7 @@ def build_trainer(
         ValueError: On every rank, if the dense part cannot be built on one.
     """
     lanes = math.gcd(most_lanes(config), data.train.local_batch)
-    groups = 1 if config.model.xla else devices.lanes()
-    tables = build_tables(config, backend, collective, data, groups=groups)
+    tables = build_tables(config, backend, collective, data, groups=most_lanes(config))
     step = TrainingStep(
         # The fused interaction may be missing on one machine alone.
         collective.together(lambda: build_model(config)),
