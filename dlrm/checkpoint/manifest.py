@@ -14,6 +14,7 @@ from typing import Any
 from dlrm.checkpoint.safetensors_file import FileDigest
 from dlrm.formats import atomic_files
 from dlrm.formats.json_files import sum_of_json
+from dlrm.layers.interaction_shape import InteractionShape
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -40,6 +41,9 @@ class ModelShape:
         bottom_mlp: Units of the bottom MLP's layers.
         top_mlp: Units of the top MLP's layers.
         architecture: Name of the model to which the weights belong.
+        interaction: The kind of the interaction.
+        cross_layers: Number of its cross layers.
+        cross_rank: Rank of their matrices.
     """
 
     num_dense: int | None
@@ -47,7 +51,11 @@ class ModelShape:
     embedding_dim: int
     bottom_mlp: tuple[int, ...] | None
     top_mlp: tuple[int, ...] | None
-    architecture: str = "DLRM"  # what older manifests leave out
+    # What older manifests leave out:
+    architecture: str = "DLRM"
+    interaction: str = "dot"
+    cross_layers: int = 0
+    cross_rank: int = 0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelShape:
@@ -58,6 +66,11 @@ class ModelShape:
         }
         return cls(**fields)
 
+    @property
+    def interaction_shape(self) -> InteractionShape:
+        """The interaction, which knows widths and weights."""
+        return InteractionShape(self.interaction, self.cross_layers, self.cross_rank)
+
     def differences(self, run: ModelShape) -> list[str]:
         """Each difference between this, the checkpoint's shape, and that of a run."""
         if self.architecture != run.architecture:
@@ -67,6 +80,11 @@ class ModelShape:
             ours, theirs = getattr(self, name), getattr(run, name)
             if ours is not None and ours != theirs:
                 found.append(f"{name}: checkpoint {_text(ours)}, run {_text(theirs)}")
+        if self.bottom_mlp is not None:
+            for name in ("interaction", "cross_layers", "cross_rank"):
+                before, now = getattr(self, name), getattr(run, name)
+                if before != now and (name == "interaction" or self.interaction == run.interaction):
+                    found.append(f"{name}: checkpoint {before}, run {now}")
         if len(self.vocab_sizes) != len(run.vocab_sizes):
             found.append(f"tables: checkpoint {len(self.vocab_sizes)}, run {len(run.vocab_sizes)}")
             return found

@@ -84,6 +84,7 @@ class Config:
             self.data.verify_data,
             len(self.model.bottom_mlp),
             len(self.model.top_mlp),
+            self.model.interaction,
             self.optimizer.beyond_mlperf,
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from dlrm.config.setting import flag
+from dlrm.layers.interaction_shape import DOT
 
 CLOSED_LAYERS = (3, 5)  # of the bottom and the top MLP; the checker knows each by name
 
@@ -51,6 +52,7 @@ class MlperfConfig:
         verify_data: str,
         bottom_layers: int,
         top_layers: int,
+        interaction: str,
         other_training: Mapping[str, Any],
     ) -> None:
         """Checks that the run can be logged as a run of MLPerf.
@@ -71,6 +73,11 @@ class MlperfConfig:
             raise ValueError(
                 "--mlperf_log: expected the benchmark's plain SGD with polynomial decay, found "
                 f"--{name}={value}; leave one of them out"
+            )
+        if self.mlperf_division == "closed" and interaction != DOT:
+            raise ValueError(
+                f"--mlperf_division=closed: expected --interaction={DOT}, found "
+                f"--interaction={interaction}; set --mlperf_division=open for another model"
             )
         found = (bottom_layers, top_layers)
         if self.mlperf_division == "closed" and found != CLOSED_LAYERS:

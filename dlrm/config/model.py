@@ -8,6 +8,7 @@ from typing import Optional
 
 from dlrm.config.setting import flag, require_positive
 from dlrm.distributed.sharding import BAD_ID_POLICIES
+from dlrm.layers.interaction_shape import DCNV2, DOT, INTERACTIONS, InteractionShape
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class ModelConfig:
         (1024, 1024, 512, 256, 1),
         "units of each layer of the top MLP; the last is 1, the logit",
         aliases=("top_mlp_sizes",),
+    )
+    interaction: str = flag(
+        DOT,
+        "what combines the bottom output and the vectors for the top MLP: the dot products of all "
+        "pairs, DCNv2's cross layers over all of them, their sum, or all one behind the other",
+        INTERACTIONS,
+    )
+    cross_layers: int = flag(3, "cross layers of --interaction=dcnv2")
+    cross_rank: int = flag(
+        512, "rank of the matrices of a cross layer: values between its two products"
     )
     amp: bool = flag(False, "compute in 16 bits and keep the weights in 32 bits")
     amp_dtype: str = flag("float16", "16-bit type of --amp", ("float16", "bfloat16"))
@@ -43,7 +54,12 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        require_positive(self, "embedding_dim")
+        require_positive(self, "embedding_dim", "cross_layers", "cross_rank")
+        if self.custom_interact and self.interaction != DOT:
+            raise ValueError(
+                "--custom_interact is the fused dot interaction: expected --interaction=dot, found "
+                f"--interaction={self.interaction}; leave --custom_interact out"
+            )
         if not self.bottom_mlp or self.bottom_mlp[-1] != self.embedding_dim:
             raise ValueError(
                 "the last layer of --bottom_mlp meets the embedding rows in the interaction: "
@@ -57,6 +73,13 @@ class ModelConfig:
             raise ValueError("expected --bottom_mlp and --top_mlp of positive integers")
         if self.loss_scale is not None and not 0 < self.loss_scale < math.inf:
             raise ValueError(f"expected --loss_scale above 0, found {self.loss_scale}")
+
+    @property
+    def interaction_shape(self) -> InteractionShape:
+        """The interaction as code below takes it: without cross layers unless it is `dcnv2`."""
+        if self.interaction != DCNV2:
+            return InteractionShape(self.interaction)
+        return InteractionShape(DCNV2, self.cross_layers, self.cross_rank)
 
     @property
     def compute_dtype(self) -> str:

@@ -6,8 +6,8 @@ INSTEAD = {
     "base_device": "leave it out: visible GPUs are used; CUDA_VISIBLE_DEVICES= hides them",
     "embedding_type": "leave it out: the tables are one, fused; --embedding says where it lies",
     "hash_indices": "set --bad_ids=modulo",
-    "interaction_op": "leave it out for dot, set --custom_interact for cuda_dot; docs/extending.md "
-    "shows how to add another one, such as cat",
+    "interaction_op": "leave it out for dot, set --custom_interact for cuda_dot or "
+    "--interaction=concat for cat",
     "optimized_mlp": "leave it out: there is one implementation; --xla compiles it",
     "output_dir": "set --checkpoint_dir for checkpoints, --run_dir for results",
 }

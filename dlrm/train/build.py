@@ -70,6 +70,7 @@ def place_tables(config: Config, collective: Collective, data: Data) -> tuple[st
             config.embedding,
             collective,
             max(data.train.local_batch, data.test.local_batch),
+            data.num_dense,
             DENSE_STATE[config.optimizer.dense_optimizer],
         )
     )
@@ -198,7 +199,7 @@ def build_instruments(
         tables = len(step.embedding.table.vocab_sizes)
         dense, _, _ = step.batch_specs
         samples, num_dense = dense.shape
-        each = products(num_dense, tables, model.bottom_mlp, model.top_mlp)
+        each = products(num_dense, tables, model.bottom_mlp, model.top_mlp, model.interaction_shape)
         return samples * each / product_rate(lanes, model.compute_dtype)
 
     return StepProfiler(

@@ -15,6 +15,7 @@ from dlrm.distributed import devices, sharding
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.host_memory import free_host_memory
 from dlrm.formats.quantities import GIB, memory_text
+from dlrm.layers.interaction_shape import DOT_SHAPE, InteractionShape
 
 _SLOT_BYTES = 20  # a key of a dynamic table: key, time of last use, digest, and its bucket's share
 
@@ -47,6 +48,7 @@ def check_memory(
     options: EmbeddingConfig,
     collective: Collective,
     local_batch: int,
+    num_dense: int,
     dense_state: int,
 ) -> str:
     """Compares what this rank will need with what is free.
@@ -58,6 +60,7 @@ def check_memory(
         options: Settings of the tables.
         collective: The ranks.
         local_batch: Number of samples of one step on this rank.
+        num_dense: Number of dense features.
         dense_state: Values of optimizer state of a dense weight.
 
     Returns:
@@ -74,8 +77,11 @@ def check_memory(
         state_width=layout.width - table.width,
         local_batch=local_batch,
         value_bytes=tf.as_dtype(model.compute_dtype).size,
-        units=(*model.bottom_mlp, *model.top_mlp),
+        num_dense=num_dense,
+        bottom=model.bottom_mlp,
+        top=model.top_mlp,
         dense_state=dense_state,
+        interaction=model.interaction_shape,
     )
     return check_need(need, backend, layout, options.sok_gpu_gb, collective)
 
@@ -132,8 +138,11 @@ def step_need(
     state_width: int,
     local_batch: int,
     value_bytes: int,
-    units: tuple[int, ...],
+    num_dense: int,
+    bottom: tuple[int, ...],
+    top: tuple[int, ...],
     dense_state: int = 0,
+    interaction: InteractionShape = DOT_SHAPE,
 ) -> Need:
     """Counts what a rank needs to train with static tables.
 
@@ -149,19 +158,22 @@ def step_need(
         state_width: Values of optimizer state behind a row.
         local_batch: Number of samples of one step on this rank.
         value_bytes: Bytes of one value in the exchange and in the dense layers.
-        units: Outputs of all dense layers.
+        num_dense: Number of dense features.
+        bottom: Units of the bottom MLP's layers.
+        top: Units of the top MLP's layers.
         dense_state: Values of optimizer state of a dense weight.
+        interaction: The interaction.
     """
     vectors = local_batch * tables
-    features = tables + 1
-    pairs = features * features + features * width  # products, and the vectors stacked
-    layers = [width + features * tables // 2, *units]
-    weights = sum(a * b for a, b in zip(layers, layers[1:]))
+    weights = interaction.weights(width, tables)
+    for sizes in ((num_dense, *bottom), (interaction.output_width(width, tables), *top)):
+        weights += sum(a * b + b for a, b in zip(sizes, sizes[1:]))
+    activations = sum(bottom) + sum(top) + interaction.activations(width, tables)
     return Need(
         table=rows * (width + state_width) * 4,
         exchange=vectors * (width * (2 * 4 + 2 * value_bytes) + state_width * 2 * 4 + 64),
         # Weights: themselves, their gradients, copies in the layers' type, and state.
-        dense=local_batch * (sum(units) + pairs) * value_bytes + weights * (12 + 4 * dense_state),
+        dense=local_batch * activations * value_bytes + weights * (12 + 4 * dense_state),
     )
 
 

@@ -7,33 +7,41 @@ import time
 
 import tensorflow as tf
 
-from dlrm.layers.interaction_width import interaction_width
+from dlrm.layers.interaction_shape import DOT_SHAPE, InteractionShape
 
 # Rows and columns of a product that is large enough for full speed: on a CPU, on a GPU.
 CPU_SQUARE, GPU_SQUARE = 1024, 8192
 REPETITIONS = 4
 
 
-def products(num_dense: int, tables: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> int:
+def products(
+    num_dense: int,
+    tables: int,
+    bottom: tuple[int, ...],
+    top: tuple[int, ...],
+    interaction: InteractionShape = DOT_SHAPE,
+) -> int:
     """Returns the floating-point operations per sample in the products of one step.
 
     A layer multiplies three times: output, gradient of its kernel, gradient of its input; the first
-    layer of the bottom MLP needs no gradient of its input. A pair of the interaction costs one
-    multiplication per value in the forward pass and two in the backward pass.
+    layer of the bottom MLP needs no gradient of its input. A pair of the dot interaction costs one
+    multiplication per value in the forward pass and two in the backward pass; a cross layer has two
+    products as a layer has one. What works value by value is not counted.
 
     Args:
         num_dense: Number of dense columns.
         tables: Number of embedding tables.
         bottom: Units of the bottom MLP's layers; the last is the width of the vectors.
         top: Units of the top MLP's layers.
+        interaction: The interaction.
     """
 
     def multiplications(units: list[int]) -> list[int]:
         return [a * b for a, b in zip(units, units[1:])]
 
     first, *others = multiplications([num_dense, *bottom])
-    others += multiplications([interaction_width(bottom[-1], tables), *top])
-    others.append(tables * (tables + 1) // 2 * bottom[-1])
+    others += multiplications([interaction.output_width(bottom[-1], tables), *top])
+    others.append(interaction.multiplications(bottom[-1], tables))
     return 2 * (2 * first + 3 * sum(others))
 
 

@@ -264,8 +264,16 @@ def state_of(trainer: Trainer) -> State:
 def describe(config: Config, data: Data) -> RunRecord:
     """Describes the run as a checkpoint records it, and must fit it."""
     model = config.model
+    interaction = model.interaction_shape
     shape = ModelShape(
-        data.num_dense, data.vocab_sizes, model.embedding_dim, model.bottom_mlp, model.top_mlp
+        data.num_dense,
+        data.vocab_sizes,
+        model.embedding_dim,
+        model.bottom_mlp,
+        model.top_mlp,
+        interaction=interaction.kind,
+        cross_layers=interaction.cross_layers,
+        cross_rank=interaction.cross_rank,
     )
     affect = frozenset(setting.name for setting in SETTINGS if setting.affects_training)
     return RunRecord(shape, config.flat(), data.fingerprints, affect)

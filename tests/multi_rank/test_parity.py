@@ -13,6 +13,7 @@ from dlrm.config import OptimizerConfig
 from tests.multi_rank.workers import parity
 from tests.support import reference_optimizers as optimizers
 from tests.support.processes import run
+from tests.support.reference_interactions import ReferenceInteraction
 from tests.support.reference_model import ReferenceDLRM
 
 WORKER = "tests.multi_rank.workers.parity"
@@ -82,8 +83,7 @@ def test_weights_equal_numpy_training(train, size, index):
         # An id outside its table is a row of zeros that is never trained: give it one, and reset.
         tables = [np.vstack([table, np.zeros((1, table.shape[1]))]) for table in tables]
         ids = np.minimum(ids, parity.VOCAB_SIZES)
-    layers = list(zip(begin[::2], begin[1::2]))
-    reference = ReferenceDLRM(tables, layers[:2], layers[2:])
+    reference = ReferenceDLRM(tables, *layers_of(begin, settings))
     take = step_of(reference, parity.config_of(**settings).optimizer, size)
     for step in range(parity.steps_of(settings)):
         part = slice(step * parity.GLOBAL_BATCH, (step + 1) * parity.GLOBAL_BATCH)
@@ -92,7 +92,7 @@ def test_weights_equal_numpy_training(train, size, index):
             for table in reference.tables:
                 table[-1] = 0
 
-    expected = [value for layer in reference.bottom + reference.top for value in layer]
+    expected = reference.layers()
     expected += [table[:rows] for table, rows in zip(reference.tables, parity.VOCAB_SIZES)]
     found = [*end, *by_table(rows)]
     start = [*begin, *by_table(begin_rows)]
@@ -102,6 +102,15 @@ def test_weights_equal_numpy_training(train, size, index):
     dtype = settings.get("amp_dtype")
     assert share < TOLERANCES[dtype]
     assert dtype or most < 2e-6
+
+
+def layers_of(weights, settings):
+    """Both MLPs and the interaction of a run's dense weights; they begin with the bottom MLP's."""
+    kind, cross = settings.get("interaction"), 3 * settings.get("cross_layers", 0)
+    mlps = [*weights[:4], *weights[4 + cross :]]
+    layers = list(zip(mlps[::2], mlps[1::2]))
+    interaction = kind and ReferenceInteraction(kind, weights[4 : 4 + cross])
+    return layers[:2], layers[2:], interaction
 
 
 def step_of(reference: ReferenceDLRM, config: OptimizerConfig, size: int) -> Callable[..., None]:
@@ -144,8 +153,11 @@ def distance(values, others):
 
 @pytest.mark.parametrize("size", RANKS)
 def test_first_weights_do_not_depend_on_the_number_of_ranks(train, size):
-    expected, _, expected_rows, _ = train(1)[0]
+    everywhere = train(1)
     for index, (begin, _, begin_rows, _) in train(size).items():
+        # Other interactions have weights of their own.
+        own = "interaction" in parity.SETTINGS[index]
+        expected, _, expected_rows, _ = everywhere[index if own else 0]
         for value, other in zip(begin, expected):
             np.testing.assert_array_equal(value, other, err_msg=f"setting {index}")
         np.testing.assert_array_equal(begin_rows, expected_rows)

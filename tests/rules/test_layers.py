@@ -32,6 +32,7 @@ TENSORFLOW_FREE = (
     *("dlrm.metrics", "dlrm.reporting", "dlrm.distributed.watchdog"),
     *("dlrm.distributed.sharding", "dlrm.distributed.host_memory", "dlrm.train.callback"),
     "dlrm.layers.interaction_width",
+    "dlrm.layers.interaction_shape",
     *("dlrm.checkpoint.__main__", "preprocess", "launch", "split_bin", "serving"),
     *("dlrm_v3.config", "dlrm_v3.data", "dlrm_v3.generate", "dlrm_v3.accuracy"),
     "dlrm_v3.quality",

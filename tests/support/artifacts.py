@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.formats import packed_ids
-from tests.support.reference_model import interact
+from tests.support.reference_interactions import interact
 
 BLOCK = 1 << 20
 ALIGNMENT = 64

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tests.support.reference_interactions import ReferenceDots
+
 
 class ReferenceDLRM:
     """A DLRM in one process, with whole tables and plain loops.
@@ -12,19 +14,21 @@ class ReferenceDLRM:
         tables: The rows of each table, float64 [rows, width].
         bottom: Kernel and bias of each layer of the bottom MLP, all with ReLU.
         top: Kernel and bias of each layer of the top MLP, all but the last with ReLU.
+        interaction: A `ReferenceInteraction`; the dot products by default.
     """
 
-    def __init__(self, tables, bottom, top):
+    def __init__(self, tables, bottom, top, interaction=None):
         self.tables = [np.array(table, np.float64) for table in tables]
         self.bottom = [(np.array(k, np.float64), np.array(b, np.float64)) for k, b in bottom]
         self.top = [(np.array(k, np.float64), np.array(b, np.float64)) for k, b in top]
+        self.interaction = interaction or ReferenceDots(self.top[0][0].shape[0])
 
     def logits(self, dense, ids):
         """Logits [batch]; keeps what `step` needs."""
         self._bottom_values = forward(self.bottom, dense.astype(np.float64), last_relu=True)
         vectors = [table[column] for table, column in zip(self.tables, ids.T)]
         self._stacked = np.stack([self._bottom_values[-1], *vectors], axis=1)
-        interaction = interact(self._stacked, self.top[0][0].shape[0])
+        interaction = self.interaction.forward(self._stacked)
         self._top_values = forward(self.top, interaction, last_relu=False)
         return self._top_values[-1][:, 0]
 
@@ -41,21 +45,25 @@ class ReferenceDLRM:
         return loss
 
     def layers(self):
-        """Kernel and bias of each layer, in the order of `gradients`."""
-        return [weight for layer in self.bottom + self.top for weight in layer]
+        """Kernel and bias of each layer and the interaction's weights, in order of `gradients`."""
+        bottom, top = (
+            [weight for layer in mlp for weight in layer] for mlp in (self.bottom, self.top)
+        )
+        return [*bottom, *self.interaction.weights, *top]
 
     def gradients(self, dense, ids, labels):
-        """The batch's mean loss, and its gradients: of each whole table, of kernels and biases."""
+        """The batch's mean loss, and its gradients: of each whole table, of all in `layers`."""
         logits = self.logits(dense, ids)
         loss = np.mean(np.logaddexp(0, logits) - labels * logits)
         upstream = ((1 / (1 + np.exp(-logits)) - labels) / len(labels))[:, None]
         upstream, top = backward(self.top, self._top_values, upstream, last_relu=False)
-        stacked = interact_gradient(self._stacked, upstream)
+        stacked, interaction = self.interaction.backward(self._stacked, upstream)
         _, bottom = backward(self.bottom, self._bottom_values, stacked[:, 0], last_relu=True)
         tables = [np.zeros_like(table) for table in self.tables]
         for table, column, gradient in zip(tables, ids.T, stacked[:, 1:].swapaxes(0, 1)):
             np.add.at(table, column, gradient)
-        return loss, tables, [gradient for layer in bottom + top for gradient in layer]
+        bottom, top = ([gradient for layer in mlp for gradient in layer] for mlp in (bottom, top))
+        return loss, tables, [*bottom, *interaction, *top]
 
 
 def forward(layers, values, *, last_relu):
@@ -78,26 +86,3 @@ def backward(layers, outputs, upstream, *, last_relu):
         gradients.append((outputs[index].T @ upstream, upstream.sum(0)))
         upstream = upstream @ layers[index][0].T
     return upstream, gradients[::-1]
-
-
-def interact(stacked, output_width):
-    """The first row of each sample, the strict lower triangle of X X^T row by row, zeros."""
-    rows, columns = np.tril_indices(stacked.shape[1], -1)
-    products = np.einsum("bid,bjd->bij", stacked, stacked)[:, rows, columns]
-    values = np.concatenate([stacked[:, 0], products], axis=1)
-    return np.pad(values, [(0, 0), (0, output_width - values.shape[1])])
-
-
-def interact_gradient(stacked, upstream):
-    """The gradient of `interact` with respect to `stacked`."""
-    features, width = stacked.shape[1:]
-    gradient = np.zeros_like(stacked)
-    gradient[:, 0] = upstream[:, :width]
-    position = width
-    for row in range(features):
-        for column in range(row):
-            pair = upstream[:, position : position + 1]
-            gradient[:, row] += pair * stacked[:, column]
-            gradient[:, column] += pair * stacked[:, row]
-            position += 1
-    return gradient

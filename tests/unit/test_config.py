@@ -63,6 +63,9 @@ OUR_FLAGS: dict[str, Any] = {
     "embedding_dim": 128,
     "bottom_mlp": (512, 256, 128),
     "top_mlp": (1024, 1024, 512, 256, 1),
+    "interaction": "dot",
+    "cross_layers": 3,
+    "cross_rank": 512,
     "amp_dtype": "float16",
     "verify_data": "size",
     "bad_ids": "error",
@@ -132,6 +135,7 @@ CHOICES = {
     "optimizer": ["sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "ftrl"],
     "dense_optimizer": ["sgd", "momentum", "adagrad", "adam", "ftrl"],
     "lr_schedule": ["poly", "constant", "cosine", "step"],
+    "interaction": ["dot", "dcnv2", "sum", "concat"],
     "amp_dtype": ["float16", "bfloat16"],
     "verify_data": ["off", "size", "full"],
     "bad_ids": ["error", "clip", "zero", "modulo"],
@@ -285,6 +289,9 @@ def test_every_flag_arrives() -> None:
         "test_after": 0.75,
         "test_batch_size": 37,
         "benchmark_warmup_steps": 5,
+        "interaction": "dcnv2",
+        "cross_layers": 2,
+        "cross_rank": 19,
     }
     written = [f"--{name}={value}" for name, value in given.items()]
     written += ["--bottom_mlp=16,8", "--top_mlp=32,1", "--inference_benchmark_batch_sizes=2,3"]
@@ -391,6 +398,12 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"top_mlp": (512, 2)}, ["--top_mlp", "1 unit", "(512, 2)"]),
     ({"top_mlp": ()}, ["--top_mlp", "1 unit"]),
     ({"top_mlp": (0, 1)}, ["--top_mlp", "positive"]),
+    ({"cross_layers": 0}, ["--cross_layers", "1 or more", "found 0"]),
+    ({"cross_rank": 0}, ["--cross_rank", "1 or more", "found 0"]),
+    (
+        {"interaction": "dcnv2", "custom_interact": True},
+        ["--custom_interact", "expected --interaction=dot", "found --interaction=dcnv2", "leave"],
+    ),
     ({"warmup_steps": -1}, ["--warmup_steps", "-1"]),
     ({"warmup_steps": 10, "decay_start_step": 9}, ["--warmup_steps", "--decay_start_step"]),
     ({"decay_steps": -1}, ["--decay_steps", "-1"]),
@@ -400,6 +413,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"mlperf_log": "x", "mlperf_division": "closed", "top_mlp": (8, 1)},
         ["--mlperf_division=closed", "3 layers", "5 in --top_mlp", "found 3 and 2"],
+    ),
+    (
+        {"mlperf_log": "x", "mlperf_division": "closed", "interaction": "dcnv2"},
+        ["--mlperf_division=closed", "--interaction=dot", "found --interaction=dcnv2"],
     ),
     ({"inference_benchmark_steps": 0}, ["--inference_benchmark_steps", "1 or more", "found 0"]),
     ({"inference_benchmark_batch_sizes": (4, 0)}, ["--inference_benchmark_batch_sizes", "4,0"]),

@@ -78,6 +78,16 @@ SETTINGS += [
 ]
 
 
+CROSS = {"interaction": "dcnv2", "cross_layers": 3, "cross_rank": 6}
+SETTINGS += [
+    {"compress": True, "xla": False, **CROSS},
+    {"compress": False, "xla": True, **CROSS},
+    {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16", **CROSS},
+    {"compress": True, "xla": False, "interaction": "sum"},
+    {"compress": False, "xla": False, "interaction": "concat"},
+]
+
+
 class Samples:
     """A source of random samples, some ids outside their table if `bad`."""
 

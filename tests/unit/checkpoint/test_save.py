@@ -291,6 +291,11 @@ def test_no_whole_one_left_is_no_new_beginning(tmp_path: Path) -> None:
         ({"embedding_dim": 8, "bottom_mlp": (8, 8)}, "embedding_dim: checkpoint 6, run 8"),
         ({"top_mlp": (5, 1)}, "top_mlp: checkpoint 4-1, run 5-1"),
         ({"num_dense": 4}, "num_dense: checkpoint 3, run 4"),
+        ({"interaction": "sum"}, "interaction: checkpoint dot, run sum;"),
+        (
+            {"interaction": "dcnv2", "cross_layers": 3, "cross_rank": 4},
+            "another run: interaction: checkpoint dot, run dcnv2;",
+        ),
         ({"architecture": "HSTU", "num_dense": 4}, "architecture: checkpoint DLRM, run HSTU;"),
     ],
 )
@@ -305,7 +310,9 @@ def test_a_manifest_of_before_there_were_other_architectures_is_a_dlrms(tmp_path
     save(tmp_path, 5)
     path = tmp_path / "step-0000000005" / "manifest.json"
     content = json.loads(path.read_text())
-    del content["model"]["architecture"], content["crc32"]
+    del content["crc32"]
+    for field in ("architecture", "interaction", "cross_layers", "cross_rank"):
+        del content["model"][field]
     path.write_text(json.dumps({**content, "crc32": sum_of_json(content)}))
     found, loaded, _ = load("auto", tmp_path)
     assert found

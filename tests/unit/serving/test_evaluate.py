@@ -21,7 +21,7 @@ from serving.export import ExportOptions, export
 from serving.scorer import Scorer
 from tests.support.artifacts import write_artifact
 from tests.support.checkpoints import random_weights, write_checkpoint
-from tests.support.reference_model import interact
+from tests.support.reference_interactions import interact
 from tests.support.tiny_data import write_split
 
 VOCAB_SIZES, SAMPLES, SEED = (7, 3, 11), 500, 9

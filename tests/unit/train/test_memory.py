@@ -11,25 +11,36 @@ import pytest
 from dlrm.distributed import devices, host_memory
 from dlrm.embedding import dynamic_capacity
 from dlrm.formats.quantities import GIB
+from dlrm.layers.interaction_shape import InteractionShape
 from dlrm.train.memory import Need, dynamic_needs, require, step_need
 
 
 def test_a_hand_worked_step() -> None:
     sizes = {"rows": 1000, "tables": 2, "width": 4, "local_batch": 10, "value_bytes": 2}
-    need = step_need(**sizes, state_width=0, units=(8, 1))
+    sizes.update(num_dense=3, bottom=(8, 4), top=(5, 1))
+    need = step_need(**sizes, state_width=0)
     assert need.table == 1000 * 4 * 4
     # 20 vectors of 4 values, twice in float32 and twice in 2 bytes, and 64 bytes of keys and
     # positions each.
     assert need.exchange == 20 * (4 * (8 + 4) + 64)
-    with_state = step_need(**sizes, state_width=3, units=(8, 1))
+    with_state = step_need(**sizes, state_width=3)
     assert with_state.table == 1000 * (4 + 3) * 4
     # The state of 20 rows before and after the update.
     assert with_state.exchange == need.exchange + 20 * 3 * 8
-    # 3 x 3 products and 3 x 4 stacked values; 8 + 1 outputs; kernels 7 x 8 and 8 x 1.
-    assert need.dense == 10 * (9 + 9 + 12) * 2 + (56 + 8) * 12
-    adam = step_need(**sizes, state_width=0, units=(8, 1), dense_state=2)
-    assert adam.dense == need.dense + (56 + 8) * 8
+    # 3 x 3 products and 3 x 4 stacked values; 12 + 6 outputs; kernels 3 x 8, 8 x 4, 8 x 5 (of which
+    # 7 + 1 of padding) and 5 x 1, and 18 biases.
+    assert need.dense == 10 * (9 + 12 + 18) * 2 + (24 + 32 + 40 + 5 + 18) * 12
+    adam = step_need(**sizes, state_width=0, dense_state=2)
+    assert adam.dense == need.dense + (24 + 32 + 40 + 5 + 18) * 8
     assert need.total == need.table + need.exchange + need.dense
+
+    crossed = step_need(**sizes, state_width=0, interaction=InteractionShape("dcnv2", 2, 3))
+    # Of 3 x 4 values: themselves, and of each layer 3 in the middle and 12 twice; two matrices of
+    # 12 x 3 and 12 biases each.
+    activations, weights = 12 + 2 * (3 + 24), 2 * (2 * 36 + 12)
+    kernels = 24 + 32 + 12 * 5 + 5 + 18
+    assert crossed.dense == 10 * (activations + 18) * 2 + (weights + kernels) * 12
+    assert crossed.exchange == need.exchange
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_help() -> None:
