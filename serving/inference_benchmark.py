@@ -154,6 +154,7 @@ class Trained:
             State(self._step(1).dense, self._tables),
             collective,
             ignore_data_change=True,
+            ignore_optimizer_change=True,
             on_message=say,
         )
         if resumed is None:

@@ -12,7 +12,7 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, read_manifest
+from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, is_weight, read_manifest
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.formats import atomic_files
@@ -58,7 +58,7 @@ def export(
 ) -> None:
     """Writes tables as `table_NNN.<format>`, and the dense weights as `dense.safetensors`.
 
-    Every block is checked while it is read.
+    Every block is checked while it is read. What an optimizer keeps is left out.
 
     Args:
         checkpoint: The checkpoint to export.
@@ -146,5 +146,6 @@ FORMATS: dict[str, Callable[[Path, Table], None]] = {
 
 
 def _copy_dense(checkpoint: Path, manifest: Manifest, path: Path) -> None:
+    """Copies the weights, without the state of an optimizer."""
     with TensorReader(checkpoint / DENSE_FILE, manifest.files[DENSE_FILE]) as reader:
-        write_tensors(path, {name: reader.read(name) for name in reader.tensors})
+        write_tensors(path, {name: reader.read(name) for name in reader.tensors if is_weight(name)})

@@ -27,6 +27,14 @@ def tables_file(rank: int, ranks: int) -> str:
     return f"tables-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
+def is_weight(name: str) -> bool:
+    """Whether a tensor of the dense file is a weight, such as `top_kernel_0`.
+
+    What else training keeps there has a dot in its name, such as `adam.mean.top_kernel_0`.
+    """
+    return "." not in name
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What the weights of a run must fit; a checkpoint of another shape cannot be loaded.

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from dlrm.checkpoint.manifest import DENSE_FILE, Manifest
+from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, is_weight
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.checkpoint.state import MisfitError, State, Tables, TextCallback, ignore, pieces
 from dlrm.checkpoint.table_reader import TableReader
@@ -38,6 +38,8 @@ def restore(
     state: State,
     collective: Collective,
     on_progress: TextCallback = ignore,
+    *,
+    ignore_optimizer_change: bool = False,
 ) -> None:
     """Overwrites the state with a checkpoint's, which must be of the same model.
 
@@ -51,6 +53,8 @@ def restore(
         state: The state to overwrite.
         collective: The ranks.
         on_progress: Called before each piece of work, with what it is.
+        ignore_optimizer_change: Whether to accept the checkpoint of another optimizer. What it
+            lacks of this one's state begins anew; what it has of its own is left out.
 
     Raises:
         MisfitError: The checkpoint was written by another optimizer. Raised on every rank.
@@ -60,13 +64,18 @@ def restore(
     activity = f"reading the checkpoint of step {manifest.position.step}"
     widths = {columns.name: columns.width for columns in state.tables.state}
     dense = collective.together(lambda: _read_dense(path, manifest))
-    with TableReader(path, manifest, widths) as reader:
-        found = collective.together(reader.state_in_files)
+    found = collective.together(lambda: _state_of_rows(path, manifest))
+    if not ignore_optimizer_change:
         _check_optimizer(path, "the tables", widths, found)
         if dense:
             _check_optimizer(path, "the dense layers", state.dense, dense)
-        for name, values in dense.items():
-            state.dense[name].assign(values)
+    widths = {name: width for name, width in widths.items() if name in found}
+    for name, variable in state.dense.items():
+        if name in dense:
+            variable.assign(dense[name])
+        else:
+            assert not dense or not is_weight(name), f"{path}: a model of this shape has {name}"
+    with TableReader(path, manifest, widths) as reader:
         if reader.ranks == collective.size:
             collective.together(
                 lambda: _read_own(reader, state.tables, collective.rank, on_progress)
@@ -76,7 +85,30 @@ def restore(
             on_progress(activity)
             keys, values = collective.together(partial(_read_piece, reader, piece))
             keys, values = _to_owners(keys, values, collective)
-            state.tables.write_rows(sharding.local_row_of(keys, collective.size), values)
+            rows = sharding.local_row_of(keys, collective.size)
+            state.tables.write_rows(rows, _with_state(values, reader, state.tables))
+
+
+def _state_of_rows(path: Path, manifest: Manifest) -> dict[str, int]:
+    with TableReader(path, manifest) as reader:
+        return reader.state_in_files()
+
+
+def _with_state(
+    values: NDArray[np.float32], reader: TableReader, tables: Tables
+) -> NDArray[np.float32]:
+    """Rows [n, width] as read, with the first values of the state that the reader does not read."""
+    if all(columns.name in reader.state for columns in tables.state):
+        return values
+    begin = reader.width - sum(reader.state.values())
+    parts = [values[:, :begin]]
+    for columns in tables.state:
+        if columns.name in reader.state:
+            parts.append(values[:, begin : begin + columns.width])
+            begin += columns.width
+        else:
+            parts.append(np.full((len(values), columns.width), columns.initial, np.float32))
+    return np.concatenate(parts, axis=1)
 
 
 def _read_dense(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
@@ -101,8 +133,8 @@ def _check_optimizer(
         )
         raise MisfitError(
             f"{path}: a checkpoint of another optimizer: for {part} expected {missing}, found "
-            f"{others} in its place; resume with the optimizer that wrote it, or set another "
-            "--checkpoint_dir"
+            f"{others} in its place; resume with the optimizer that wrote it, set "
+            "--ignore_optimizer_change to begin its state anew, or set another --checkpoint_dir"
         )
 
 
@@ -111,7 +143,8 @@ def _read_own(reader: TableReader, tables: Tables, rank: int, on_progress: TextC
     for first, last in pieces(reader.rows_of(0), reader.width):
         on_progress("reading the checkpoint")
         rows = np.arange(first, min(last, reader.rows_of(rank)))
-        tables.write_rows(rows, reader.read_rows(rank, first, first + len(rows)))
+        values = reader.read_rows(rank, first, first + len(rows))
+        tables.write_rows(rows, _with_state(values, reader, tables))
 
 
 def _rounds(reader: TableReader, collective: Collective) -> Iterator[Piece | None]:

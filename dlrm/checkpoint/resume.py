@@ -33,6 +33,7 @@ def resume(
     *,
     pinned: Sequence[str] = (),
     ignore_data_change: bool = False,
+    ignore_optimizer_change: bool = False,
     on_message: TextCallback = ignore,
     on_progress: TextCallback = ignore,
 ) -> Resumed | None:
@@ -49,6 +50,7 @@ def resume(
         collective: The ranks.
         pinned: Names of the flags whose values must equal the checkpoint's.
         ignore_data_change: Whether to accept a checkpoint that was trained on other data.
+        ignore_optimizer_change: Whether to accept one of another optimizer; see `restore`.
         on_message: Called on every rank with lines for the user: which checkpoints were skipped and
             which flags differ.
         on_progress: Called before each piece of work, with what it is.
@@ -66,7 +68,14 @@ def resume(
         try:
             manifest = collective.together(partial(_read_whole, path))
             _check_fit(path, manifest, run, pinned, ignore_data_change)
-            restore(path, manifest, state, collective, on_progress)
+            restore(
+                path,
+                manifest,
+                state,
+                collective,
+                on_progress,
+                ignore_optimizer_change=ignore_optimizer_change,
+            )
         except MisfitError:
             raise
         except ValueError as error:

@@ -31,15 +31,16 @@ class TableReader:
         ranks: Number of ranks that wrote the checkpoint, one file each.
         keys: Number of keys, which is the number of rows of all tables.
         width: Number of values read for a key: the row, then its state.
+        state: As given.
     """
 
     def __init__(
         self, folder: Path, manifest: Manifest, state: Mapping[str, int] | None = None
     ) -> None:
-        state = state or {}
+        self.state = state or {}
         self.ranks = manifest.ranks
-        self.width = manifest.model.embedding_dim + sum(state.values())
-        self._tensors = (ROWS, *state)
+        self.width = manifest.model.embedding_dim + sum(self.state.values())
+        self._tensors = (ROWS, *self.state)
         self.keys = sum(manifest.model.vocab_sizes)
         self._folder, self._files = folder, manifest.files
         self._open: dict[int, TensorReader] = {}

@@ -152,6 +152,12 @@ class CheckpointConfig:
         "resume even if the data is not what the checkpoint was trained on",
         affects_training=False,
     )
+    ignore_optimizer_change: bool = flag(
+        False,
+        "resume even if the checkpoint is of another optimizer; what it lacks of this one's state "
+        "begins anew",
+        affects_training=False,
+    )
 
     def __post_init__(self) -> None:
         require_positive(self, "checkpoint_interval", "keep_checkpoints")

@@ -311,6 +311,7 @@ def load(
         state,
         collective,
         ignore_data_change=options.ignore_data_change or not trains,
+        ignore_optimizer_change=options.ignore_optimizer_change or not trains,
         pinned=config.data.pinned if trains else (),
         on_message=reporter.say,
         on_progress=watchdog.report_progress,

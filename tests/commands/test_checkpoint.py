@@ -254,6 +254,13 @@ def test_some_tables_of_what_a_run_saved(tmp_path):
     )
 
 
+def test_an_export_leaves_out_what_an_optimizer_keeps(tmp_path):
+    state = {"adam.steps": np.ones(1, np.int64), "adam.mean.top_bias_0": np.ones(3, np.float32)}
+    path = write(tmp_path / "c", 2, dense={**DENSE, **state})
+    assert main(["export", str(path), str(tmp_path / "out"), "--format=safetensors"]) == 0
+    assert load_file(tmp_path / "out" / DENSE_FILE).keys() == DENSE.keys()
+
+
 def test_tables_without_dense_weights_are_exported(tmp_path):
     path = write(tmp_path / "c", 2, dense={})
     assert main(["export", str(path), str(tmp_path / "o"), "--format=safetensors"]) == 0

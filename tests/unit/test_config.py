@@ -86,6 +86,7 @@ OUR_FLAGS: dict[str, Any] = {
     "keep_checkpoints": 2,
     "resume": "auto",
     "ignore_data_change": False,
+    "ignore_optimizer_change": False,
     "stall_timeout": 300.0,
     "inference_benchmark_batch_sizes": (1, 64, 4096),
     "inference_benchmark_steps": 200,
@@ -298,6 +299,7 @@ def test_every_flag_arrives() -> None:
     written += ["--amp", "--xla=true", "--compress=True", "--eval_in_last=1", "--nocustom_interact"]
     written += ["--custom_mlp"]
     written += ["--use_synthetic_dataset=false", "--use_splited_dataset", "--ignore_data_change"]
+    written += ["--ignore_optimizer_change"]
     written += ["--shuffle_batch_order", "--synthetic_dataset_table_sizes=5,6"]
     written += ["--synthetic_hotness=1,3"]
     config = parsed(*written)["config"]
@@ -306,6 +308,7 @@ def test_every_flag_arrives() -> None:
         **given,
         **dict.fromkeys(true, True),
         "shuffle_batch_order": True,
+        "ignore_optimizer_change": True,
         "custom_mlp": True,
         "custom_interact": False,
         "use_synthetic_dataset": False,

@@ -174,3 +174,6 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
         MisfitError, match="for the dense layers expected adagrad.sum.bias.*found nothing"
     ):
         resume("auto", tmp_path, RUN, made(DenseAdagrad()), Collective())
+    loaded = made(DenseAdagrad(initial=0.5))
+    assert resume("auto", tmp_path, RUN, loaded, Collective(), ignore_optimizer_change=True)
+    assert (loaded.dense["adagrad.sum.bias"].numpy() == 0.5).all()

@@ -232,3 +232,32 @@ def test_a_checkpoint_of_another_optimizer_is_refused(
     assert "resume with the optimizer that wrote it" in str(caught.value)
     assert "\n" not in str(caught.value)
     np.testing.assert_array_equal(stored(tables), before)
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(2, 2), (2, 3)])
+def test_the_state_of_another_optimizer_begins_anew_if_asked_to(
+    wrote: int, reads: int, tmp_path: Path
+) -> None:
+    """Of FTRL's, the sums are those of nobody else; rows are the checkpoint's in any case."""
+
+    def write(collective: Collective) -> np.ndarray:
+        tables = tables_of(RowAdagrad(), collective)
+        train(tables, collective, range(STEPS))
+        Checkpoints(tmp_path, collective, RUN, keep=1).save(State({}, tables), Position(6, 0, 0))
+        return stored(tables)
+
+    def read(collective: Collective) -> np.ndarray:
+        tables = tables_of(RowFtrl(initial=0.5), collective)
+        train(tables, collective, range(1))
+        state = State({}, tables)
+        assert resume("auto", tmp_path, RUN, state, collective, ignore_optimizer_change=True)
+        return stored(tables)
+
+    rows = np.empty((TABLE.rows, 2 * TABLE.width))
+    for rank, found in enumerate(on_ranks(wrote, write)):
+        rows[rank::wrote] = found
+    for rank, found in enumerate(on_ranks(reads, read)):
+        width = TABLE.width
+        np.testing.assert_array_equal(found[:, :width], rows[rank::reads, :width])
+        np.testing.assert_array_equal(found[:, width : 2 * width], 0.5)
+        np.testing.assert_array_equal(found[:, 2 * width :], 0)
