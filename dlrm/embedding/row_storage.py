@@ -46,9 +46,11 @@ class RowLayout:
 
     def state_of(self, stored: tf.Tensor) -> list[tf.Tensor]:
         """Each entry of `state` among the columns; [n, S] -> [n, columns.width] each."""
-        if not self.state:
-            return []
-        return tf.split(stored, [self.table.width, *(c.width for c in self.state)], axis=1)[1:]
+        parts, begin = [], self.table.width
+        for columns in self.state:  # slices: tf.split would copy the rows too
+            parts.append(stored[:, begin : begin + columns.width])
+            begin += columns.width
+        return parts
 
     def join(self, rows: tf.Tensor, state: Sequence[tf.Tensor]) -> tf.Tensor:
         """Puts rows [n, W] and their state side by side: [n, S]."""

@@ -109,7 +109,9 @@ def test_rows_and_state_follow_the_reference(name: str, ranks: int, compress: bo
 
 
 @pytest.mark.parametrize(
-    "optimizer", [RowSGD(), RowMomentum(), RowAdagrad(), RowWiseAdagrad(), RowFtrl()], ids=str
+    "optimizer",
+    [RowSGD(), RowMomentum(), RowAdagrad(), RowWiseAdagrad(), RowFtrl()],
+    ids=lambda o: type(o).__name__,
 )
 def test_a_row_whose_gradients_are_zero_stays_as_it_is(optimizer: RowOptimizer) -> None:
     """Also one that was never changed, whose state may be 0."""
