@@ -147,7 +147,11 @@ class CheckpointSamples:
         """Yields dense [n, D], vectors [n, T, W] and labels [n] of each piece, float32."""
         for piece in self._pieces:
             dense, ids, labels = self._samples.read(*piece)
-            yield dense, self._rows[np.searchsorted(self._keys, self._samples.keys_of(ids))], labels
+            yield dense, self.vectors(ids), labels
+
+    def vectors(self, ids: NDArray[np.int32]) -> Floats:
+        """The vectors [n, T, W], float32, of ids [n, T] that the pieces name."""
+        return self._rows[np.searchsorted(self._keys, self._samples.keys_of(ids))]
 
 
 def _read_rows(checkpoint: Path, manifest: Manifest, keys: NDArray[np.int64]) -> Floats:

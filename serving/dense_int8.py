@@ -7,7 +7,9 @@ A layer computes, with x its input, q the input's bytes and K the kernel's,
 
 where every column j of the input has a scale s and a zero z, and every output o a scale c. The
 scales of the columns are folded into the kernel, K_jo = rint(W_jo s_j / c_o), so that the sum is of
-whole numbers. Arrays in, arrays out: the files, and what computes with them, are elsewhere.
+whole numbers. Cross layers stay float32: what reaches the later ones are products of many factors,
+and their sum goes into all that follows. Arrays in, arrays out: the files, and what computes with
+them, are elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import ModelShape
 from serving.calibration import Calibration, ColumnRanges
-from serving.dense_weights import layers
+from serving.dense_weights import cross_shapes, layers
 
 INPUT_LEVELS = 255
 KERNEL_LEVELS = 127
@@ -39,13 +41,13 @@ def quantise(
     Returns:
         For each layer, such as the bottom MLP's first: `bottom_kernel_0` int8 [I, O],
         `bottom_bias_0` float32 [O], `bottom_kernel_scale_0` float32 [O], `bottom_input_scale_0`
-        float32 [I] and `bottom_input_zero_0` int32 [I].
+        float32 [I] and `bottom_input_zero_0` int32 [I]; the weights of cross layers as they are.
 
     Raises:
         ValueError: The calibration is of other weights.
     """
     calibration.check(dense, model)
-    result: dict[str, NDArray[Any]] = {}
+    result: dict[str, NDArray[Any]] = {name: dense[name] for name in cross_shapes(model)}
     for mlp, number, _, _ in layers(model):
         kernel, bias = f"{mlp}_kernel_{number}", f"{mlp}_bias_{number}"
         scale, zero = input_scales(calibration.ranges[f"{mlp}_{number}"])

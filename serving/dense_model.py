@@ -1,4 +1,4 @@
-"""The dense part of a model in plain NumPy: bottom MLP, dot interaction, top MLP, in float32.
+"""The dense part of a model in plain NumPy: bottom MLP, interaction, top MLP, in float32.
 
 It serves to look at what flows into each layer, not to be fast; the scorer serves. Knows the
 weights by the names of `serving.dense_weights`, but neither files nor tables.
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import ModelShape
-from serving.dense_weights import layers
+from dlrm.layers.interaction_shape import DOT, SUM
+from serving.dense_weights import cross_shapes, layers
 
 LOGITS = "logits"
 
@@ -29,11 +30,13 @@ class DenseModel:
     """Computes logits, and shows the input of every layer on the way.
 
     Args:
-        weights: The kernels and biases of all layers, by name.
+        weights: The weights of all layers, by name.
         model: The shape of the model.
     """
 
     def __init__(self, weights: Mapping[str, NDArray[Any]], model: ModelShape) -> None:
+        self._interaction = model.interaction
+        self._cross = [weights[name] for name in cross_shapes(model)]
         self._layers: dict[str, list[tuple[str, Floats, Floats]]] = {"bottom": [], "top": []}
         for mlp, number, _, _ in layers(model):
             kernel, bias = weights[f"{mlp}_kernel_{number}"], weights[f"{mlp}_bias_{number}"]
@@ -47,13 +50,25 @@ class DenseModel:
             vectors: float32 [B, T, W].
         """
         bottom = yield from self._apply("bottom", dense)
-        _, kernel, _ = self._layers["top"][0]
-        logits = yield from self._apply("top", interact(bottom, vectors, len(kernel)))
+        logits = yield from self._apply("top", self._interact(bottom, vectors))
         yield LOGITS, logits
 
     def logits(self, dense: Floats, vectors: Floats) -> Floats:
         """Computes the logits, float32 [B], of dense [B, D] and vectors [B, T, W]."""
         return dict(self.steps(dense, vectors))[LOGITS][:, 0]
+
+    def _interact(self, bottom: Floats, vectors: Floats) -> Floats:
+        """The input of the top MLP, float32 [B, I], of bottom [B, W] and vectors [B, T, W]."""
+        if self._interaction == DOT:
+            _, kernel, _ = self._layers["top"][0]
+            return interact(bottom, vectors, len(kernel))
+        if self._interaction == SUM:
+            return bottom + vectors.sum(axis=1)
+        first = np.concatenate([bottom, vectors.reshape(len(vectors), -1)], axis=1)  # [B, N]
+        values = first
+        for v, w, bias in zip(self._cross[::3], self._cross[1::3], self._cross[2::3]):
+            values = first * (values @ v @ w + bias) + values
+        return values
 
     def _apply(self, mlp: str, values: Floats) -> Generator[tuple[str, Floats], None, Floats]:
         """Yields the input of each layer of an MLP; returns the output of the last one."""

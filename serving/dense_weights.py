@@ -1,6 +1,7 @@
-"""Reads the weights of the MLPs from a checkpoint, and nothing else that it keeps beside them.
+"""Reads the dense weights of a checkpoint, and nothing else that it keeps beside them.
 
-Names follow `dlrm.layers.mlp`: `<mlp>_kernel_<layer>` [inputs, outputs], `<mlp>_bias_<layer>`.
+Names follow `dlrm.layers.mlp`: `<mlp>_kernel_<layer>` [inputs, outputs], `<mlp>_bias_<layer>`; and
+`dlrm.layers.cross`: `cross_v_<layer>`, `cross_w_<layer>`, `cross_bias_<layer>`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,28 @@ def layers(model: ModelShape) -> Iterator[tuple[str, int, int | None, int]]:
             inputs = outputs
 
 
+def cross_shapes(model: ModelShape) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight of the cross layers, by name; empty without such layers."""
+    values = model.interaction_shape.output_width(model.embedding_dim, len(model.vocab_sizes))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in range(model.cross_layers):
+        shapes[f"cross_v_{number}"] = (values, model.cross_rank)
+        shapes[f"cross_w_{number}"] = (model.cross_rank, values)
+        shapes[f"cross_bias_{number}"] = (values,)
+    return shapes
+
+
+def _shapes(model: ModelShape) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+    """Yields the name and shape of every weight; a size of None may be any."""
+    for mlp, number, inputs, outputs in layers(model):
+        if mlp == "top" and number == 0:
+            yield from cross_shapes(model).items()
+        yield f"{mlp}_kernel_{number}", (inputs, outputs)
+        yield f"{mlp}_bias_{number}", (outputs,)
+
+
 def read_dense(checkpoint: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """The kernels and biases of all layers by name, float32, from the bottom up.
+    """The weights of all layers by name, float32, from the bottom up.
 
     Optimizer state, which the same file may hold, is left out.
 
@@ -46,16 +67,14 @@ def read_dense(checkpoint: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     weights = {}
     path = checkpoint / DENSE_FILE
     with TensorReader(path, manifest.files[DENSE_FILE]) as reader:
-        for mlp, number, inputs, outputs in layers(manifest.model):
-            for part, shape in (("kernel", (inputs, outputs)), ("bias", (outputs,))):
-                name = f"{mlp}_{part}_{number}"
-                found = reader.tensors[name][1] if name in reader.tensors else None
-                fits = found is not None and len(found) == len(shape)
-                if not fits or any(a not in (None, b) for a, b in zip(shape, found or ())):
-                    wanted = ["any" if size is None else size for size in shape]
-                    raise ValueError(
-                        f"{path}: expected {name} of shape {wanted}, found {found}; "
-                        "give a checkpoint that a training run wrote"
-                    )
-                weights[name] = reader.read(name)
+        for name, shape in _shapes(manifest.model):
+            found = reader.tensors[name][1] if name in reader.tensors else None
+            fits = found is not None and len(found) == len(shape)
+            if not fits or any(a not in (None, b) for a, b in zip(shape, found or ())):
+                wanted = ["any" if size is None else size for size in shape]
+                raise ValueError(
+                    f"{path}: expected {name} of shape {wanted}, found {found}; "
+                    "give a checkpoint that a training run wrote"
+                )
+            weights[name] = reader.read(name)
     return weights

@@ -18,6 +18,8 @@ def describe(artifact: Artifact) -> Iterator[str]:
         f"model: {model.num_dense} dense features, bottom MLP {bottom}, top MLP {top}, "
         f"stored as {artifact.dense}"
     )
+    crossed = f", {model.cross_layers} cross layers of rank {model.cross_rank} in float32"
+    yield f"interaction: {model.interaction}{crossed if model.cross_layers else ''}"
     width = row_bytes(artifact.tables, model.embedding_dim)
     yield (
         f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}, {artifact.keys:,} rows, "

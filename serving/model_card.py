@@ -117,15 +117,12 @@ def _content(
 
 
 def _by_mlp(tensors: Mapping[str, NDArray[Any]], attribute: str) -> dict[str, int]:
-    """The sum of an attribute over the tensors of each MLP."""
-    return {
-        mlp: sum(
-            getattr(value, attribute)
-            for name, value in tensors.items()
-            if name.startswith(f"{mlp}_")
-        )
-        for mlp in ("bottom", "top")
-    }
+    """The sum of an attribute over the tensors of each MLP, and of any cross layers."""
+    sums = {"bottom": 0, "top": 0}
+    for name, value in tensors.items():
+        part = name.partition("_")[0]
+        sums[part] = sums.get(part, 0) + getattr(value, attribute)
+    return sums
 
 
 def shaping_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

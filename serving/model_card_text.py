@@ -9,6 +9,12 @@ from typing import Any
 from dlrm.formats.quantities import size_text
 
 _NARROWEST = 4  # a column's rule is at least ---:
+_NAMES = {
+    "dot": "DLRM",
+    "dcnv2": "DCNv2",
+    "sum": "model of summed vectors",
+    "concat": "model of concatenated vectors",
+}
 
 
 def markdown(card: Mapping[str, Any]) -> str:
@@ -26,8 +32,9 @@ def _summary(card: Mapping[str, Any]) -> Iterator[str]:
     yield "# Model card"
     yield ""
     yield (
-        f"A DLRM that predicts whether a user clicks, from {model['num_dense']} dense features and "
-        f"{model['tables']} ids, after {card['training']['step']:,} steps of training. Its tables "
+        f"A {_NAMES[model['interaction']]} that predicts whether a user clicks, from "
+        f"{model['num_dense']} dense features and {model['tables']} ids, "
+        f"after {card['training']['step']:,} steps of training. Its tables "
         f"are stored as {stored['tables']}, with rows in order of {stored['row_order']}, and its "
         f"MLPs as {stored['dense']}."
     )
@@ -47,10 +54,14 @@ def _parts(card: Mapping[str, Any]) -> Iterator[str]:
             size_text(stored["row_bytes_by_type"][stored["tables"]]),
         )
     ]
-    for mlp, size in stored["mlp_bytes"].items():
-        shape = "-".join(map(str, model[f"{mlp}_mlp"]))
-        count = f"{parameters[mlp]:,}"
-        lines.append((f"{mlp} MLP", shape, count, stored["dense"], size_text(size)))
+    for part, size in stored["mlp_bytes"].items():
+        count = f"{parameters[part]:,}"
+        if part == "cross":
+            shape = f"{model['cross_layers']} of rank {model['cross_rank']}"
+            lines.append(("cross layers", shape, count, "float32", size_text(size)))
+            continue
+        shape = "-".join(map(str, model[f"{part}_mlp"]))
+        lines.append((f"{part} MLP", shape, count, stored["dense"], size_text(size)))
     yield from _table(("part", "shape", "parameters", "stored as", "size"), "ttntn", lines)
     yield ""
     sizes = stored["row_bytes_by_type"]

@@ -17,6 +17,7 @@ REMEDY = "build it with `make serving_core`"
 
 # The numbers of `serving/core/scorer.h`.
 ROW_TYPES = {"float32": 0, "float16": 1, "int8": 2, "int8_rows": 3}
+INTERACTIONS = {"dot": 0, "concat": 1, "dcnv2": 1, "sum": 2}  # dcnv2 has cross layers behind it
 LEVELS = {
     name: level
     for level, name in enumerate(
@@ -49,6 +50,8 @@ class LibraryModel(ctypes.Structure):
         *(("positions", _ADDRESS), ("position_bytes", _INT)),
         *(("bottom_count", _INT), ("top_count", _INT)),
         *(("bottom", ctypes.POINTER(LibraryLayer)), ("top", ctypes.POINTER(LibraryLayer))),
+        *(("interaction", _INT), ("cross_count", _INT)),
+        ("cross", ctypes.POINTER(LibraryLayer)),
         *(("dictionary_count", _LONG), ("dictionary_values", _ADDRESS)),
         *(("dictionary_ids", _ADDRESS), ("moduli", _ADDRESS), ("missing_is_value", _INT)),
     )

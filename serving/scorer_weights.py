@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 
 from dlrm.distributed.host_memory import memory_limit
 from dlrm.formats.quantities import size_text
-from dlrm.layers.interaction_width import interaction_width
 from serving import artifact as files
 from serving.artifact import Artifact
+from serving.dense_weights import cross_shapes
 from serving.row_encoding import INT8, stored_spec
 from serving.row_order import position_type
-from serving.scorer_library import ROW_TYPES, LibraryLayer, LibraryModel, address
+from serving.scorer_library import (
+    INTERACTIONS,
+    ROW_TYPES,
+    LibraryLayer,
+    LibraryModel,
+    address,
+)
 
 _REMEDY = "export it again with `python3 -m serving export`"
 _OTHER_MEMORY = 48 << 20  # bytes of interpreter, NumPy, MLPs and activations, at least
@@ -62,6 +68,7 @@ class MappedWeights:
         self.model.vocab_sizes = self._keep(np.array(shape.vocab_sizes, np.int64))
         self._map_rows(hot_share)
         self._map_layers(shape.num_dense, shape.bottom_mlp, shape.top_mlp)
+        self._map_interaction()
         self._map_dictionary()
 
     def _keep(self, array: NDArray[Any]) -> int | None:
@@ -102,7 +109,7 @@ class MappedWeights:
 
     def _map_layers(self, num_dense: int, bottom: tuple[int, ...], top: tuple[int, ...]) -> None:
         tables, width = int(self.model.tables), int(self.model.width)
-        interaction = interaction_width(width, tables)
+        interaction = self._artifact.model.interaction_shape.output_width(width, tables)
         tensors = self._tensors(files.DENSE_FILE)
         for mlp, sizes in (("bottom", (num_dense, *bottom)), ("top", (interaction, *top))):
             count = len(sizes) - 1
@@ -120,6 +127,32 @@ class MappedWeights:
                 f"{self._artifact.folder}: expected a bottom MLP that ends with {width} units and "
                 f"a top MLP that ends with 1, found {bottom[-1]} and {top[-1]}"
             )
+
+    def _map_interaction(self) -> None:
+        """The kind of the interaction, and two layers without ReLU for each cross layer."""
+        shape = self._artifact.model
+        if shape.interaction not in INTERACTIONS or shape.cross_layers > _MOST_LAYERS:
+            raise ValueError(
+                f"{self._artifact.folder}: expected an interaction of {', '.join(INTERACTIONS)} "
+                f"with at most {_MOST_LAYERS} cross layers, found {shape.interaction} with "
+                f"{shape.cross_layers}; {_REMEDY}"
+            )
+        self.model.interaction = INTERACTIONS[shape.interaction]
+        tensors, layers = self._tensors(files.DENSE_FILE), []
+        weights = [
+            tensors.take(name, np.dtype(np.float32), size)
+            for name, size in cross_shapes(shape).items()
+        ]
+        for v, w, bias in zip(weights[::3], weights[1::3], weights[2::3]):
+            for kernel, its_bias in ((v, np.zeros(v.shape[1], np.float32)), (w, bias)):
+                layer = LibraryLayer(inputs=kernel.shape[0], outputs=kernel.shape[1])
+                layer.kernel, layer.bias = self._keep(kernel), self._keep(its_bias)
+                layers.append(layer)
+        self.model.cross_count = len(layers) // 2
+        if layers:
+            array = (LibraryLayer * len(layers))(*layers)
+            self._kept.append(array)
+            self.model.cross = array
 
     def _layers(self, tensors: Tensors, mlp: str, sizes: tuple[int, ...]) -> Iterator[LibraryLayer]:
         int8 = self._artifact.dense == "int8"

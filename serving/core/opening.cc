@@ -6,14 +6,23 @@
 #include "scorer_state.h"
 
 bool Scorer::open(const ScorerModel& model) {
-  interaction_width = interact_output_width(tables + 1, width);
-  int64_t widest = 0;
-  for (int mlp = 0; mlp < 2; ++mlp) {
-    const ScorerLayer* const layers = mlp ? model.top : model.bottom;
-    for (int i = 0; i < (mlp ? model.top_count : model.bottom_count); ++i) {
-      if (layers[i].inputs > widest) widest = layers[i].inputs;
-      if (layers[i].outputs > widest) widest = layers[i].outputs;
+  interaction_width = interaction == SCORER_DOT   ? interact_output_width(tables + 1, width)
+                      : interaction == SCORER_SUM ? width
+                                                  : (tables + 1) * width;
+  const struct {
+    const ScorerLayer* layers;
+    int count;
+    Mlp* packed;
+  } parts[] = {{model.bottom, model.bottom_count, &bottom},
+               {model.top, model.top_count, &top},
+               {model.cross, 2 * model.cross_count, &cross}};
+  int64_t widest = 0, packed = 0;
+  for (const auto& part : parts) {
+    for (int i = 0; i < part.count; ++i) {
+      if (part.layers[i].inputs > widest) widest = part.layers[i].inputs;
+      if (part.layers[i].outputs > widest) widest = part.layers[i].outputs;
     }
+    packed += packed_bytes(kernels, part.layers, part.count);
   }
   // One line more than whole panels: rows a power of two apart would share few sets of the cache.
   const int64_t line = kAlignment / static_cast<int64_t>(sizeof(float));
@@ -23,9 +32,7 @@ bool Scorer::open(const ScorerModel& model) {
   split_stride = rounded_up(rounded_up(widest, kernels.panel) / 2, line) + line;
 
   const int64_t bytes = Memory::needed<int64_t>(tables) * 2 + Memory::needed<int64_t>(tables + 1) +
-                        Memory::needed<float>(tables) + Dictionary::bytes(tables) +
-                        packed_bytes(kernels, model.bottom, model.bottom_count) +
-                        packed_bytes(kernels, model.top, model.top_count);
+                        Memory::needed<float>(tables) + Dictionary::bytes(tables) + packed;
   if (!memory.allocate(bytes)) return false;
   int64_t* const sizes = memory.take<int64_t>(tables);
   int64_t* const listed = memory.take<int64_t>(tables);
@@ -42,7 +49,8 @@ bool Scorer::open(const ScorerModel& model) {
   first_keys = keys;
   table_scales = scales;
   dictionary.open(model, memory);
-  pack_mlp(kernels, model.bottom, model.bottom_count, memory, &bottom);
-  pack_mlp(kernels, model.top, model.top_count, memory, &top);
+  for (const auto& part : parts) {
+    pack_mlp(kernels, part.layers, part.count, memory, part.packed);
+  }
   return rows.open(model, first_keys, &pool);
 }

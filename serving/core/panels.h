@@ -5,10 +5,10 @@
 #include "memory.h"
 #include "scorer.h"
 
-constexpr int kMostLayers = 64;
+constexpr int kMostLayers = 64;  // of the MLPs; cross layers take two each
 
 struct Mlp {
-  PanelLayer layers[kMostLayers];
+  PanelLayer layers[2 * kMostLayers];
   int count = 0;
 };
 

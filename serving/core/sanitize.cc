@@ -56,13 +56,18 @@ struct Layers {
   std::vector<ScorerLayer> layers;
 };
 
-bool run(const Shape& shape, int level, int32_t row_type, bool int8) {
+bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t interaction,
+         int32_t cross_count) {
   const int64_t tables = static_cast<int64_t>(shape.vocab_sizes.size());
-  const int64_t pairs = tables * (tables + 1) / 2;
-  std::vector<int64_t> bottom = {shape.num_dense}, top = {(shape.width + pairs + 7) / 8 * 8};
+  const int64_t pairs = tables * (tables + 1) / 2, all = (tables + 1) * shape.width;
+  const int64_t columns[] = {(shape.width + pairs + 7) / 8 * 8, all, shape.width};
+  std::vector<int64_t> bottom = {shape.num_dense}, top = {columns[interaction]};
   bottom.insert(bottom.end(), shape.bottom.begin(), shape.bottom.end());
   top.insert(top.end(), shape.top.begin(), shape.top.end());
   Layers bottom_layers(bottom, int8, true), top_layers(top, int8, false);
+  // Two cross layers, each of two layers without ReLU.
+  Layers v(std::vector<int64_t>{all, 5}, false, false), w(std::vector<int64_t>{5, all}, false, false);
+  const ScorerLayer cross[] = {v.layers[0], w.layers[0], v.layers[0], w.layers[0]};
   int64_t keys = 0;
   for (int64_t size : shape.vocab_sizes) keys += size;
   const int64_t row_bytes[] = {shape.width * 4, shape.width * 2, shape.width, shape.width + 8};
@@ -93,6 +98,9 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8) {
   model.top_count = static_cast<int32_t>(shape.top.size());
   model.bottom = bottom_layers.layers.data();
   model.top = top_layers.layers.data();
+  model.interaction = interaction;
+  model.cross_count = interaction == SCORER_CONCAT ? cross_count : 0;
+  model.cross = cross;
   model.dictionary_count = tables;
   model.dictionary_values = dictionary.begin();
   model.dictionary_ids = dictionary_ids.begin();
@@ -142,11 +150,17 @@ int main() {
     for (const Shape& shape : shapes) {
       for (int32_t type : {SCORER_FLOAT32, SCORER_FLOAT16, SCORER_INT8, SCORER_INT8_ROWS}) {
         for (bool int8 : {false, true}) {
-          if (!run(shape, level, type, int8)) {
-            printf("level %d, rows of type %d: failed\n", level, type);
-            return EXIT_FAILURE;
+          // All interactions with rows of one type: what follows the rows does not know it.
+          const int others = type == SCORER_FLOAT32 ? SCORER_SUM : SCORER_DOT;
+          for (int32_t kind = SCORER_DOT; kind <= others; ++kind) {
+            for (int32_t crossed = 0; crossed <= (kind == SCORER_CONCAT ? 2 : 0); crossed += 2) {
+              if (!run(shape, level, type, int8, kind, crossed)) {
+                printf("level %d, rows of type %d, interaction %d: failed\n", level, type, kind);
+                return EXIT_FAILURE;
+              }
+              ++runs;
+            }
           }
-          ++runs;
         }
       }
     }

@@ -16,6 +16,10 @@ extern "C" {
 // followed by the row's scale and bias as floats.
 enum { SCORER_FLOAT32, SCORER_FLOAT16, SCORER_INT8, SCORER_INT8_ROWS };
 
+// What the top MLP gets: the bottom MLP's output and the dot products of all pairs of vectors; all
+// vectors, one behind the other, after any cross layers; their sum.
+enum { SCORER_DOT, SCORER_CONCAT, SCORER_SUM };
+
 // Instruction sets. All compute the same integers in int8 layers.
 enum {
   SCORER_PORTABLE,
@@ -56,6 +60,9 @@ typedef struct {
   int32_t position_bytes;     // of one position: 4 or 8
   int32_t bottom_count, top_count;
   const ScorerLayer *bottom, *top;  // copied
+  int32_t interaction;
+  int32_t cross_count;       // of cross layers x0 * (W V x + b) + x, only for SCORER_CONCAT
+  const ScorerLayer* cross;  // float layers V and W of each; copied
   // A dictionary, or NULLs: values table << 32 | value in ascending order, and their ids. Both must
   // outlive the scorer. A modulus of 0 leaves the values of a table as they are.
   int64_t dictionary_count;

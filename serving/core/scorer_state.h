@@ -37,6 +37,7 @@ struct __attribute__((visibility("hidden"))) Scorer {
         tables(model.tables),
         width(model.width),
         row_type(model.row_type),
+        interaction(model.interaction),
         level(cpu_level),
         kernels(kernels_of(cpu_level)),
         pool(threads) {}
@@ -55,7 +56,7 @@ struct __attribute__((visibility("hidden"))) Scorer {
   bool compute_user(const float* dense, const int32_t* ids, const User& user);
 
   int64_t num_dense, tables, width;
-  int32_t row_type;
+  int32_t row_type, interaction;
   int level;
   const Kernels& kernels;
   ThreadPool pool;
@@ -65,7 +66,7 @@ struct __attribute__((visibility("hidden"))) Scorer {
   const int64_t* all_tables = nullptr;
   const float* table_scales = nullptr;
   Dictionary dictionary;
-  Mlp bottom, top;
+  Mlp bottom, top, cross;  // two layers for each cross layer
   Rows rows;
   ScratchList scratches;
   int64_t interaction_width = 0;
@@ -77,9 +78,18 @@ struct __attribute__((visibility("hidden"))) Scorer {
   Scratch* take_scratch();
   bool score_block(const Request& request, int64_t first, int64_t count, ThreadPool* helpers);
   void run_mlp(const Mlp& mlp, const float* input, int64_t stride, int64_t rows, float* output,
-               int64_t output_stride, Scratch* scratch, ThreadPool* helpers, bool split) const;
+               int64_t output_stride, Scratch* scratch, ThreadPool* helpers, bool split) const {
+    run_layers(mlp.layers, mlp.count, input, stride, rows, output, output_stride, scratch, helpers,
+               split);
+  }
+  void run_layers(const PanelLayer* layers, int layer_count, const float* input, int64_t stride,
+                  int64_t rows, float* output, int64_t output_stride, Scratch* scratch,
+                  ThreadPool* helpers, bool split) const;
   void gather(const char* const* addresses, int64_t samples, const int64_t* listed, int64_t count,
               float* vectors) const;
+  void combine(const float* block_bottom, const float* vectors, int64_t samples,
+               float* output) const;
+  void run_cross(int64_t count, Scratch* scratch, ThreadPool* helpers, bool split) const;
   bool interact(const Request& request, int64_t first, int64_t count, const Scratch& block,
                 Scratch* own) const;
 };

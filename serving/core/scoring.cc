@@ -59,7 +59,8 @@ Scratch* Scorer::take_scratch() {
   const int64_t bytes = Memory::needed<float>(kBlock * stride) * 2 +
                         Memory::needed<float>(kBlock * width) +
                         Memory::needed<float>(kGathered * tables * width) +
-                        Memory::needed<float>(kBlock * interaction_width) +
+                        Memory::needed<float>(kBlock * interaction_width) *
+                            (cross.count ? 3 : 1) +
                         Memory::needed<const char*>(kBlock * tables) +
                         Memory::needed<uint32_t>(kernels.parts * kBlock * split_stride);
   if (!scratch || !scratch->memory.allocate(bytes)) {
@@ -70,6 +71,10 @@ Scratch* Scorer::take_scratch() {
   scratch->bottom = scratch->memory.take<float>(kBlock * width);
   scratch->vectors = scratch->memory.take<float>(kGathered * tables * width);
   scratch->interaction = scratch->memory.take<float>(kBlock * interaction_width);
+  if (cross.count) {
+    scratch->crossed = scratch->memory.take<float>(kBlock * interaction_width);
+    scratch->factor = scratch->memory.take<float>(kBlock * interaction_width);
+  }
   scratch->rows = scratch->memory.take<const char*>(kBlock * tables);
   scratch->split = scratch->memory.take<uint32_t>(kernels.parts * kBlock * split_stride);
   return scratch;
@@ -77,25 +82,25 @@ Scratch* Scorer::take_scratch() {
 
 // Samples [count, inputs] -> [count, outputs], at most a block of them. Both may lie in `scratch`,
 // but not in its values.
-void Scorer::run_mlp(const Mlp& mlp, const float* input, int64_t input_stride, int64_t count,
-                     float* output, int64_t output_stride, Scratch* scratch, ThreadPool* helpers,
-                     bool split) const {
+void Scorer::run_layers(const PanelLayer* layers, int layer_count, const float* input,
+                        int64_t input_stride, int64_t count, float* output, int64_t output_stride,
+                        Scratch* scratch, ThreadPool* helpers, bool split) const {
   LayerCall call = {};
   call.rows = count;
   call.input = input;
   call.input_stride = input_stride;
   int free = 0;
-  if (mlp.layers[0].int8) {
+  if (layers[0].int8) {
     auto* const words = reinterpret_cast<uint32_t*>(scratch->values[0]);
-    kernels.quantise(mlp.layers[0], input, input_stride, count, words, word_stride);
+    kernels.quantise(layers[0], input, input_stride, count, words, word_stride);
     call.input = words;
     call.input_stride = word_stride;
     free = 1;
   }
-  for (int i = 0; i < mlp.count; ++i) {
-    call.layer = &mlp.layers[i];
-    const bool last = i + 1 == mlp.count;
-    call.next = !last && mlp.layers[i + 1].int8 ? &mlp.layers[i + 1] : nullptr;
+  for (int i = 0; i < layer_count; ++i) {
+    call.layer = &layers[i];
+    const bool last = i + 1 == layer_count;
+    call.next = !last && layers[i + 1].int8 ? &layers[i + 1] : nullptr;
     call.output = last ? output : scratch->values[free];
     call.output_stride = last ? output_stride : call.next ? word_stride : stride;
     call.part_stride = 0;
@@ -141,6 +146,39 @@ void Scorer::gather(const char* const* addresses, int64_t samples, const int64_t
   kernels.gather(call);
 }
 
+// Vectors [samples, tables, width] and the bottom MLP's outputs -> rows of the interaction, where
+// that has no products.
+void Scorer::combine(const float* block_bottom, const float* vectors, int64_t samples,
+                     float* output) const {
+  const size_t bytes = static_cast<size_t>(width) * sizeof(float);
+  for (int64_t i = 0; i < samples; ++i) {
+    const float* const own = vectors + i * tables * width;
+    float* const to = output + i * interaction_width;
+    memcpy(to, block_bottom + i * width, bytes);
+    if (interaction == SCORER_CONCAT) {
+      memcpy(to + width, own, static_cast<size_t>(tables) * bytes);
+      continue;
+    }
+    for (int64_t table = 0; table < tables; ++table) {
+      for (int64_t j = 0; j < width; ++j) to[j] += own[table * width + j];
+    }
+  }
+}
+
+// Cross layers over the interaction of a block, into `crossed`: x = x0 * (W V x + b) + x.
+void Scorer::run_cross(int64_t count, Scratch* scratch, ThreadPool* helpers, bool split) const {
+  const float* const first = scratch->interaction;
+  const float* values = first;
+  for (int i = 0; i < cross.count; i += 2) {
+    run_layers(cross.layers + i, 2, values, interaction_width, count, scratch->factor,
+               interaction_width, scratch, helpers, split);
+    for (int64_t j = 0; j < count * interaction_width; ++j) {
+      scratch->crossed[j] = first[j] * scratch->factor[j] + values[j];
+    }
+    values = scratch->crossed;
+  }
+}
+
 // Rows and interaction of samples [first, first + count) of a block, with vectors in `own` memory.
 bool Scorer::interact(const Request& request, int64_t first, int64_t count, const Scratch& block,
                       Scratch* own) const {
@@ -157,6 +195,11 @@ bool Scorer::interact(const Request& request, int64_t first, int64_t count, cons
     const int64_t samples = end - first < kGathered ? end - first : kGathered;
     gather(block.rows + first * request.count, samples, request.tables, request.count,
            own->vectors);
+    if (interaction != SCORER_DOT) {
+      combine(block.bottom + first * width, own->vectors, samples,
+              block.interaction + first * interaction_width);
+      continue;
+    }
     const InteractGroup groups[] = {{block.bottom + first * width, nullptr, 1},
                                     {own->vectors, nullptr, tables}};
     const InteractBatch batch = {INTERACT_FLOAT32, 2, groups, width};
@@ -195,7 +238,8 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
   };
   run_parts(helpers, parts, work);
   if (good) {
-    run_mlp(top, scratch->interaction, interaction_width, count, request.logits + first, 1, scratch,
+    if (cross.count) run_cross(count, scratch, helpers, split);
+    run_mlp(top, cross.count ? scratch->crossed : scratch->interaction, interaction_width, count, request.logits + first, 1, scratch,
             helpers, split);
   }
   scratches.put(scratch);

@@ -13,6 +13,8 @@ struct Scratch {
   float* bottom;       // [block, width]
   float* vectors;      // of a few samples, [.., tables, width]
   float* interaction;  // [block, interaction width]
+  float* crossed;      // [block, interaction width]: outputs of cross layers, if there are any
+  float* factor;       // likewise: what the first input is multiplied by
   const char** rows;   // [block, tables]
   uint32_t* split;     // inputs of a layer in parts, [parts, block, split stride]
   Scratch* next;

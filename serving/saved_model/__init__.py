@@ -127,7 +127,13 @@ def _config_of(manifest: Manifest) -> Config:
     }
     shape = manifest.model
     fixed = {"embedding_dim": shape.embedding_dim, "mode": "train", "use_synthetic_dataset": True}
-    units = {"bottom_mlp": shape.bottom_mlp, "top_mlp": shape.top_mlp}
+    if shape.cross_layers:
+        fixed.update(cross_layers=shape.cross_layers, cross_rank=shape.cross_rank)
+    units = {
+        "bottom_mlp": shape.bottom_mlp,
+        "top_mlp": shape.top_mlp,
+        "interaction": shape.interaction,
+    }
     return Config.of(**{**settings, **fixed, **units, **_PLAIN})
 
 

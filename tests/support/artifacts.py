@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.formats import packed_ids
-from tests.support.reference_interactions import interact
+from tests.support.reference_interactions import ReferenceDots, ReferenceInteraction
 
 BLOCK = 1 << 20
 ALIGNMENT = 64
@@ -56,6 +56,10 @@ class ArtifactReference:
     dictionaries: list[dict[int, int]] = field(default_factory=list)  # value -> id of each table
     moduli: list[int | None] = field(default_factory=list)
     missing_is_value: bool = True
+    interaction: Any = None  # a `ReferenceInteraction`; the dot products by default
+
+    def __post_init__(self) -> None:
+        self.interaction = self.interaction or ReferenceDots(len(self.top[0].kernel))
 
     def logits(self, dense: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
         """float [B, D], int [B, T] -> float64 [B]."""
@@ -63,7 +67,7 @@ class ArtifactReference:
         for layer in self.bottom:
             values = np.maximum(layer(values), 0)
         vectors = [table[column] for table, column in zip(self.tables, ids.T)]
-        values = interact(np.stack([values, *vectors], axis=1), len(self.top[0].kernel))
+        values = self.interaction.forward(np.stack([values, *vectors], axis=1))
         for index, layer in enumerate(self.top):
             values = layer(values)
             if index < len(self.top) - 1:
@@ -99,6 +103,9 @@ def write_artifact(
     missing_is_value: bool = True,
     modulus: int | None = None,
     largest_row_value: float = 1,
+    interaction: str = "dot",
+    cross_layers: int = 0,
+    cross_rank: int = 0,
     seed: int = 0,
     step: int = 3,
 ) -> ArtifactReference:
@@ -130,16 +137,19 @@ def write_artifact(
         name = "row_order.safetensors"
         files[name] = write_safetensors(folder / name, {"positions": positions})
 
-    interaction = -(-(width + len(vocab_sizes) * (len(vocab_sizes) + 1) // 2) // 8) * 8
+    columns = interaction_columns(interaction, width, len(vocab_sizes))
     reference = ArtifactReference(
         decoded,
         _layers(generator, (num_dense, *bottom)),
-        _layers(generator, (interaction, *top)),
+        _layers(generator, (columns, *top)),
     )
+    cross = cross_weights(generator, columns, cross_layers, cross_rank)
+    if interaction != "dot":
+        reference.interaction = ReferenceInteraction(interaction, list(cross.values()))
     if dense == "int8":
         _quantise(reference, generator, vocab_sizes, num_dense)
     name = "dense.safetensors"
-    files[name] = write_safetensors(folder / name, _dense_tensors(reference, dense))
+    files[name] = write_safetensors(folder / name, _dense_tensors(reference, dense) | cross)
 
     rules = None
     if dictionary:
@@ -167,6 +177,9 @@ def write_artifact(
                 "embedding_dim": width,
                 "bottom_mlp": list(bottom),
                 "top_mlp": list(top),
+                # Artifacts of before there were others do not name it.
+                **({} if interaction == "dot" else {"interaction": interaction}),
+                **({"cross_layers": cross_layers, "cross_rank": cross_rank} if cross else {}),
             },
             "tables": tables,
             "dense": dense,
@@ -178,6 +191,25 @@ def write_artifact(
         },
     )
     return reference
+
+
+def interaction_columns(interaction: str, width: int, tables: int) -> int:
+    """The inputs of the top MLP."""
+    if interaction == "dot":
+        return -(-(width + tables * (tables + 1) // 2) // 8) * 8
+    return width if interaction == "sum" else (tables + 1) * width
+
+
+def cross_weights(
+    generator: np.random.Generator, columns: int, layers: int, rank: int
+) -> dict[str, NDArray[Any]]:
+    """Random weights of cross layers by name: V, W and bias of each."""
+    weights = {}
+    for number in range(layers):
+        for name, shape in (("v", (columns, rank)), ("w", (rank, columns)), ("bias", (columns,))):
+            values = generator.standard_normal(shape) * (2 / (columns + rank)) ** 0.5
+            weights[f"cross_{name}_{number}"] = values.astype("<f4")
+    return weights
 
 
 def write_description(folder: Path, content: dict[str, Any]) -> None:
@@ -265,7 +297,7 @@ def _quantise(
     for layer in reference.bottom:
         values = np.maximum(_quantised(layer, values), 0)
     vectors = [table[column] for table, column in zip(reference.tables, ids.T)]
-    values = interact(np.stack([values, *vectors], axis=1), len(reference.top[0].kernel))
+    values = reference.interaction.forward(np.stack([values, *vectors], axis=1))
     for layer in reference.top:
         values = np.maximum(_quantised(layer, values), 0)
 

@@ -20,6 +20,7 @@ from dlrm.checkpoint.manifest import (
     tables_file,
 )
 from dlrm.checkpoint.safetensors_file import write_tensors
+from tests.support.artifacts import cross_weights, interaction_columns
 from tests.support.processes import run
 
 
@@ -41,14 +42,15 @@ class ArrayTables:
 
 
 def random_weights(model: ModelShape, seed: int) -> dict[str, NDArray[Any]]:
-    """Random kernels and biases of both MLPs by name, the same for the same seed."""
+    """Random weights of all layers by name, the same for the same seed."""
     assert model.num_dense
     assert model.bottom_mlp
     assert model.top_mlp
     dice = np.random.default_rng([seed, 1])
-    features = len(model.vocab_sizes) + 1
-    interaction = -(-(model.embedding_dim + features * (features - 1) // 2) // 8) * 8
-    weights = {}
+    interaction = interaction_columns(
+        model.interaction, model.embedding_dim, len(model.vocab_sizes)
+    )
+    weights = cross_weights(dice, interaction, model.cross_layers, model.cross_rank)
     for mlp, sizes in (
         ("bottom", (model.num_dense, *model.bottom_mlp)),
         ("top", (interaction, *model.top_mlp)),
