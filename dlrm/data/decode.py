@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats.bags import Bags, ids_of_tables
 from dlrm.formats.column_file import ColumnFile
 from dlrm.formats.packed_ids import Packing
 
@@ -120,11 +121,35 @@ def check_ids(
     Raises:
         ValueError: The message names the first of them.
     """
-    bad = (ids < 0) | (ids >= np.asarray(vocab_sizes))
-    if bad.any():
-        sample, table = np.argwhere(bad)[0]
+    bad = first_id_outside(ids, vocab_sizes)
+    if bad is not None:
+        sample, table, found = bad
         raise ValueError(
             f"{where}: sample {first + sample}, table {table}: expected an id from 0 to "
-            f"{vocab_sizes[table] - 1}, found {ids[sample, table]}; correct vocab_sizes in "
+            f"{vocab_sizes[table] - 1}, found {found}; correct vocab_sizes in "
             "metadata.json, or write the data again"
         )
+
+
+def first_id_outside(
+    ids: NDArray[np.int32] | Bags, vocab_sizes: Sequence[int]
+) -> tuple[int, int, int] | None:
+    """Finds the first id outside its table: the sample in the batch, the table, and the id.
+
+    Args:
+        ids: int32 [samples, tables], or bags of them, of which the first table's is returned.
+        vocab_sizes: Number of rows of each table.
+    """
+    sizes = np.asarray(vocab_sizes)
+    if not isinstance(ids, Bags):
+        bad = np.argwhere((ids < 0) | (ids >= sizes))  # [bad ids, 2]
+        if not len(bad):
+            return None
+        sample, table = map(int, bad[0])
+        return sample, table, int(ids[sample, table])
+    for table, (found, lengths) in enumerate(zip(ids_of_tables(ids), ids.lengths)):
+        outside = np.flatnonzero((found < 0) | (found >= sizes[table]))
+        if len(outside):
+            sample = np.searchsorted(np.cumsum(lengths), outside[0], side="right")
+            return int(sample), table, int(found[outside[0]])
+    return None

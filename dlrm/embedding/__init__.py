@@ -29,6 +29,7 @@ from dlrm.embedding.sharded import ShardedEmbedding
 from dlrm.embedding.sok_storage import dynamic_capacity
 from dlrm.embedding.traffic import Traffic
 from dlrm.embedding.variable_storage import VariableStorage
+from dlrm.formats.bags import BagLayout
 from dlrm.optim.row_optimizers import RowOptimizer, RowSGD
 
 __all__ = [
@@ -88,6 +89,7 @@ def create(
     bad_ids: str = "error",
     exchange_dtype: str = "float32",
     table_groups: int = 1,
+    bag_layout: BagLayout | None = None,
     gpu_gib: int = 0,
 ) -> Embedding:
     """Creates this rank's share of the tables, with their initial values.
@@ -102,6 +104,7 @@ def create(
         bad_ids: See `ShardedEmbedding`.
         exchange_dtype: See `ShardedEmbedding`.
         table_groups: See `ShardedEmbedding`.
+        bag_layout: See `ShardedEmbedding`.
         gpu_gib: GiB of rows that `sok_dynamic` keeps on the GPU.
 
     Raises:
@@ -130,4 +133,5 @@ def create(
         bad_ids=bad_ids,
         exchange_dtype=exchange_dtype,
         table_groups=table_groups,
+        bag_layout=bag_layout,
     )

@@ -11,7 +11,7 @@ it receives, N ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 
 from dlrm.embedding.fused_table import FusedTable
 from dlrm.embedding.traffic import Traffic
+from dlrm.formats.bags import Bags
 from dlrm.optim.row_optimizers import StateColumns
 
 if TYPE_CHECKING:  # it builds on this module
+    from dlrm.embedding.bag_group import BagGroup
     from dlrm.embedding.table_group import TableGroup
+
+Ids = Union[tf.Tensor, "list[tf.Tensor]", "tuple[tf.Tensor, ...]", Bags]
 
 
 class Route(NamedTuple):
@@ -51,6 +55,11 @@ class Route(NamedTuple):
     order: tf.Tensor
     present: tf.Tensor
     bad: tf.Tensor
+
+    @property
+    def sent_keys(self) -> tf.Tensor:
+        """The number of keys sent to each rank, int32 [N]: one for each vector."""
+        return self.sent
 
 
 class Lookup(NamedTuple):
@@ -83,15 +92,22 @@ class Embedding(Protocol):
         """Number of rows that this rank owns."""
 
     @property
-    def groups(self) -> Sequence[TableGroup]:
+    def groups(self) -> Sequence[TableGroup | BagGroup]:
         """The parts of `route`, `lookup` and `update`, one by one, for each group of tables."""
 
-    def route(self, ids: tf.Tensor | list[tf.Tensor] | tuple[tf.Tensor, ...]) -> tuple[Route, ...]:
+    def ids_spec(self, batch: int) -> tf.TensorSpec | Bags:
+        """Shape and type of the ids of a batch of this many samples."""
+
+    def ids_of_groups(self, ids: Ids) -> list[Any]:
+        """Cuts the ids of a batch, as `route` takes them, into those of each group of tables."""
+
+    def route(self, ids: Ids) -> tuple[Route, ...]:
         """Sends the keys of a batch to their owners. Reads no weights, so it can run early.
 
         Args:
             ids: int32 or int64 [B, all tables]; or a tuple or list with such a tensor [B, T] for
-                each group of tables, where each group has a B of its own.
+                each group of tables, where each group has a B of its own; or, where the tables
+                hold bags, `Bags` of tensors.
 
         Returns:
             A route for each group of tables.
@@ -100,13 +116,13 @@ class Embedding(Protocol):
     def lookup(self, routes: Sequence[Route]) -> Lookup:
         """Fetches the vectors of a routed batch."""
 
-    def fetch(self, ids: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+    def fetch(self, ids: tf.Tensor | Bags) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
         """Routes a batch and fetches its vectors, which get no gradients.
 
         An owner reads a row as often as it is asked for, and does not search for distinct rows.
 
         Args:
-            ids: int32 [B, T].
+            ids: int32 [B, T], or `Bags`.
 
         Returns:
             The `Lookup.vectors` of the batch; and int32 [], the sum of its `Route.bad`.

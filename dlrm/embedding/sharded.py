@@ -1,12 +1,13 @@
 """The sharded embedding tables: all groups of tables together, and access to this rank's rows.
 
-This module and `table_group` move keys and vectors between ranks. Where rows are kept is left to a
-`RowStorage`, and how they change to a `RowOptimizer`.
+This module, `table_group` and, for bags of ids, `bag_group` move keys and vectors between ranks.
+Where rows are kept is left to a `RowStorage`, and how they change to a `RowOptimizer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
+from dlrm.embedding.bag_group import BagGroup
 from dlrm.embedding.fused_table import FusedTable
-from dlrm.embedding.interface import Lookup, Route
+from dlrm.embedding.interface import Ids, Lookup, Route
 from dlrm.embedding.partition import PartitionKeys, by_owner
 from dlrm.embedding.row_storage import RowStorage
 from dlrm.embedding.table_group import TableGroup
 from dlrm.embedding.traffic import Traffic, sent_bytes
+from dlrm.formats.bags import BagLayout, Bags
 from dlrm.optim.row_optimizers import RowOptimizer, StateColumns
 
 
@@ -41,6 +44,7 @@ class ShardedEmbedding:
             independently. On CPUs most of this work is done by single-threaded operations, so
             several groups keep several cores busy. A run uses the same number of groups and of
             lanes, but a lane is a slice of the batch and a group is a slice of the tables.
+        bag_layout: How bags of ids are pooled; None if every table has one id for each sample.
 
     Attributes:
         groups: The groups of tables.
@@ -57,28 +61,42 @@ class ShardedEmbedding:
         bad_ids: str = "error",
         exchange_dtype: str = "float32",
         table_groups: int = 1,
+        bag_layout: BagLayout | None = None,
     ) -> None:
         assert bad_ids in sharding.BAD_ID_POLICIES, bad_ids
         self._storage = storage
         self._layout = storage.layout
         self._collective = collective
         self._dtype = exchange_dtype
-        tables = len(self.table.vocab_sizes)
-        cuts = [tables * group // table_groups for group in range(table_groups + 1)]
-        self.groups = [
-            TableGroup(
-                slice(a, b),
-                storage,
-                optimizer,
-                collective,
-                partition=partition,
-                compress=compress,
-                bad_ids=bad_ids,
-                exchange_dtype=exchange_dtype,
-            )
-            for a, b in zip(cuts, cuts[1:])
-            if a < b
+        self._bag_layout = bag_layout
+        options = {"compress": compress, "bad_ids": bad_ids, "exchange_dtype": exchange_dtype}
+        # Under bags, ids are checked and vectors are exchanged by the groups around these.
+        own = (
+            options
+            if bag_layout is None
+            else {**options, "bad_ids": "error", "exchange_dtype": "float32"}
+        )
+        groups = [
+            TableGroup(tables, storage, optimizer, collective, partition=partition, **own)
+            for tables in self._cut(table_groups)
         ]
+        self.groups: Sequence[TableGroup | BagGroup] = groups
+        if bag_layout is not None:
+            self.groups = [
+                BagGroup(group, storage, collective, bag_layout, **options) for group in groups
+            ]
+
+    def _cut(self, groups: int) -> list[slice]:
+        """Cuts the tables into groups of about as many ids."""
+        tables = len(self.table.vocab_sizes)
+        cuts = [tables * group // groups for group in range(groups + 1)]
+        if self._bag_layout is not None:
+            ends = np.cumsum(self._bag_layout.mean_ids)
+            inner = [
+                int(np.abs(ends - ends[-1] * g / groups).argmin()) + 1 for g in range(1, groups)
+            ]
+            cuts = [0, *inner, tables]
+        return [slice(a, b) for a, b in zip(cuts, cuts[1:]) if a < b]
 
     @property
     def table(self) -> FusedTable:
@@ -95,15 +113,41 @@ class ShardedEmbedding:
         """See `Embedding.local_rows`."""
         return sharding.local_rows(self.table.rows, self._collective.rank, self._collective.size)
 
-    def route(self, ids: tf.Tensor | list[tf.Tensor] | tuple[tf.Tensor, ...]) -> tuple[Route, ...]:
+    def ids_spec(self, batch: int) -> tf.TensorSpec | Bags:
+        """See `Embedding.ids_spec`."""
+        tables = len(self.table.vocab_sizes)
+        if self._bag_layout is None:
+            return tf.TensorSpec([batch, tables], tf.int32)
+        return Bags(
+            ids=tf.TensorSpec([None], tf.int32),
+            lengths=tf.TensorSpec([tables, batch], tf.int32),
+            weights=tf.TensorSpec([None if self._bag_layout.weights else 0], tf.float32),
+        )
+
+    def ids_of_groups(self, ids: Ids) -> list[Any]:
+        """The ids of each group of tables."""
+        if not isinstance(ids, Bags):
+            if isinstance(ids, (list, tuple)):
+                parts = list(ids)
+            else:
+                parts = [ids[:, group.tables] for group in self.groups]
+            assert len(parts) == len(self.groups), "ids for each group of tables"
+            return parts
+        counts = tf.reduce_sum(ids.lengths, axis=1)  # [all tables]
+        sizes = tf.stack([tf.reduce_sum(counts[group.tables]) for group in self.groups])
+        of_ids = tf.split(ids.ids, sizes, num=len(self.groups))
+        of_weights = [tf.convert_to_tensor(ids.weights)] * len(self.groups)
+        if self._bag_layout is not None and self._bag_layout.weights:
+            of_weights = tf.split(ids.weights, sizes, num=len(self.groups))
+        return [
+            Bags(part, ids.lengths[group.tables], weights)
+            for group, part, weights in zip(self.groups, of_ids, of_weights)
+        ]
+
+    def route(self, ids: Ids) -> tuple[Route, ...]:
         """See `Embedding.route`."""
-        if isinstance(ids, (list, tuple)):
-            parts = list(ids)
-        else:
-            parts = [ids[:, group.tables] for group in self.groups]
-        assert len(parts) == len(self.groups), "ids for each group of tables"
         routes = []
-        for group, part in zip(self.groups, parts):
+        for group, part in zip(self.groups, self.ids_of_groups(ids)):
             addressed = group.address(part)
             routes.append(group.locate(addressed, *group.exchange_keys(addressed)))
         return tuple(routes)
@@ -117,9 +161,10 @@ class ShardedEmbedding:
             stored.append(rows)
         return Lookup(tuple(found), tuple(stored), tuple(routes))
 
-    def fetch(self, ids: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
+    def fetch(self, ids: tf.Tensor | Bags) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
         """See `Embedding.fetch`."""
-        addressed = [group.address(ids[:, group.tables]) for group in self.groups]
+        parts = self.ids_of_groups(ids)
+        addressed = [group.address(part) for group, part in zip(self.groups, parts)]
         vectors = tuple(group.fetch(part) for group, part in zip(self.groups, addressed))
         return vectors, tf.add_n([part.bad for part in addressed])
 
@@ -167,10 +212,11 @@ class ShardedEmbedding:
 
     def traffic(self, routes: Sequence[Route]) -> Traffic:
         """See `Embedding.traffic`."""
+        weights = self._bag_layout is not None and self._bag_layout.weights
         return sent_bytes(
             routes,
             rank=self._collective.rank,
-            key_bytes=self._storage.key_dtype.size,
+            key_bytes=self._storage.key_dtype.size + (tf.float32.size if weights else 0),
             vector_bytes=self.table.width * tf.as_dtype(self._dtype).size,
         )
 

@@ -119,8 +119,12 @@ class TableGroup:
 
     def locate(self, addressed: Addressed, keys: tf.Tensor, received: tf.Tensor) -> Route:
         """Finds the distinct rows of the keys received [R], and so completes the route."""
-        rows, row_of = distinct(self._storage.addresses(keys))  # [U], [R]
+        rows, row_of = self.distinct_rows(keys)
         return Route(rows, row_of, addressed.sent, received, *addressed[2:])
+
+    def distinct_rows(self, keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Finds the distinct rows [U] of keys [R] of this rank, and for each key its row [R]."""
+        return distinct(self._storage.addresses(keys))
 
     def read(self, route: Route) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads the rows. Returns a vector [R, W] for each key received, and the rows [U, S].

@@ -40,17 +40,18 @@ def sent_bytes(routes: Iterable[Route], *, rank: int, key_bytes: int, vector_byt
     """Counts what a rank sends for the tables in one step.
 
     Args:
-        routes: The routes of its batch; only `sent` and `received` are read.
+        routes: The routes of its batch; only `sent_keys`, `sent` and `received` are read.
         rank: This rank.
-        key_bytes: Size of a key.
+        key_bytes: Size of a key, and of its weight if there is one.
         vector_bytes: Size of a vector, and of its gradient, as they are exchanged.
     """
-    sent = received = 0
+    keys = sent = received = 0
     for route in routes:
+        keys += to_others(route.sent_keys, rank)
         sent += to_others(route.sent, rank)
         received += to_others(route.received, rank)
     # Vectors go back to where keys came from; gradients follow the way of the keys.
-    return Traffic(sent * key_bytes, received * vector_bytes, sent * vector_bytes)
+    return Traffic(keys * key_bytes, received * vector_bytes, sent * vector_bytes)
 
 
 def to_others(counts: object, rank: int) -> int:

@@ -108,6 +108,10 @@ class BagLayout:
             pooling[bag.table], means[bag.table] = bag.pooling, mean
         return cls(tuple(pooling), tuple(means), any(bag.weights for bag in bags))
 
+    def of_tables(self, tables: slice) -> BagLayout:
+        """The layout of some of the tables."""
+        return BagLayout(self.pooling[tables], self.mean_ids[tables], self.weights)
+
     @property
     def ids_per_sample(self) -> int:
         """Number of ids that a sample has on average, rounded up."""

@@ -118,6 +118,7 @@ def build_tables(
         bad_ids=config.embedding.bad_ids,
         exchange_dtype=config.model.compute_dtype,
         table_groups=groups,
+        bag_layout=data.bag_layout,
     )
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from dlrm.config import EvaluationConfig, RunConfig
 from dlrm.data import Batch
+from dlrm.data.decode import first_id_outside
 from dlrm.distributed.collective import Collective
 from dlrm.formats.quantities import plural
 from dlrm.metrics import Evaluation
@@ -300,14 +301,14 @@ class Trainer:
 
     def _describe_bad_ids(self, batch: Batch) -> str:
         """Names the first id outside its table in this rank's batch; empty if there is none."""
-        vocab_sizes = np.asarray(self.step.embedding.table.vocab_sizes)
-        bad = np.argwhere((batch.ids < 0) | (batch.ids >= vocab_sizes))  # [bad ids, 2]
-        if not len(bad):
+        vocab_sizes = self.step.embedding.table.vocab_sizes
+        bad = first_id_outside(batch.ids, vocab_sizes)
+        if bad is None:
             return ""
-        sample, table = bad[0]
+        sample, table, found = bad
         return (
             f"rank {self._collective.rank}, sample {sample} of its batch: expected an id in "
-            f"[0, {vocab_sizes[table]}) for table {table}, found {batch.ids[sample, table]}; "
+            f"[0, {vocab_sizes[table]}) for table {table}, found {found}; "
             "correct vocab_sizes in metadata.json or the data, or set --bad_ids=clip or another"
         )
 

@@ -16,7 +16,9 @@ from typing import Any, Callable
 
 import tensorflow as tf
 
-from dlrm.embedding.table_group import Addressed, TableGroup
+from dlrm.embedding.bag_group import BagGroup
+from dlrm.embedding.table_group import TableGroup
+from dlrm.formats.bags import Bags
 from dlrm.train.dense_part import Gradients, sum_of_all
 from dlrm.train.health import Health, checks
 from dlrm.train.step import Averaged, Routes, TrainingStep
@@ -51,26 +53,26 @@ class StagedStep:
         # What one function returns, the next ones take.
         each = self._each
         self._address, addressed = compiled(self._addressed, ids)
-        self._exchange_keys, keys = self._exchange(TableGroup.exchange_keys, addressed)
+        self._exchange_keys, keys = self._exchange(method("exchange_keys"), addressed)
         self._locate, routes = compiled(each(located), addressed, keys)
-        self._read, read = compiled(each(TableGroup.read), routes)
+        self._read, read = compiled(each(method("read")), routes)
         vectors, stored = zip(*read)
         self._exchange_vectors, arrived = self._exchange(
-            TableGroup.exchange_vectors, routes, vectors
+            method("exchange_vectors"), routes, vectors
         )
-        self._arrange, vectors = compiled(each(TableGroup.arrange), routes, arrived)
+        self._arrange, vectors = compiled(each(method("arrange")), routes, arrived)
         part = step.dense_part
         self._forward, _ = compiled(part.loss, dense, vectors, labels, jit_compile=part.jit_compile)
-        self._collect, gradients = compiled(each(TableGroup.collect), routes, vectors)
+        self._collect, gradients = compiled(each(method("collect")), routes, vectors)
         self._exchange_gradients, received = self._exchange(
-            TableGroup.exchange_gradients, routes, gradients
+            method("exchange_gradients"), routes, gradients
         )
         self._average, averaged = compiled(
             self._averaged, number, vectors, weights, routes, number, received
         )
         self._update, _ = compiled(self._updated, routes, stored, received, averaged, number)
         # Backward and forward are compiled at their first use, which must not count as a step's.
-        batch = ids.shape[0]
+        batch = dense.shape[0]
         self._differentiate(
             tf.zeros(dense.shape),
             tuple(tf.zeros([batch, *vector.shape[1:]], vector.dtype) for vector in vectors),
@@ -83,7 +85,7 @@ class StagedStep:
         dense: tf.Tensor,
         labels: tf.Tensor,
         routes: Routes,
-        next_ids: tf.Tensor,
+        next_ids: tf.Tensor | Bags,
         learning_rate: float,
         signal: float | tf.Tensor = 0.0,
     ) -> tuple[Health, Routes]:
@@ -140,8 +142,9 @@ class StagedStep:
         graph, outputs = compiled(self._each(call), *inputs)
         return (graph if self._step.size > 1 else self._each(call)), outputs
 
-    def _addressed(self, ids: tf.Tensor) -> tuple[Addressed, ...]:
-        return tuple(group.address(ids[:, group.tables]) for group in self._groups)
+    def _addressed(self, ids: tf.Tensor | Bags) -> tuple[Any, ...]:
+        parts = self._step.embedding.ids_of_groups(ids)
+        return tuple(group.address(part) for group, part in zip(self._groups, parts))
 
     def _averaged(
         self,
@@ -156,7 +159,7 @@ class StagedStep:
         local = Gradients(loss, sum_of_all(vectors), list(vectors), weights)
         squares = None
         if self._step.clips:
-            squares = tf.add_n(self._each(TableGroup.squares)(routes, received))
+            squares = tf.add_n(self._each(method("squares"))(routes, received))
         averaged = self._step.average(local, routes, signal, squares)
         with tf.control_dependencies(checks(averaged.health, averaged.gradients)):
             result: Averaged = tf.nest.map_structure(tf.identity, averaged)
@@ -176,7 +179,12 @@ class StagedStep:
         self._step.update_weights(averaged.gradients, learning_rate, averaged.clip)
 
 
-def located(group: TableGroup, addressed: Addressed, keys: tuple[tf.Tensor, tf.Tensor]) -> Any:
+def method(name: str) -> Callable[..., Any]:
+    """A function that calls the method of this name of a group of any kind."""
+    return lambda group, *arguments: getattr(group, name)(*arguments)
+
+
+def located(group: TableGroup | BagGroup, addressed: Any, keys: Sequence[tf.Tensor]) -> Any:
     """Completes the route of a group with the keys that it received, and their counts."""
     return group.locate(addressed, *keys)
 

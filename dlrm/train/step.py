@@ -16,7 +16,7 @@ Settings, files and the choice of when to take a step are no concern of this mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,7 @@ import tensorflow as tf
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import Embedding, Route, Traffic
 from dlrm.embedding.traffic import all_reduce_bytes
+from dlrm.formats.bags import Bags
 from dlrm.optim.dense_optimizers import DenseOptimizer
 from dlrm.train.dense_part import DensePart, Gradients
 from dlrm.train.health import HEALTH_BYTES, Health, checks
@@ -99,6 +100,8 @@ class TrainingStep:
     ) -> None:
         self.embedding = embedding
         self.dense: Mapping[str, tf.Variable] = {}
+        # By batch size: evaluation's batches may have other sizes than training's.
+        self._compiled_scores: dict[int, Callable[..., tuple[tf.Tensor, tf.Tensor]]] = {}
         self.dense_part = DensePart(model, lanes=lanes, loss_scale=loss_scale, compiled=compiled)
         self.size = collective.size
         self._optimizer = optimizer
@@ -138,24 +141,22 @@ class TrainingStep:
             input_signature=[dense, labels, routes, ids, scalar, scalar],
             autograph=False,
         ).get_concrete_function()
-        # Evaluation's batches may have other sizes.
-        self._compiled_score = tf.function(self._score, autograph=False)
+        self._compiled_scores.clear()
 
     @property
-    def batch_specs(self) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec]:
+    def batch_specs(self) -> tuple[tf.TensorSpec, tf.TensorSpec, tf.TensorSpec | Bags]:
         """Shapes and types of a batch: dense, labels, ids."""
-        tables = len(self.embedding.table.vocab_sizes)
         return (
             tf.TensorSpec([self._local_batch, self._num_dense], tf.float32),
             tf.TensorSpec([self._local_batch], tf.float32),
-            tf.TensorSpec([self._local_batch, tables], tf.int32),
+            self.embedding.ids_spec(self._local_batch),
         )
 
-    def route(self, ids: tf.Tensor) -> Routes:
+    def route(self, ids: tf.Tensor | Bags) -> Routes:
         """Finds where the rows of a batch lie; needs no weights. All ranks call it together.
 
         Args:
-            ids: int32 [B, T].
+            ids: int32 [B, T], or bags of them.
         """
         routes: Routes = self._compiled_route(ids)
         return routes
@@ -165,7 +166,7 @@ class TrainingStep:
         dense: tf.Tensor,
         labels: tf.Tensor,
         routes: Routes,
-        next_ids: tf.Tensor,
+        next_ids: tf.Tensor | Bags,
         learning_rate: float,
         signal: float = 0.0,
     ) -> tuple[Health, Routes]:
@@ -175,7 +176,7 @@ class TrainingStep:
             dense: float32 [B, D].
             labels: float32 [B], 0 or 1.
             routes: Routes of this batch's ids.
-            next_ids: int32 [B, T], ids of the batch after it.
+            next_ids: int32 [B, T], ids of the batch after it, or bags of them.
             learning_rate: The learning rate of this step.
             signal: Above 0 if this rank was asked to stop.
 
@@ -198,17 +199,23 @@ class TrainingStep:
         dense = all_reduce_bytes(payload, self._collective.size)
         return self.embedding.traffic(routes)._replace(dense=dense)
 
-    def score(self, dense: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def score(self, dense: tf.Tensor, ids: tf.Tensor | Bags) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes the logits of a batch. All ranks call it together.
 
         Args:
             dense: float32 [B, D].
-            ids: int32 [B, T].
+            ids: int32 [B, T], or bags of them.
 
         Returns:
             float32 [B], logits; int32 [], number of ids outside their table.
         """
-        logits, bad_ids = self._compiled_score(dense, ids)
+        batch = len(dense)
+        if batch not in self._compiled_scores:
+            specs = [tf.TensorSpec(dense.shape, tf.float32), self.embedding.ids_spec(batch)]
+            self._compiled_scores[batch] = tf.function(
+                self._score, input_signature=specs, autograph=False
+            )
+        logits, bad_ids = self._compiled_scores[batch](dense, ids)
         return logits, bad_ids
 
     def gradients(
@@ -271,7 +278,7 @@ class TrainingStep:
         dense: tf.Tensor,
         labels: tf.Tensor,
         routes: Routes,
-        next_ids: tf.Tensor,
+        next_ids: tf.Tensor | Bags,
         learning_rate: tf.Tensor,
         signal: tf.Tensor,
     ) -> tuple[Health, Routes]:
@@ -302,7 +309,7 @@ class TrainingStep:
             self.update_weights(gradients, learning_rate, clip)
         return mean, next_routes
 
-    def _score(self, dense: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _score(self, dense: tf.Tensor, ids: tf.Tensor | Bags) -> tuple[tf.Tensor, tf.Tensor]:
         """The graph of `score`."""
         vectors, bad_ids = self.embedding.fetch(ids)  # [B, t, W] for each group
         return self.dense_part.logits(dense, vectors), bad_ids
