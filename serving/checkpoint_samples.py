@@ -16,7 +16,7 @@ from dlrm.checkpoint.manifest import Manifest, ModelShape
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.data.batch import Samples, Source
-from dlrm.data.decode import check_ids
+from dlrm.data.decode import check_ids, refuse_bags
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
 
@@ -39,6 +39,7 @@ def check_fit(folder: Path, source: Source, model: ModelShape) -> None:
     Raises:
         ValueError: The data has other dense columns or tables than the model.
     """
+    refuse_bags(folder, source.bag_layout)
     for part, expected, found in (
         ("dense columns", model.num_dense, source.num_dense),
         ("tables", len(model.vocab_sizes), len(source.vocab_sizes)),

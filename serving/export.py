@@ -110,6 +110,11 @@ def export(
     """
     manifest = read_manifest(checkpoint)
     model = manifest.model
+    if model.pooling:
+        raise ValueError(
+            f"{checkpoint}: expected one id in each table, found bags of ids, which artifacts do "
+            "not hold; score with main.py --mode=test"
+        )
     weights = read_dense(checkpoint, manifest)
     calibration = read_calibration(options.calibration) if options.calibration else None
     if options.data is not None:

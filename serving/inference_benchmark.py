@@ -26,7 +26,7 @@ from dlrm.checkpoint.state import State
 from dlrm.config import Config
 from dlrm.data import Batches, Data
 from dlrm.data.batch import FloatArray, IntArray
-from dlrm.data.decode import check_ids
+from dlrm.data.decode import check_ids, refuse_bags
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.connect import connect
@@ -92,6 +92,7 @@ def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) 
     devices.claim(collective.local_rank, core_per_operation=False)
     sizes, steps = config.run.inference_benchmark_batch_sizes, config.run.inference_benchmark_steps
     data = open_data(config, collective.rank, collective.size)
+    refuse_bags("--mode=inference_benchmark", data.bag_layout)
     samples = take(data.test, min(_MOST_SAMPLES, max(sizes) * steps))
     check_ids("the test data", 0, samples.ids, data.vocab_sizes)
     trained = Trained(config, collective, data, build_model)

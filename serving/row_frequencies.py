@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.checkpoint.safetensors_file import write_tensors
-from dlrm.data.decode import check_ids
+from dlrm.data.decode import check_ids, refuse_bags
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
 from dlrm.formats import atomic_files
@@ -39,6 +39,7 @@ def count_samples(folder: Path) -> tuple[Counts, tuple[int, ...]]:
         OSError: A file cannot be read.
     """
     source = SplitSource(folder)
+    refuse_bags(folder, source.bag_layout)
     first_keys = np.append(key_offsets(source.vocab_sizes), sum(source.vocab_sizes))
     counts = np.zeros(first_keys[-1], np.int64)
     add = _adder()

@@ -52,6 +52,7 @@ class ModelShape:
         interaction: The kind of the interaction.
         cross_layers: Number of its cross layers.
         cross_rank: Rank of their matrices.
+        pooling: How each table pools its bags of ids; empty if no table has bags.
     """
 
     num_dense: int | None
@@ -64,6 +65,7 @@ class ModelShape:
     interaction: str = "dot"
     cross_layers: int = 0
     cross_rank: int = 0
+    pooling: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelShape:
@@ -93,6 +95,9 @@ class ModelShape:
                 before, now = getattr(self, name), getattr(run, name)
                 if before != now and (name == "interaction" or self.interaction == run.interaction):
                     found.append(f"{name}: checkpoint {before}, run {now}")
+            if self.pooling != run.pooling:
+                before, now = (",".join(m.pooling) or "one id" for m in (self, run))
+                found.append(f"bags: checkpoint {before}, run {now}")
         if len(self.vocab_sizes) != len(run.vocab_sizes):
             found.append(f"tables: checkpoint {len(self.vocab_sizes)}, run {len(run.vocab_sizes)}")
             return found

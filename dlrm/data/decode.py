@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.formats.bags import Bags, ids_of_tables
+from dlrm.formats.bags import BagLayout, Bags, ids_of_tables
 from dlrm.formats.column_file import ColumnFile
 from dlrm.formats.packed_ids import Packing
 
@@ -128,6 +128,23 @@ def check_ids(
             f"{where}: sample {first + sample}, table {table}: expected an id from 0 to "
             f"{vocab_sizes[table] - 1}, found {found}; correct vocab_sizes in "
             "metadata.json, or write the data again"
+        )
+
+
+def refuse_bags(where: object, layout: BagLayout | None) -> None:
+    """Refuses samples whose tables hold bags of ids, for readers of one id in each table.
+
+    Args:
+        where: Where the samples come from, for the message.
+        layout: The samples' `Source.bag_layout`.
+
+    Raises:
+        ValueError: There are bags.
+    """
+    if layout is not None:
+        raise ValueError(
+            f"{where}: expected one id in each table, found bags of ids, which only training and "
+            "--mode=test take; give data without bags"
         )
 
 

@@ -72,6 +72,7 @@ def place_tables(config: Config, collective: Collective, data: Data) -> tuple[st
             max(data.train.local_batch, data.test.local_batch),
             data.num_dense,
             DENSE_STATE[config.optimizer.dense_optimizer],
+            data.bag_layout.ids_per_sample if data.bag_layout else 0,
         )
     )
     reason = f" ({why})" if why else ""

@@ -50,6 +50,7 @@ def check_memory(
     local_batch: int,
     num_dense: int,
     dense_state: int,
+    ids: int = 0,
 ) -> str:
     """Compares what this rank will need with what is free.
 
@@ -62,6 +63,7 @@ def check_memory(
         local_batch: Number of samples of one step on this rank.
         num_dense: Number of dense features.
         dense_state: Values of optimizer state of a dense weight.
+        ids: Number of ids of a sample, where tables hold bags of them; 0 for one in each table.
 
     Returns:
         The need in words.
@@ -82,6 +84,7 @@ def check_memory(
         top=model.top_mlp,
         dense_state=dense_state,
         interaction=model.interaction_shape,
+        ids=ids,
     )
     return check_need(need, backend, layout, options.sok_gpu_gb, collective)
 
@@ -143,6 +146,7 @@ def step_need(
     top: tuple[int, ...],
     dense_state: int = 0,
     interaction: InteractionShape = DOT_SHAPE,
+    ids: int = 0,
 ) -> Need:
     """Counts what a rank needs to train with static tables.
 
@@ -163,8 +167,9 @@ def step_need(
         top: Units of the top MLP's layers.
         dense_state: Values of optimizer state of a dense weight.
         interaction: The interaction.
+        ids: Number of ids of a sample, where tables hold bags of them; 0 for one in each table.
     """
-    vectors = local_batch * tables
+    vectors = local_batch * (ids or tables)
     weights = interaction.weights(width, tables)
     for sizes in ((num_dense, *bottom), (interaction.output_width(width, tables), *top)):
         weights += sum(a * b + b for a, b in zip(sizes, sizes[1:]))

@@ -115,7 +115,8 @@ def agree_on_data(config: Config, collective: Collective, open_data: OpenData) -
     data = collective.together(lambda: open_data(config, collective.rank, collective.size))
     # MLPerf's clock starts before anything reads the data; `train` then looks at the content.
     content = {} if config.mlperf.mlperf_log else dict(data.fingerprints)
-    seen = (len(data.train), len(data.test), data.num_dense, data.vocab_sizes, content)
+    shape = (data.num_dense, data.vocab_sizes, data.bag_layout)
+    seen = (len(data.train), len(data.test), *shape, content)
     collective.agree("the training and test data", seen)
     collective.agree("the settings", {**config.flat(), "run_dir": None})
     return data
@@ -274,6 +275,7 @@ def describe(config: Config, data: Data) -> RunRecord:
         interaction=interaction.kind,
         cross_layers=interaction.cross_layers,
         cross_rank=interaction.cross_rank,
+        pooling=data.bag_layout.pooling if data.bag_layout else (),
     )
     affect = frozenset(setting.name for setting in SETTINGS if setting.affects_training)
     return RunRecord(shape, config.flat(), data.fingerprints, affect)

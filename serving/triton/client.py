@@ -21,6 +21,7 @@ with cli.project_environment():
     from numpy.typing import NDArray
 
     from dlrm.data import open_split
+    from dlrm.data.decode import refuse_bags
     from serving.triton.model_config import DENSE, IDS, LOGIT, PACKED_IDS, PROBABILITY
 
 HTTP, GRPC = PROTOCOLS = ("http", "grpc")
@@ -134,6 +135,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if getattr(flags, name) < 1:
             raise ValueError(f"expected --{name} of at least 1, found {getattr(flags, name)}")
     source = open_split(flags.data, per_category=False)
+    refuse_bags(flags.data, source.bag_layout)
     dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
     if not len(ids):
         raise ValueError(f"{flags.data}: expected samples, found none; name another split folder")
