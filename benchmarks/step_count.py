@@ -26,6 +26,7 @@ from dlrm import cli
 with cli.project_environment():
     from benchmarks.placement.step_time import A100, KEY_BYTES, Accelerator
     from benchmarks.shapes import NUM_DENSE, SHAPES
+    from dlrm.layers.interaction_shape import DOT, INTERACTIONS
 
 SHAPE = "mlperf_mlps"
 TABLES = 26
@@ -71,6 +72,15 @@ class PartCount(NamedTuple):
     def plus(self, other: PartCount) -> PartCount:
         """Returns the sum of both."""
         return PartCount(*(a + b for a, b in zip(self, other)))
+
+
+def choices_of(interaction: str) -> list[dict[str, bool]]:
+    """The choices of switches that a model of an interaction may have."""
+    return [
+        switches
+        for switches in SWITCHES
+        if interaction == DOT or not switches.get("custom_interact")
+    ]
 
 
 def name_of(switches: dict[str, bool]) -> str:
@@ -173,7 +183,7 @@ def _on_gpu(operation: Any) -> bool:
     return False
 
 
-def work(batch: int) -> None:
+def work(batch: int, interaction: str) -> None:
     """Traces the step for each choice of switches; rank 0 reports the counts."""
     from dlrm import embedding
     from dlrm.distributed import devices, host_collective
@@ -187,8 +197,8 @@ def work(batch: int) -> None:
     # A graph is the same however many rows there are.
     shape = dataclasses.replace(SHAPES[SHAPE], vocab_sizes=(1000,) * TABLES)
     collective, reports = None, []
-    for switches in SWITCHES:
-        config = shape.config(batch, **switches)
+    for switches in choices_of(interaction):
+        config = shape.config(batch, interaction=interaction, **switches)
         collective = collective or join(config)
         backend, _ = embedding.choose(config.embedding.embedding)
         data = shape.data(batch, 2, collective.rank, collective.size)
@@ -201,7 +211,7 @@ def work(batch: int) -> None:
 
 
 def bounds(
-    gpu: Accelerator, dtype: str, samples: int, gpus: int, moved: int
+    gpu: Accelerator, dtype: str, samples: int, gpus: int, moved: int, interaction: str = DOT
 ) -> tuple[float, float, float]:
     """Milliseconds that products, memory and exchanges take at published rates, without overlap.
 
@@ -211,11 +221,13 @@ def bounds(
         samples: Samples of a GPU.
         gpus: Number of GPUs in one server.
         moved: Bytes that the operations of a step read and write.
+        interaction: The kind of the model's interaction.
     """
     from dlrm.train.products import products
 
-    model = SHAPES[SHAPE].config(samples).model
-    operations = samples * products(NUM_DENSE, TABLES, model.bottom_mlp, model.top_mlp)
+    model = SHAPES[SHAPE].config(samples, interaction=interaction).model
+    shape = model.interaction_shape
+    operations = samples * products(NUM_DENSE, TABLES, model.bottom_mlp, model.top_mlp, shape)
     vector = model.embedding_dim * (4 if dtype == "float32" else 2)
     sent = samples * TABLES * (KEY_BYTES + 2 * vector) * (gpus - 1) / gpus
     return (
@@ -225,20 +237,22 @@ def bounds(
     )
 
 
-def lines_of(reports: Sequence[Any], samples: int, gpus: int) -> list[str]:
+def lines_of(reports: Sequence[Any], samples: int, gpus: int, interaction: str) -> list[str]:
     """Returns a table in Markdown: a line for each choice of switches."""
     lines = [
         "| switches | launches: " + ", ".join(PARTS) + " | clusters (operations in them)"
         " | on the host | GB | bound on A100, ms: products + memory + exchange | on H100 |",
         "|---|---|---|---|---|---|---|",
     ]
-    for switches, (parts, _) in zip(SWITCHES, reports):
+    for switches, (parts, _) in zip(choices_of(interaction), reports):
         counts = {name: PartCount(*count) for name, count in parts.items()}
         total = PartCount()
         for count in counts.values():
             total = total.plus(count)
         dtype = "float16" if switches.get("amp") else "float32"
-        times = [bounds(gpu, dtype, samples, gpus, total.bytes) for gpu in (A100, H100)]
+        times = [
+            bounds(gpu, dtype, samples, gpus, total.bytes, interaction) for gpu in (A100, H100)
+        ]
         cells = [" + ".join(f"{part:.2f}" for part in time) for time in times]
         each = ", ".join(str(counts[name].launches) for name in PARTS)
         lines.append(
@@ -253,19 +267,24 @@ def main() -> int:
     parser = cli.Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, default=65536, help="samples of the global batch")
     parser.add_argument("--gpus", type=int, default=8, help="GPUs of the second table")
+    parser.add_argument(
+        "--interaction", choices=INTERACTIONS, default=DOT, help=f"of the model (default: {DOT})"
+    )
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options.work)
+        work(options.work, options.interaction)
         return 0
     for gpus in (1, options.gpus):
         samples = options.batch // gpus
         # Two ranks stand for all: a step's graph has the same operations on any number of them.
         size = min(gpus, 2)
-        reports = ranks.measure(size, "benchmarks.step_count", ["--work", str(samples * size)])
+        arguments = ["--work", str(samples * size), "--interaction", options.interaction]
+        reports = ranks.measure(size, "benchmarks.step_count", arguments)
         print(f"{gpus} GPU{'s' * (gpus > 1)}, {samples:,} samples each, counted per GPU")
-        print("\n".join(lines_of(reports, samples, gpus)))
-        for switches, (_, types) in list(zip(SWITCHES, reports))[1::3]:
+        print("\n".join(lines_of(reports, samples, gpus, options.interaction)))
+        choices = choices_of(options.interaction)
+        for switches, (_, types) in list(zip(choices, reports))[1::3]:
             most = ", ".join(f"{kind} {count}" for kind, count in types[:14] if count)
             print(f"launches with {name_of(switches)}: {most}")
     return 0
