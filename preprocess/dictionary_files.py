@@ -1,7 +1,8 @@
 """The dictionaries of a result as Parquet files: `dictionary/table_0.parquet` and so on.
 
 The columns are `feature` (index of the table), `value` (the number of the field, after the
-modulus), `id` and `count` (number of rows with the value). Rows are in order of the ids; values
+modulus), `id`, `count` (number of rows with the value) and, where values are texts of their own,
+`text`. Rows are in order of the ids; values
 that share id 0 are left out. This module must not know how ids are assigned.
 """
 
@@ -44,8 +45,15 @@ class TableIds:
     vocab_size: int
 
 
-def write_table(folder: Path, table: int, ids: TableIds) -> None:
-    """Writes a table's dictionary into an output folder; equal content gives equal bytes."""
+def write_table(folder: Path, table: int, ids: TableIds, texts: pl.DataFrame | None = None) -> None:
+    """Writes a table's dictionary into an output folder; equal content gives equal bytes.
+
+    Args:
+        folder: The output folder.
+        table: The index of the table.
+        ids: The dictionary.
+        texts: The text that each value stands for, (value, text); None if values are numbers.
+    """
     path = folder / table_name(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = len(ids.values)
@@ -58,6 +66,8 @@ def write_table(folder: Path, table: int, ids: TableIds) -> None:
         },
         schema=SCHEMA,
     )
+    if texts is not None:
+        frame = frame.join(texts, on="value", how="left", maintain_order="left").rechunk()
     frame.write_parquet(path, compression="zstd", row_group_size=1 << 20)
 
 

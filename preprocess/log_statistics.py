@@ -76,6 +76,8 @@ def describe(
         "moduli": [rules.modulus(table) for table in range(options.num_categorical)],
         "lowest_by_column": [rules.lowest(column) for column in range(options.num_dense)],
     }
+    if options.schema.columns is not None:  # float32, whose rules the schema has for each column
+        own["lowest_by_column"] = []
     return {
         "num_dense": options.num_dense,
         "vocab_sizes": statistics.vocab_sizes,
@@ -91,7 +93,7 @@ def describe(
         "files": list(files),
         "rows_by_file": statistics.rows_by_file,
         "positives": statistics.positives,
-        "lowest_dense": rules.lowest_dense,
+        "lowest_dense": rules.lowest_dense if options.schema.columns is None else None,
         "dense_values_raised": statistics.raised_dense,
         "distinct_values": statistics.distinct,
         "missing_categories": statistics.missing,

@@ -49,6 +49,11 @@ class Options:
         """
         if self.max_bad_rows < 0:
             raise ValueError(f"--max_bad_rows: expected 0 or more, found {self.max_bad_rows}")
+        if self.schema.columns is not None and not self.columns:
+            raise ValueError(
+                "--columns: expected with a schema of dense_type float32, because record files hold"
+                " integers; add --columns"
+            )
         if self.pack_ids and not self.columns:
             raise ValueError("--pack_ids: expected with --columns, found alone; add --columns")
         if self.shuffle is not None and not -(2**63) <= self.shuffle < 2**63:

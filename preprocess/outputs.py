@@ -227,12 +227,13 @@ def publish(
 
 def split_metadata(options: Options, vocab_sizes: list[int]) -> Metadata:
     """Returns the description of a split folder, as split_bin.py writes it."""
+    floats = options.schema.columns is not None
     return Metadata(
         vocab_sizes=tuple(vocab_sizes),
         label_raw_type="int32",
-        dense_raw_type="int32",
+        dense_raw_type="float32" if floats else "int32",
         category_raw_type="int32",
-        dense_log=True,
+        dense_log=not floats,
         num_dense=options.num_dense,
         dense_log_offset=options.rules.dense_log_offset,
         packed_ids=plan(vocab_sizes) if options.pack_ids else None,

@@ -11,9 +11,13 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from preprocess.columns import LogColumns
 
 LABEL, DENSE, CATEGORICAL, SPLIT, IGNORED = "label", "dense", "categorical", "split", "ignored"
-INTEGER, HEX, TEXT = "integer", "hex", "text"
+INTEGER, HEX, TEXT, FLOAT = "integer", "hex", "text", "float"
 FORMATS = {"tsv": "\t", "csv": ",", "parquet": "\t"}
 """The delimiter of each format; Parquet rows are converted to tab-separated text."""
 
@@ -30,7 +34,8 @@ class LogField:
         name: Its name in error messages, headers and Parquet files; "" if the log names none.
         role: One of "label", "dense", "categorical", "split" (its text decides the split of the
             row) and "ignored".
-        kind: One of "integer", "hex" (at most 8 digits) and "text" (its number is its CRC-32).
+        kind: One of "integer", "hex" (at most 8 digits), "text" (its number is its CRC-32) and, in
+            the rows made of a log with `columns`, "float".
     """
 
     name: str
@@ -48,6 +53,7 @@ class Schema:
         categorical: The positions in `fields` of the categorical columns, in that order.
         format: One of "tsv", "csv" and "parquet".
         header: Whether the first line of each file names the columns.
+        columns: How the rows are made of a log of any kind; None if they are its lines.
     """
 
     fields: tuple[LogField, ...]
@@ -55,11 +61,17 @@ class Schema:
     categorical: tuple[int, ...]
     format: str = "tsv"
     header: bool = False
+    columns: LogColumns | None = None
 
     @property
     def delimiter(self) -> str:
         """The character that separates the fields of a line."""
         return FORMATS[self.format]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the fields, in the order of the file."""
+        return tuple(field.name for field in self.fields)
 
     @property
     def label(self) -> int:
@@ -88,6 +100,14 @@ class Schema:
         delimiter = re.escape(self.delimiter) if self.delimiter != "\t" else r"\t"
         patterns = (_pattern(field, delimiter, self.format) for field in self.fields)
         return rf"\A{delimiter.join(patterns)}\z"
+
+    def header_fault(self, line: bytes) -> str | None:
+        """Describes what is wrong with a header, without its line end; None if it is good."""
+        found = line.decode("utf-8", "backslashreplace")
+        expected = self.delimiter.join(self.names)
+        if found == expected:
+            return None
+        return f"expected the header {expected!r}, found {found[:200]!r}"
 
     def fault(self, line: bytes) -> str | None:
         """Describes what is wrong with a line, without its line end; None if it is good."""

@@ -12,6 +12,7 @@ from fractions import Fraction
 from dlrm.formats.zip_strict import zip_strict
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
+BY_COLUMN, BY_TIME = "column", "time"
 NAMES = (TRAIN, VALIDATION, TEST)
 """The names of the splits; the tag of a row is an index into this tuple."""
 
@@ -32,8 +33,9 @@ class SplitRule:
     Attributes:
         by: "fraction": the last rows are for test, those before them for validation. "terabyte":
             the first half of the last file is for test, its second half for validation. "file":
-            the name of the file decides. "column": the text of the split field decides.
-        test: The test rows: a fraction, or file names, or texts.
+            the name of the file decides. "column": the text of the split field decides. "time":
+            rows at and after a time are for test, those from an earlier one on for validation.
+        test: The test rows: a fraction, or file names, or texts, or the time of the first one.
         validation: The validation rows, given in the same way.
     """
 
@@ -47,10 +49,15 @@ class SplitRule:
         Raises:
             ValueError: A name is unknown or a fraction is out of range.
         """
-        if self.by not in ("fraction", "terabyte", "file", "column"):
+        if self.by not in ("fraction", "terabyte", "file", BY_COLUMN, BY_TIME):
             raise ValueError(f"--split: expected fraction or terabyte, found {self.by!r}")
         if self.by == "fraction":
             self.parts([10**12], [""])
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a field of each row decides its split, not its position."""
+        return self.by in (BY_COLUMN, BY_TIME)
 
     @property
     def validates(self) -> bool:
@@ -76,7 +83,7 @@ class SplitRule:
     def parts(self, rows_by_file: Sequence[int], files: Sequence[str]) -> list[RowRange]:
         """Returns the row ranges of the splits, in order; a split may have several.
 
-        Not for "column", where the tag of each row decides.
+        Not if `by_row`, where the tag of each row decides.
 
         Raises:
             ValueError: No row is left for training, or a named file is absent.

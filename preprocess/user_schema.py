@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from preprocess.column_schema import OWN_KEYS, describes_columns, log_columns
 from preprocess.rules import GENERIC, Rules
 from preprocess.schema import (
     CATEGORICAL,
@@ -27,12 +28,14 @@ from preprocess.schema import (
     LogField,
     Schema,
 )
-from preprocess.splits import SplitRule
+from preprocess.schema_keys import choice, entries, refuse_unknown
+from preprocess.splits import BY_COLUMN, BY_TIME, SplitRule
 
 _KEYS = {
     "format", "header", "columns", "label", "dense", "categorical", "lowest", "threshold", "ids",
     "missing", "dense_log_offset", "split",
 }  # fmt: skip
+_CATEGORICAL_KEYS = ("name", "column", "type", "threshold", "modulo")
 _NUMBER_LIMITS = {
     "lowest": (-(2**31), 2**31 - 1),
     "threshold": (0, 2**62),
@@ -73,20 +76,54 @@ def parse_user_schema(content: Any) -> UserSchema:
     """
     if not isinstance(content, dict):
         raise ValueError(f"expected keys such as label and categorical, found {content!r}")
-    unknown = set(content) - _KEYS
-    if unknown:
-        raise ValueError(
-            f"expected keys among {', '.join(sorted(_KEYS))}, found {', '.join(map(str, unknown))}"
+    split = _mapping(content.get("split", {"by": "fraction"}))
+    if describes_columns(content):
+        columns = log_columns(content, split)
+        categorical = entries(content, "categorical", set(_CATEGORICAL_KEYS))
+        return UserSchema(
+            columns.record_schema(), _column_rules(content, categorical), _split(split, times=True)
         )
-    dense = _entries(content, "dense", {"name", "lowest"})
-    categorical = _entries(content, "categorical", {"name", "type", "threshold", "modulo"})
+    _refuse_column_keys(content)
+    refuse_unknown("keys: ", content, _KEYS)
+    dense = entries(content, "dense", {"name", "lowest"})
+    categorical = entries(content, "categorical", {"name", "type", "threshold", "modulo"})
     if not categorical:
         raise ValueError("categorical: expected at least one column, found none")
-    split = _mapping(content.get("split", {"by": "fraction"}))
     schema = _schema(content, dense, categorical, split)
     rules = _rules(content, dense, categorical)
     _check_logarithms(rules, [entry["name"] for entry in dense])
     return UserSchema(schema, rules, _split(split))
+
+
+def _refuse_column_keys(content: Mapping[str, Any]) -> None:
+    """Refuses what only schemas with `dense_type` can say, with that as the remedy."""
+    found = sorted(OWN_KEYS & set(content))
+    if isinstance(content.get("label"), (dict, list)):
+        found.append("a label with keys")
+    if content.get("format") == "jsonl":
+        found.append("format jsonl")
+    if _mapping(content.get("split", {})).get("by") == BY_TIME:
+        found.append("split by time")
+    if found:
+        raise ValueError(
+            f"dense_type: expected float32 beside {found[0]}, found none; add dense_type: float32"
+        )
+
+
+def _column_rules(content: Mapping[str, Any], categorical: list[Mapping[str, Any]]) -> Rules:
+    """Makes the rules of a log whose dense features are final float32 values."""
+    value = choice(content, "missing", ("value", "special"), "special") == "value"
+    return Rules(
+        GENERIC,
+        1.0,
+        _NUMBER_LIMITS["lowest"][0],
+        missing_is_value=value,
+        special_id=not value,
+        by_count=choice(content, "ids", ("appearance", "count"), "appearance") == "count",
+        frequency_threshold=_number(content, "threshold", 0),
+        thresholds=_numbers(categorical, "threshold"),
+        moduli=_numbers(categorical, "modulo"),
+    )
 
 
 def _schema(
@@ -96,14 +133,14 @@ def _schema(
     split: Mapping[str, Any],
 ) -> Schema:
     """Assigns a role to each column of the file, and checks that every role has its column."""
-    log_format = _choice(content, "format", tuple(FORMATS), "tsv")
+    log_format = choice(content, "format", tuple(FORMATS), "tsv")
     roles: dict[str, tuple[str, str]] = {str(content.get("label")): (LABEL, INTEGER)}
     roles.update({entry["name"]: (DENSE, INTEGER) for entry in dense})
     for entry in categorical:
-        roles[entry["name"]] = (CATEGORICAL, _choice(entry, "type", (HEX, INTEGER, TEXT), HEX))
-    if split.get("by") == "column":
+        roles[entry["name"]] = (CATEGORICAL, choice(entry, "type", (HEX, INTEGER, TEXT), HEX))
+    if split.get("by") == BY_COLUMN:
         roles[str(split.get("column"))] = (SPLIT, TEXT)
-    given = 1 + len(dense) + len(categorical) + (split.get("by") == "column")
+    given = 1 + len(dense) + len(categorical) + (split.get("by") == BY_COLUMN)
     columns = [str(name) for name in content.get("columns", roles)]
     if len(roles) != given or len(set(columns)) != len(columns):
         raise ValueError("expected each column once, with one role; found one that is repeated")
@@ -120,7 +157,7 @@ def _schema(
         tuple(columns.index(entry["name"]) for entry in dense),
         tuple(columns.index(entry["name"]) for entry in categorical),
         log_format,
-        _choice(content, "header", (True, False), False) and log_format != "parquet",
+        choice(content, "header", (True, False), False) and log_format != "parquet",
     )
 
 
@@ -130,7 +167,7 @@ def _rules(
     categorical: list[Mapping[str, Any]],
 ) -> Rules:
     """Makes the rules from the keys of the file and of its columns."""
-    value = _choice(content, "missing", ("value", "special"), "value") == "value"
+    value = choice(content, "missing", ("value", "special"), "value") == "value"
     offset = content.get("dense_log_offset", 1.0)
     if not isinstance(offset, (int, float)) or isinstance(offset, bool):
         raise ValueError(f"dense_log_offset: expected a number, found {offset!r}")
@@ -140,7 +177,7 @@ def _rules(
         _number(content, "lowest", 0),
         missing_is_value=value,
         special_id=not value,
-        by_count=_choice(content, "ids", ("appearance", "count"), "appearance") == "count",
+        by_count=choice(content, "ids", ("appearance", "count"), "appearance") == "count",
         frequency_threshold=_number(content, "threshold", 0),
         lowest_by_column=_numbers(dense, "lowest"),
         thresholds=_numbers(categorical, "threshold"),
@@ -160,39 +197,25 @@ def _check_logarithms(rules: Rules, dense: list[str]) -> None:
             )
 
 
-def _split(split: Mapping[str, Any]) -> SplitRule:
-    by = _choice(split, "by", ("fraction", "file", "column"), "fraction")
+def _split(split: Mapping[str, Any], times: bool = False) -> SplitRule:
+    """Makes the split; by time only if `times`, as only then are the columns read that can be."""
+    ways = ("fraction", "file", BY_COLUMN, *((BY_TIME,) if times else ()))
+    by = choice(split, "by", ways, "fraction")
+    refuse_unknown("split: ", split, {"by", "column", "test", "validation"})
     if by == "fraction":
         return SplitRule(by, float(split.get("test", 0.1)), float(split.get("validation", 0.0)))
     names = {}
     for part in ("test", "validation"):
         given = split.get(part, [])
         names[part] = tuple(str(name) for name in (given if isinstance(given, list) else [given]))
+        if by == BY_TIME and len(names[part]) > 1:
+            raise ValueError(f"split: {part}: expected the time of its first row, found {given}")
     return SplitRule(by, names["test"], names["validation"])
-
-
-def _entries(content: Mapping[str, Any], key: str, known: set[str]) -> list[Mapping[str, Any]]:
-    """Returns a list of columns as mappings; a column may be given by its name alone."""
-    given = content.get(key, [])
-    if not isinstance(given, list):
-        raise ValueError(f"{key}: expected a list of columns, found {given!r}")
-    entries = [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in given]
-    for entry in entries:
-        if "name" not in entry or set(entry) - known:
-            raise ValueError(f"{key}: expected {', '.join(sorted(known))}, found {entry}")
-    return [{**entry, "name": str(entry["name"])} for entry in entries]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"split: expected keys such as by and test, found {value!r}")
-    return value
-
-
-def _choice(content: Mapping[str, Any], key: str, choices: tuple[Any, ...], default: Any) -> Any:
-    value = content.get(key, default)
-    if value not in choices:
-        raise ValueError(f"{key}: expected one of {', '.join(map(str, choices))}, found {value!r}")
     return value
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from isal import igzip, igzip_lib
 
+from preprocess.columns import BYTE_ORDER_MARK, LogColumns
 from preprocess.schema import Schema
 
 _LINE_END = ord("\n")
@@ -84,6 +85,7 @@ def read_blocks(
         OSError: A file cannot be read.
     """
     first = start or ResumePoint()
+    layout = schema.columns or schema
     ready: queue.Queue[TextBlock | BaseException | None] = queue.Queue(maxsize=2)
     stopped = threading.Event()
 
@@ -100,8 +102,8 @@ def read_blocks(
         try:
             for index in range(first.file, len(paths)):
                 resume_point = first if index == first.file else ResumePoint(index)
-                blocks = _parquet_blocks if schema.format == "parquet" else _text_blocks
-                for block in blocks(paths[index], schema, block_bytes, resume_point):
+                blocks = _parquet_blocks if layout.format == "parquet" else _text_blocks
+                for block in blocks(paths[index], layout, block_bytes, resume_point):
                     if not put(block):
                         return
             put(None)
@@ -121,7 +123,7 @@ def read_blocks(
 
 
 def _text_blocks(
-    path: Path, schema: Schema, block_bytes: int, start: ResumePoint
+    path: Path, schema: Schema | LogColumns, block_bytes: int, start: ResumePoint
 ) -> Iterator[TextBlock]:
     """Yields the blocks of a text file.
 
@@ -147,6 +149,9 @@ def _text_blocks(
                     continue
                 text = b"".join((rest, memoryview(data)[:cut])) if data else rest
                 rest = data[cut:]
+                if isinstance(schema, LogColumns) and offset == 0:
+                    offset = len(BYTE_ORDER_MARK) * text.startswith(BYTE_ORDER_MARK)
+                    text = text[offset:]
                 if header and text:
                     names, _, remainder = text.partition(b"\n")
                     _check_header(path, schema, names)
@@ -178,31 +183,26 @@ def _skip(source: igzip.IGzipFile | FileIO, offset: int) -> None:
         offset -= len(data)
 
 
-def _check_header(path: Path, schema: Schema, line: bytes) -> None:
-    found = line.removesuffix(b"\r").decode("utf-8", "backslashreplace")
-    expected = schema.delimiter.join(field.name for field in schema.fields)
-    if found != expected:
-        raise ValueError(
-            f"{path}, line 1: expected the header {expected!r}, found {found[:200]!r}; correct"
-            " the schema's columns"
-        )
+def _check_header(path: Path, schema: Schema | LogColumns, line: bytes) -> None:
+    fault = schema.header_fault(line.removesuffix(b"\r"))
+    if fault:
+        raise ValueError(f"{path}, line 1: {fault}; correct the schema's columns")
 
 
 def _parquet_blocks(
-    path: Path, schema: Schema, block_bytes: int, start: ResumePoint
+    path: Path, schema: Schema | LogColumns, block_bytes: int, start: ResumePoint
 ) -> Iterator[TextBlock]:
     """Yields the blocks of a Parquet file; its rows become lines, and nulls become empty fields."""
     try:
         names = set(pl.read_parquet_schema(path))
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: expected a Parquet file, found {error}") from None
-    absent = [field.name for field in schema.fields if field.name not in names]
+    absent = [name for name in schema.names if name not in names]
     if absent:
         raise ValueError(f"{path}: expected columns {', '.join(absent)}, found none of these names")
     # Characters that would end a field or a line become spaces.
     columns = [
-        pl.col(field.name).cast(pl.String).str.replace_all(r"[\t\r\n]", " ")
-        for field in schema.fields
+        pl.col(name).cast(pl.String).str.replace_all(r"[\t\r\n]", " ") for name in schema.names
     ]
     log = pl.scan_parquet(path)
     total = int(log.select(pl.len()).collect().item())

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from dlrm.formats import atomic_files
@@ -26,6 +27,7 @@ from preprocess.dictionary_files import (
     write_table,
 )
 from preprocess.engine_polars.dictionary import Dictionary
+from preprocess.engine_polars.learn import learn_columns, load_learned
 from preprocess.engine_polars.vocabulary import FirstPass, build_vocabulary
 from preprocess.engine_polars.write import WritePlan, WriteProgress, write
 from preprocess.files import write_all
@@ -36,6 +38,8 @@ from preprocess.progress import Progress
 from preprocess.rules import ranked
 from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary
+
+_LEARNT = "columns"
 
 
 def ingest(
@@ -97,6 +101,7 @@ class PolarsIngest:
             state: The state that the journal has; empty at first.
         """
         start = time.perf_counter()
+        state = self._learn(state)
         if state.get("phase", "vocabulary") == "vocabulary":
             state = self._number(self._build_vocabulary(state))
             self._journal.save(state)
@@ -107,6 +112,22 @@ class PolarsIngest:
         sums = {name: FileSum(*entry) for name, entry in state["sums"].items()}
         publish(self._store, self._options, state["description"], sums)
         return Summary(state["description"], middle - start, time.perf_counter() - middle)
+
+    def _learn(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Runs the pass over columns of any kind; returns the state for pass one."""
+        if self._options.schema.columns is None or state.get("phase", _LEARNT) != _LEARNT:
+            return state
+        if not state:
+            self._work.mkdir(exist_ok=True)
+            total = sum(path.stat().st_size for path in self._sources)
+            try:
+                with self._progress("pass 0, columns", total) as display:
+                    learn_columns(self._sources, self._work, self._options, display)
+            except (ValueError, OSError):
+                self._store.remove(WORK)
+                raise
+            self._journal.save({"phase": _LEARNT})
+        return {}
 
     def _build_vocabulary(self, state: dict[str, Any]) -> FirstPass:
         """Runs pass one; removes the work folder if no other run could continue it."""
@@ -131,7 +152,7 @@ class PolarsIngest:
         return first_pass
 
     def _splits(self, statistics: LogStatistics) -> list[RowRange] | None:
-        if self._options.split.by == "column":
+        if self._options.split.by_row:
             return None
         return self._options.split.parts(
             statistics.rows_by_file, [path.name for path in self._sources]
@@ -140,14 +161,14 @@ class PolarsIngest:
     def _number(self, first_pass: FirstPass) -> dict[str, Any]:
         """Assigns the final ids and writes the dictionaries; returns the state before pass two."""
         statistics, options = first_pass.statistics, self._options
-        old = _old_tables(options)
+        old, texts = _old_tables(options), self._texts()
         for table, dictionary in enumerate(first_pass.dictionaries):
             ids, final = (
                 _new_ids(options, table, dictionary)
                 if old is None
                 else (old[table], _old_ids(old[table], dictionary))
             )
-            write_table(self._work, table, ids)
+            write_table(self._work, table, ids, texts.get(table))
             known = final[:-1] >= 0
             statistics.distinct.append(len(dictionary))
             statistics.unknown.append(int(dictionary.counts[~known].sum()))
@@ -162,6 +183,11 @@ class PolarsIngest:
             "parts": first_pass.parts,
             "written": {},
         }
+
+    def _texts(self) -> Mapping[int, pl.DataFrame]:
+        """Returns the texts of tables whose values are texts, (value, text) each."""
+        log = self._options.schema.columns
+        return load_learned(self._work, log).texts if log is not None else {}
 
     def _ids_file(self, table: int) -> Path:
         return self._work / f"ids-{table}.bin"

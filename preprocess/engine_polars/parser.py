@@ -138,7 +138,7 @@ class LogParser:
             text = frame[name].replace("", None) if field.kind != TEXT else frame[name]
             if field.kind == TEXT:
                 category = name in self._categories
-                columns[name] = _hashed(text) if category else text
+                columns[name] = hashed(text) if category else text
                 continue
             if field.kind == HEX:
                 number = text.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
@@ -166,7 +166,7 @@ def _decoded(raw: list[bytes]) -> tuple[list[str], list[bool]]:
         return texts, good
 
 
-def _hashed(texts: pl.Series) -> pl.Series:
+def hashed(texts: pl.Series) -> pl.Series:
     """Returns the number of each text, null for empty texts; hashes each distinct text once."""
     distinct = texts.unique().drop_nulls()
     numbers = text_hash(distinct.to_list())

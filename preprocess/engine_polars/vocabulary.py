@@ -24,7 +24,9 @@ from dlrm.formats import atomic_files
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import BadRows
 from preprocess.engine_polars.blocks import ResumePoint, TextBlock, read_blocks
+from preprocess.engine_polars.column_parser import ColumnParser
 from preprocess.engine_polars.dictionary import Dictionary
+from preprocess.engine_polars.learn import load_learned
 from preprocess.engine_polars.parser import LogParser, ParsedRows
 from preprocess.files import write_all
 from preprocess.log_statistics import LogStatistics
@@ -109,8 +111,7 @@ def build_vocabulary(
         options.max_bad_rows, first_pass.statistics.bad_rows, first_pass.statistics.first_bad_rows
     )
     bad.add(0, [])
-    tags = options.split.tags if options.schema.split is not None else None
-    parser = LogParser(sources, options.schema, tags)
+    parser = _parser(sources, work, options)
     sizes = [path.stat().st_size for path in sources]
     with (
         _Recorder(work, options, first_pass, save) as recorder,
@@ -135,8 +136,16 @@ def build_vocabulary(
     return first_pass
 
 
+def _parser(sources: Sequence[Path], work: Path, options: Options) -> LogParser | ColumnParser:
+    log = options.schema.columns
+    if log is not None:
+        return ColumnParser(sources, log, options.split, load_learned(work, log))
+    tags = options.split.tags if options.schema.split is not None else None
+    return LogParser(sources, options.schema, tags)
+
+
 def _parsed(
-    parser: LogParser, blocks: Iterable[TextBlock]
+    parser: LogParser | ColumnParser, blocks: Iterable[TextBlock]
 ) -> Generator[tuple[TextBlock, ParsedRows], None, None]:
     """Yields blocks with their rows, in order; threads parse ahead.
 

@@ -205,7 +205,7 @@ class SparkIngest:
         )
 
     def _splits(self, statistics: LogStatistics) -> list[RowRange] | None:
-        if self._options.split.by == "column":
+        if self._options.split.by_row:
             return None
         return self._options.split.parts(statistics.rows_by_file, self._names)
 
