@@ -31,7 +31,7 @@ from preprocess.splits import BY_TIME, NAMES, TEST, VALIDATION, SplitRule
 from preprocess.transforms import DenseStatistics
 
 _NUMBER = r"\A[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?\z"
-_DATE = r"\A[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])([ T]([01][0-9]|2[0-3]):.*)?\z"
+_DATE = r"\A[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])([ T]([01][0-9]|2[0-3]):[^\n]*)?\z"
 _SECONDS = r"\A[0-9]{1,11}(\.[0-9]*)?\z"
 _INTEGER = r"\A0*[0-9]{1,10}\z"
 _HEX = r"\A[0-9a-fA-F]{1,8}\z"
@@ -206,7 +206,8 @@ def tag(dialect: Dialect, split: SplitRule, text: Expression) -> Expression:
         if split.by == BY_TIME:
             # Numbers are compared as such; dates in ISO's order of digits as texts.
             try:
-                chosen = dialect.number(text) >= float(given[0])
+                first = float(given[0])
+                chosen = dialect.matches(text, _NUMBER) & (dialect.number(text) >= first)
             except ValueError:
                 chosen = text >= dialect.literal(given[0])
         else:

@@ -10,7 +10,7 @@ _QUOTED = r'"[^"]*(?:""[^"]*)*"'
 
 def field_pattern(delimiter: str) -> str:
     """Returns the pattern of a delimiter and the field after it, quoted or not."""
-    escaped = _escaped(delimiter)
+    escaped = delimiter_pattern(delimiter)
     blanks = _BLANKS if delimiter != "\t" else " *"
     return rf'{escaped}(?:{blanks}{_QUOTED}{blanks}|[^"{escaped}]*)'
 
@@ -18,7 +18,7 @@ def field_pattern(delimiter: str) -> str:
 def line_pattern(delimiter: str, fields: int | None) -> str:
     """Returns the pattern of a line of so many fields, quoted or not; None is any number."""
     field = field_pattern(delimiter)
-    first = field[len(_escaped(delimiter)) :]
+    first = field[len(delimiter_pattern(delimiter)) :]
     return rf"\A{first}(?:{field}){'*' if fields is None else f'{{{fields - 1}}}'}\z"
 
 
@@ -27,5 +27,6 @@ def json_path(name: str) -> str:
     return f"$['{name}']"
 
 
-def _escaped(delimiter: str) -> str:
+def delimiter_pattern(delimiter: str) -> str:
+    """Returns the pattern of a delimiter alone."""
     return r"\t" if delimiter == "\t" else re.escape(delimiter)

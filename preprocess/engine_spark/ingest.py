@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import polars as pl
@@ -24,8 +24,16 @@ from dlrm.formats.file_names import RECORDS
 from dlrm.formats.packed_ids import plan
 from preprocess.bad_rows import BadRows
 from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
+from preprocess.engine_spark.column_lines import column_lines
+from preprocess.engine_spark.learn import learn_dense, stage_texts
 from preprocess.engine_spark.lookup import records
-from preprocess.engine_spark.parse import StagedFile, row_offsets, stage_file, staged_rows
+from preprocess.engine_spark.parse import (
+    StagedFile,
+    file_lines,
+    row_offsets,
+    stage_file,
+    staged_rows,
+)
 from preprocess.engine_spark.spark_session import spark_session
 from preprocess.engine_spark.storage import HadoopFiles
 from preprocess.engine_spark.vocabulary import (
@@ -43,6 +51,7 @@ from preprocess.engine_spark.write import (
     read_markers,
     write_buckets,
 )
+from preprocess.learned import STATISTICS, TEXTS_SCHEMA, parse_statistics, statistics_text
 from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
 from preprocess.outputs import WORK, Journal, LocalStore, publish
@@ -76,7 +85,7 @@ def ingest(
         run = SparkIngest(session, files, list(sources), sizes, output, options, progress, journal)
         start = time.perf_counter()
         try:
-            state = run.build_vocabulary(state)
+            state = run.build_vocabulary(run.learn(state))
         except (ValueError, OSError):
             if not journal.kept:
                 store.remove(WORK)
@@ -119,6 +128,43 @@ class SparkIngest:
     def _save(self, state: dict[str, Any]) -> dict[str, Any]:
         self._journal.save(state)
         return state
+
+    def learn(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Runs the pass over columns of any kind; returns the state for pass one.
+
+        Args:
+            state: The state that the journal has; empty at first.
+        """
+        log, options = self._options.schema.columns, self._options
+        if log is None or state:
+            return state
+        with self._progress("pass 0, columns", 0):
+            files = [file_lines(self._session, name, options.schema) for name in self._sources]
+            if log.text_tables:
+                stage_texts(self._session, files, self._stage("texts"), options)
+            if options.dictionary:
+                text = self._files.store(options.dictionary).read(STATISTICS)
+                dense = parse_statistics(log, text, options.dictionary)
+            else:
+                dense = learn_dense(files, self._names, options)
+        store = self._files.store(self._output)
+        store.write(f"{WORK}/{STATISTICS}", statistics_text(log, dense))
+        return self._save({"files": {}})
+
+    def _converter(self) -> Callable[[DataFrame], DataFrame] | None:
+        """Returns what makes lines for `LineParser`; None if the log's own lines are such."""
+        log = self._options.schema.columns
+        if log is None:
+            return None
+        text = self._files.store(self._output).read(f"{WORK}/{STATISTICS}")
+        dense = parse_statistics(log, text, self._output)
+        texts = {table: self._texts(table) for table in log.text_tables}
+        return lambda lines: column_lines(lines, log, self._options.split, dense, texts)
+
+    def _texts(self, table: int) -> DataFrame:
+        """Returns the texts of a table as (value, text)."""
+        texts = self._session.read.parquet(self._stage("texts"))
+        return texts.filter(sf.col("feature") == table).select("value", "text")
 
     def build_vocabulary(self, state: dict[str, Any]) -> dict[str, Any]:
         """Stages rows and values; returns the state before pass two.
@@ -171,13 +217,13 @@ class SparkIngest:
         left = [n for n in range(len(self._sources)) if str(n) not in done]
         if left:
             left.sort(key=lambda number: -self._sizes[number])
-        guard = threading.Lock()
+        guard, convert = threading.Lock(), self._converter()
         with self._progress("pass 1, text", sum(self._sizes)) as display:
 
             def stage(number: int) -> None:
                 target = self._targets()[number]
                 found = stage_file(
-                    self._session, self._sources[number], number, target, self._options
+                    self._session, self._sources[number], number, target, self._options, convert
                 )
                 with guard:
                     done[str(number)] = asdict(found)
@@ -264,11 +310,16 @@ class SparkIngest:
 
     def _write_dictionary(self, dictionary: DataFrame, vocab_sizes: list[int]) -> None:
         """Writes each table's dictionary: on this machine with Polars, elsewhere with Spark."""
-        store = self._files.store(self._output)
+        store, log = self._files.store(self._output), self._options.schema.columns
+        with_texts = log.text_tables if log is not None else ()
         if not isinstance(store, LocalStore):
             for table in range(len(vocab_sizes)):
-                one = dictionary.filter(sf.col("feature") == table).sort("id")
-                one.write.mode("overwrite").parquet(self._stage(table_name(table)))
+                one = dictionary.filter(sf.col("feature") == table)
+                if table in with_texts:
+                    one = one.join(self._texts(table), "value", "left").select(
+                        "feature", "value", "id", "count", "text"
+                    )
+                one.sort("id").write.mode("overwrite").parquet(self._stage(table_name(table)))
             return
         dictionary.write.mode("overwrite").parquet(self._stage("numbered"))
         parts = Path(self._work.toUri().getPath()) / "numbered"
@@ -282,4 +333,13 @@ class SparkIngest:
                 int(frame["id"][0]) if frame.height else self._options.rules.first_id(table),
                 size,
             )
-            write_table(store.folder / WORK, table, ids)
+            texts = _local_texts(store.folder / WORK / "texts", table)
+            write_table(store.folder / WORK, table, ids, texts if table in with_texts else None)
+
+
+def _local_texts(folder: Path, table: int) -> pl.DataFrame:
+    """Returns the texts of a table, staged on this machine, as (value, text)."""
+    if not folder.exists():
+        return pl.DataFrame(schema=TEXTS_SCHEMA)
+    staged = pl.scan_parquet(folder / "*.parquet").filter(pl.col("feature") == table)
+    return staged.select("value", "text").collect().cast(TEXTS_SCHEMA).sort("value")  # type: ignore[arg-type]

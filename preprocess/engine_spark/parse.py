@@ -9,17 +9,21 @@ order is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Callable
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from preprocess.bad_rows import NAMED
+from preprocess.columns import LogColumns
+from preprocess.engine_polars.field_frame import FieldFrames
+from preprocess.engine_spark.column_lines import BAD_MARK
 from preprocess.engine_spark.java import java_classes
 from preprocess.options import Options
-from preprocess.schema import CATEGORICAL, DENSE, HEX, INTEGER, LABEL, SPLIT, TEXT
+from preprocess.schema import CATEGORICAL, DENSE, FLOAT, HEX, INTEGER, LABEL, SPLIT, TEXT, Schema
+from preprocess.splits import NAMES
 
 _STAGED = (
     "file int, partition int, before bigint, rows int, tags binary, data binary, summary string"
@@ -27,7 +31,7 @@ _STAGED = (
 """`before`: rows of the partition before the chunk; `summary`: only in the partition's last row."""
 
 _ROLES = (LABEL, DENSE, CATEGORICAL, SPLIT)
-_KINDS = (INTEGER, HEX, TEXT)
+_KINDS = (INTEGER, HEX, TEXT, FLOAT)
 
 
 @dataclass
@@ -52,7 +56,12 @@ class StagedFile:
 
 
 def stage_file(
-    session: SparkSession, source: str, number: int, target: str, options: Options
+    session: SparkSession,
+    source: str,
+    number: int,
+    target: str,
+    options: Options,
+    convert: Callable[[DataFrame], DataFrame] | None = None,
 ) -> StagedFile:
     """Parses a file and writes its good rows to `target`.
 
@@ -62,13 +71,15 @@ def stage_file(
         number: The index of the file among all files.
         target: The folder to write.
         options: The options of the run.
+        convert: Makes lines that `LineParser` reads of those of the file; None leaves them.
 
     Raises:
         ValueError: The partitions of the file are not in order, or its header is wrong.
     """
     java = java_classes(session)
     parser = java.new("LineParser", number, *_parser_arguments(options))
-    lines = _lines(session, source, options)
+    lines = file_lines(session, source, options.schema)
+    lines = convert(lines) if convert else lines
     java.rows(lines, parser, _STAGED).write.mode("overwrite").parquet(target)
     summaries = (
         session.read.schema(_STAGED)
@@ -100,12 +111,13 @@ def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -
     )
     # Spark splits a text file anywhere, so a partition can number only its own lines.
     before = 0
+    describe = _fault_finder(options.schema)
     for found in partitions:
         for line, text in found["bad"]:
-            fault = options.schema.fault(bytes.fromhex(text))
+            fault = describe(bytes.fromhex(text))
             staged.first_bad_rows.append(f"{source}, line {before + line}: {fault}")
         before += found["lines"]
-    header = options.schema.header and before > 0
+    header = _has_header(options.schema) and before > 0
     staged.first_bad_rows = staged.first_bad_rows[:NAMED]
     staged.bad_rows = before - header - sum(staged.rows)
     return staged
@@ -125,11 +137,15 @@ def _parser_arguments(options: Options) -> list[Any]:
             column = schema.categorical.index(position)
             limit = rules.modulus(column) or 0
         lines.append(f"{role} {_KINDS.index(entry.kind)} {column} {limit}")
-    tags = options.split.tags if schema.split is not None else {}
+    tags: Mapping[str, int] = {}
+    if schema.columns is not None:  # the lines made of them hold the tag itself
+        tags = {str(tag): tag for tag in range(1, len(NAMES))}
+    elif schema.split is not None:
+        tags = options.split.tags
     return [
         options.num_dense,
         options.num_categorical,
-        schema.header,
+        _has_header(schema),
         NAMED,
         schema.delimiter,
         schema.format == "csv",
@@ -139,12 +155,28 @@ def _parser_arguments(options: Options) -> list[Any]:
     ]
 
 
-def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
-    """Reads the lines of a file as bytes, without LF."""
-    schema = options.schema
+def _has_header(schema: Schema) -> bool:
+    return (schema.columns or schema).header
+
+
+def _fault_finder(schema: Schema) -> Callable[[bytes], str | None]:
+    """Returns what describes the fault of a line that `LineParser` has refused."""
+    if schema.columns is None:
+        return schema.fault
+    frames = FieldFrames(schema.columns)
+    return lambda line: frames.faults([line.removeprefix(BAD_MARK)])[0]
+
+
+def file_lines(session: SparkSession, source: str, full: Schema) -> DataFrame:
+    """Reads the lines of a file as bytes, without LF.
+
+    Raises:
+        ValueError: The partitions of the file are not in order, or its header is wrong.
+    """
+    schema = full.columns or full
     if schema.format == "parquet":
         frame = session.read.parquet(source)
-        absent = [field.name for field in schema.fields if field.name not in frame.columns]
+        absent = [name for name in schema.names if name not in frame.columns]
         if absent:
             raise ValueError(
                 f"{source}: expected columns {', '.join(absent)}, found none of these names"
@@ -152,10 +184,10 @@ def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
         # Characters that would end a field or a line become spaces.
         texts = [
             sf.coalesce(
-                sf.regexp_replace(sf.col(f"`{field.name}`").cast("string"), r"[\t\r\n]", " "),
+                sf.regexp_replace(sf.col(f"`{name}`").cast("string"), r"[\t\r\n]", " "),
                 sf.lit(""),
             )
-            for field in schema.fields
+            for name in schema.names
         ]
         value = sf.concat_ws("\t", *texts)
     else:
@@ -165,21 +197,15 @@ def _lines(session: SparkSession, source: str, options: Options) -> DataFrame:
     _check_order(lines, source)
     lines = lines.select("value")
     if schema.header:
-        _check_header(lines, source, options)
+        _check_header(lines, source, schema)
     return lines
 
 
-def _check_header(lines: DataFrame, source: str, options: Options) -> None:
+def _check_header(lines: DataFrame, source: str, schema: Schema | LogColumns) -> None:
     first = lines.first()
-    expected = options.schema.delimiter.join(field.name for field in options.schema.fields)
-    found = expected if first is None else bytes(first["value"]).removesuffix(b"\r").decode(
-        "utf-8", "backslashreplace"
-    )  # fmt: skip
-    if found != expected:
-        raise ValueError(
-            f"{source}, line 1: expected the header {expected!r}, found {found[:200]!r};"
-            " correct the schema's columns"
-        )
+    fault = first and schema.header_fault(bytes(first["value"]).removesuffix(b"\r"))
+    if fault:
+        raise ValueError(f"{source}, line 1: {fault}; correct the schema's columns")
 
 
 def _check_order(lines: DataFrame, source: str) -> None:

@@ -13,6 +13,7 @@ final class Fields implements Serializable {
   static final int INTEGER = 0;
   static final int HEX = 1;
   static final int TEXT = 2;
+  static final int FLOAT = 3;
 
   final byte delimiter;
   final boolean quotes;

@@ -1,6 +1,7 @@
 package dlrm.ingest;
 
 import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.zip.CRC32;
 import org.apache.spark.unsafe.types.UTF8String;
@@ -87,6 +88,9 @@ final class LineReader {
         chunk.putInt(row, (int) label);
         return label == 0 || label == 1;
       case Fields.DENSE:
+        if (fields.kinds[field] == Fields.FLOAT) {
+          return decimal(field, line, start, stop);
+        }
         return dense(field, start == stop ? 0 : integer(line, start, stop, true));
       case Fields.CATEGORICAL:
         return category(field, line, start, stop);
@@ -107,6 +111,18 @@ final class LineReader {
       number = fields.limits[field];
     }
     chunk.putInt(row + 4 * (1 + fields.columns[field]), (int) number);
+    return true;
+  }
+
+  /** Writes the bits of a float32; the text comes from `column_lines.py`, or is of a bad line. */
+  private boolean decimal(int field, byte[] line, int start, int stop) {
+    float number;
+    try {
+      number = Float.parseFloat(new String(line, start, stop - start, StandardCharsets.UTF_8));
+    } catch (NumberFormatException error) {
+      return false;
+    }
+    chunk.putInt(row + 4 * (1 + fields.columns[field]), Float.floatToRawIntBits(number));
     return true;
   }
 
