@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="YAML",
         help="description of your own columns and split, for --rules=generic and only there;"
-        " example: preprocess/schema_example.yaml (default: none)",
+        " examples: preprocess/schema_example.yaml and schema_any_log.yaml; python3 -m"
+        " preprocess.guess writes one (default: none)",
     )
     add(
         "--engine",

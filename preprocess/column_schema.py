@@ -37,7 +37,7 @@ OWN_KEYS = {"dense_type", "delimiter", "quoted", "trim", "absent"}
 """Keys of such schemas alone."""
 
 _KEYS = OWN_KEYS | {
-    "format", "header", "columns", "label", "dense", "categorical", "threshold", "ids", "missing",
+    "format", "header", "columns", "label", "dense", "categorical", "threshold", "ids",
     "split",
 }  # fmt: skip
 _LABEL = {"name", "above", "positive", "negative"}
@@ -62,6 +62,7 @@ def log_columns(content: Mapping[str, Any], split: Mapping[str, Any]) -> LogColu
         ValueError: The content is malformed; the message names the key.
     """
     refuse_unknown("keys: ", content, _KEYS)
+    _refuse_bags(content)
     choice(content, "dense_type", ("float32",), "float32")
     log_format = choice(content, "format", tuple(FORMATS), "tsv")
     dense = [_dense(entry) for entry in entries(content, "dense", _DENSE)]
@@ -93,6 +94,19 @@ def log_columns(content: Mapping[str, Any], split: Mapping[str, Any]) -> LogColu
         tuple(categories),
         decides,
     )
+
+
+def _refuse_bags(content: Mapping[str, Any]) -> None:
+    """Refuses the keys of columns that hold several ids, which is not a wrong key but a wish."""
+    for entry in content.get("categorical") or []:
+        found = sorted(
+            {"separator", "max_ids", "pooling"} & set(entry if isinstance(entry, dict) else ())
+        )
+        if found:
+            raise ValueError(
+                f"categorical column {entry.get('name')}: expected one value in a field, found"
+                f" {found[0]}; preprocess does not write bags of ids (dlrm.formats.bag_files does)"
+            )
 
 
 def _names(content: Mapping[str, Any], log_format: str, used: Sequence[str]) -> tuple[str, ...]:

@@ -54,6 +54,11 @@ class Options:
                 "--columns: expected with a schema of dense_type float32, because record files hold"
                 " integers; add --columns"
             )
+        if self.schema.columns is not None and self.rules.max_table_rows is not None:
+            raise ValueError(
+                "--max_table_rows: expected without a schema of dense_type float32, found"
+                f" {self.rules.max_table_rows}; give hashed columns their modulo in the schema"
+            )
         if self.pack_ids and not self.columns:
             raise ValueError("--pack_ids: expected with --columns, found alone; add --columns")
         if self.shuffle is not None and not -(2**63) <= self.shuffle < 2**63:

@@ -112,13 +112,12 @@ def _refuse_column_keys(content: Mapping[str, Any]) -> None:
 
 def _column_rules(content: Mapping[str, Any], categorical: list[Mapping[str, Any]]) -> Rules:
     """Makes the rules of a log whose dense features are final float32 values."""
-    value = choice(content, "missing", ("value", "special"), "special") == "value"
     return Rules(
         GENERIC,
         1.0,
         _NUMBER_LIMITS["lowest"][0],
-        missing_is_value=value,
-        special_id=not value,
+        missing_is_value=False,  # the value 0 is that of the first text, or of an hour
+        special_id=True,
         by_count=choice(content, "ids", ("appearance", "count"), "appearance") == "count",
         frequency_threshold=_number(content, "threshold", 0),
         thresholds=_numbers(categorical, "threshold"),
