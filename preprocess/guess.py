@@ -26,7 +26,7 @@ _DELIMITERS = ",\t;|"
 
 
 @dataclass(frozen=True)
-class Sample:
+class LogSample:
     """The first rows of a file, as texts.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sample:
     whole: bool
 
 
-def read_sample(path: Path) -> Sample:
+def read_sample(path: Path) -> LogSample:
     """Reads the first rows of a file.
 
     Raises:
@@ -78,7 +78,7 @@ def read_sample(path: Path) -> Sample:
     return _text_sample(path, lines, whole)
 
 
-def _parquet_sample(path: Path) -> Sample:
+def _parquet_sample(path: Path) -> LogSample:
     import polars as pl
 
     try:
@@ -92,10 +92,10 @@ def _parquet_sample(path: Path) -> Sample:
     if not frame.height:
         raise ValueError(f"{path}: expected rows, found none; give a log with rows")
     rows = [[text or "" for text in row] for row in frame.rows()]
-    return Sample("parquet", "\t", False, names, rows, frame.height < _SAMPLE_ROWS)
+    return LogSample("parquet", "\t", False, names, rows, frame.height < _SAMPLE_ROWS)
 
 
-def _json_sample(path: Path, lines: list[str], whole: bool) -> Sample:
+def _json_sample(path: Path, lines: list[str], whole: bool) -> LogSample:
     objects: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -110,7 +110,7 @@ def _json_sample(path: Path, lines: list[str], whole: bool) -> Sample:
         objects.append(content)
     names = list(dict.fromkeys(name for content in objects for name in content))
     rows = [[_json_text(content.get(name)) for name in names] for content in objects]
-    return Sample("jsonl", "\n", False, names, rows, whole)
+    return LogSample("jsonl", "\n", False, names, rows, whole)
 
 
 def _json_text(value: Any) -> str:
@@ -119,7 +119,7 @@ def _json_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _text_sample(path: Path, lines: list[str], whole: bool) -> Sample:
+def _text_sample(path: Path, lines: list[str], whole: bool) -> LogSample:
     counts = {delimiter: _fields(lines, delimiter) for delimiter in _DELIMITERS}
     delimiter = max(counts, key=lambda found: counts[found])
     if counts[delimiter] < 2:
@@ -144,7 +144,7 @@ def _text_sample(path: Path, lines: list[str], whole: bool) -> Sample:
     ) and (len(set(first)) == width)  # fmt: skip
     names = first if header else [f"column_{i}" for i in range(width)]
     log_format = "tsv" if delimiter == "\t" else "csv"
-    return Sample(log_format, delimiter, header, names, others if header else rows, whole)
+    return LogSample(log_format, delimiter, header, names, others if header else rows, whole)
 
 
 def _fields(lines: list[str], delimiter: str) -> int:
@@ -160,7 +160,7 @@ def _split(lines: list[str], delimiter: str) -> list[list[str]]:
     return [next(csv.reader([line], delimiter=delimiter, skipinitialspace=True)) for line in lines]
 
 
-def schema_text(path: Path, sample: Sample) -> str:
+def schema_text(path: Path, sample: LogSample) -> str:
     """Returns the schema file.
 
     Raises:

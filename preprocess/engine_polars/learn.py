@@ -37,7 +37,7 @@ from preprocess.transforms import DenseStatistics, learn, sample_stride
 Float64 = NDArray[np.float64]
 
 
-class _Sample:
+class _DenseSample:
     """Evenly spaced rows of the log: their numbers, tags and dense values."""
 
     def __init__(self) -> None:
@@ -89,9 +89,9 @@ def learn_columns(
     texts = {table: _old(options, table) for table in log.text_tables}
     numbers = [dict(zip(frame["text"], frame["value"])) for frame in texts.values()]
     following = [max(known.values(), default=-1) + 1 for known in numbers]
-    sample, rows_by_file = _Sample(), [0] * len(sources)
+    sample, rows_by_file = _DenseSample(), [0] * len(sources)
     bad = BadRows(options.max_bad_rows)
-    reader = _Reader(log, options)
+    reader = _LearntExpressions(log, options)
     sizes = [path.stat().st_size for path in sources]
     blocks = read_blocks(sources, options.schema, options.block_bytes, ResumePoint())
     with contextlib.closing(blocks):
@@ -132,7 +132,7 @@ def load_learned(work: Path, log: LogColumns) -> Learned:
     return Learned(dense, {t: pl.read_parquet(_texts_file(work, t)) for t in log.text_tables})
 
 
-class _Reader:
+class _LearntExpressions:
     """The expressions whose values are learnt from."""
 
     def __init__(self, log: LogColumns, options: Options) -> None:
@@ -157,7 +157,7 @@ class _Reader:
 def _statistics(
     options: Options,
     log: LogColumns,
-    sample: _Sample,
+    sample: _DenseSample,
     rows_by_file: Sequence[int],
     names: Sequence[str],
 ) -> list[DenseStatistics]:

@@ -189,11 +189,11 @@ def test_the_drawing_shows_the_layers() -> None:
             assert group in line, f"layer {number} is drawn without {group}"
 
 
-def test_the_schema_on_the_page_is_the_example() -> None:
+def test_the_schemas_on_the_page_are_the_examples() -> None:
     text = (ROOT / "docs" / "preprocessing.md").read_text(encoding="utf-8")
-    (schema,) = (block for kind, block in FENCE.findall(text) if kind == "yaml")
-    example = ROOT / "preprocess" / "schema_example.yaml"
-    assert schema == example.read_text(encoding="utf-8")
+    schemas = [block for kind, block in FENCE.findall(text) if kind == "yaml"]
+    for schema, name in zip_strict(schemas, ("schema_example.yaml", "schema_any_log.yaml")):
+        assert schema == (ROOT / "preprocess" / name).read_text(encoding="utf-8")
 
 
 def test_the_readme_is_short() -> None:

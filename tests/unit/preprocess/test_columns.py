@@ -304,7 +304,7 @@ def test_a_bad_file_is_named(
     ("change", "message"),
     [
         ({"label": ["y", "z"]}, "label: expected one column, found 2: a model has one label"),
-        ({"label": {"name": "y", "possitive": [1]}}, "found possitive; did you mean positive?"),
+        ({"label": {"name": "y", "positives": [1]}}, "found positives; did you mean positive?"),
         ({"label": {"name": "y", "above": 1, "positive": [1]}}, "expected above, or positive"),
         ({"label": {"name": "y", "above": "high"}}, "above: expected a number, found 'high'"),
         ({"label": {"name": "y", "positive": [1], "negative": [1]}}, "found '1' in both lists"),
