@@ -145,7 +145,8 @@ class Schema:
             expected = "at most 8 hexadecimal digits"
             return None if good else f"{where}: expected {expected}, found {_shown(text)}"
         if not re.fullmatch(rb"-?[0-9]+" if field.role == DENSE else rb"[0-9]+", text):
-            return f"{where}: expected an integer, found {_shown(text)}"
+            remedy = "; for floats, start with python3 -m preprocess.guess"
+            return f"{where}: expected an integer, found {_shown(text)}{remedy * (b'.' in text)}"
         limits = _INT32 if field.role == DENSE else _UINT32
         if len(text.lstrip(b"-0")) > _LONGEST_NUMBER or int(text) not in limits:
             return f"{where}: expected a 32-bit integer, found {_shown(text)}"
