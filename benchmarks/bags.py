@@ -119,6 +119,11 @@ def tables_and_step(kind: str, batch: int, collective: Any, compress: bool) -> t
     return tables, ids, step
 
 
+def taken(step: Callable[[Any], Any], ids: Any) -> float:
+    """Takes a step, to its end."""
+    return float(step(ids))
+
+
 def print_looking_up(batch: int, rounds: int) -> None:
     """Measures route, lookup and update of one rank."""
     from dlrm.distributed.collective import Collective
@@ -126,7 +131,7 @@ def print_looking_up(batch: int, rounds: int) -> None:
     actions: dict[str, Callable[[], object]] = {}
     for kind in HOTNESS:
         _, ids, step = tables_and_step(kind, batch, Collective(), compress=False)
-        actions[kind] = lambda step=step, ids=ids: step(ids).numpy()
+        actions[kind] = partial(taken, step, ids)
     seconds = in_turn(actions, rounds)
     rates = {
         kind: batch * sum(HOTNESS[kind]) / statistics.median(seconds[kind]) for kind in HOTNESS
@@ -163,7 +168,7 @@ def rank(batch: int, rounds: int) -> None:
             bytes_per_bag(layout, table, rows, **costs)[not at_owner]
             for table, (rows, at_owner) in enumerate(zip(SIZES, choice))
         )
-        seconds = in_turn({BAGS: lambda step=step, ids=ids: step(ids).numpy()}, rounds)[BAGS]
+        seconds = in_turn({BAGS: partial(taken, step, ids)}, rounds)[BAGS]
         found["compress" if compress else "at the owners"] = {
             "counted": counted,
             "expected": expected * batch * (collective.size - 1) / collective.size,

@@ -10,8 +10,10 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlrm.data.synthetic import SyntheticSource
 from dlrm.formats import atomic_files, file_names
@@ -69,13 +71,12 @@ def _write_columns(folder: Path, source: SyntheticSource) -> dict[str, FileSum]:
     remove_checksums(folder)
     singles = _layout(source).single_tables
     names = [name for name in file_names.COLUMN_FILES if singles or name != file_names.CATEGORY]
-    columns = len(names)
+    sums = [RunningSum() for _ in names]
     names += [name for bag in source.bags for name in bag_file_names(bag)]
-    sums = [RunningSum() for _ in range(columns)]
     paths = [folder / name for name in names]
     with atomic_files.whole_files(paths) as temporaries, contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(open(path, "wb")) for path in temporaries[:columns]]
-        bags = iter(temporaries[columns:])
+        outputs = [stack.enter_context(open(path, "wb")) for path in temporaries[: len(sums)]]
+        bags = iter(temporaries[len(sums) :])
         writers = [
             stack.enter_context(BagWriter(bag, [next(bags) for _ in bag_file_names(bag)]))
             for bag in source.bags
@@ -83,14 +84,15 @@ def _write_columns(folder: Path, source: SyntheticSource) -> dict[str, FileSum]:
         for first in range(0, source.num_samples, _BLOCK_SAMPLES):
             last = min(first + _BLOCK_SAMPLES, source.num_samples)
             dense, ids, labels = source.read(first, last)
+            columns: list[NDArray[Any]] = [labels.astype(np.int32), dense]
             if isinstance(ids, Bags):
                 tables = ids_of_tables(ids)
                 for writer, bag in zip(writers, source.bags):
                     writer.write(ids.lengths[bag.table], tables[bag.table])
-                ids = np.stack([tables[table] for table in singles], 1) if singles else None
-            for column, output, running in zip(
-                (labels.astype(np.int32), dense, ids), outputs, sums
-            ):
+                columns += [np.stack([tables[table] for table in singles], 1)] if singles else []
+            else:
+                columns.append(ids)
+            for column, output, running in zip(columns, outputs, sums):
                 data = column.reshape(-1).view(np.uint8).data
                 with atomic_files.naming(output.name):
                     output.write(data)

@@ -29,6 +29,18 @@ if TYPE_CHECKING:  # it builds on this module
 Ids = Union[tf.Tensor, "list[tf.Tensor]", "tuple[tf.Tensor, ...]", Bags]
 
 
+class Located(Protocol):
+    """What a route of any kind says of the rows that this rank reads."""
+
+    @property
+    def rows(self) -> tf.Tensor:
+        """See `Route`."""
+
+    @property
+    def row_of(self) -> tf.Tensor:
+        """See `Route`."""
+
+
 class Route(NamedTuple):
     """How the keys of a group of tables travel to their owners, and vectors and gradients back.
 

@@ -69,7 +69,11 @@ class ShardedEmbedding:
         self._collective = collective
         self._dtype = exchange_dtype
         self._bag_layout = bag_layout
-        options = {"compress": compress, "bad_ids": bad_ids, "exchange_dtype": exchange_dtype}
+        options: dict[str, Any] = {
+            "compress": compress,
+            "bad_ids": bad_ids,
+            "exchange_dtype": exchange_dtype,
+        }
         # Under bags, ids are checked and vectors are exchanged by the groups around these.
         own = (
             options
@@ -80,7 +84,7 @@ class ShardedEmbedding:
             TableGroup(tables, storage, optimizer, collective, partition=partition, **own)
             for tables in self._cut(table_groups)
         ]
-        self.groups: Sequence[TableGroup | BagGroup] = groups
+        self.groups: Sequence[Any] = groups
         if bag_layout is not None:
             self.groups = [
                 BagGroup(group, storage, collective, bag_layout, **options) for group in groups

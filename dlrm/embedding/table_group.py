@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.in_place import in_place_rows
-from dlrm.embedding.interface import Route
+from dlrm.embedding.interface import Located, Route
 from dlrm.embedding.partition import (
     PartitionKeys,
     distinct,
@@ -126,7 +126,7 @@ class TableGroup:
         """Finds the distinct rows [U] of keys [R] of this rank, and for each key its row [R]."""
         return distinct(self._storage.addresses(keys))
 
-    def read(self, route: Route) -> tuple[tf.Tensor, tf.Tensor]:
+    def read(self, route: Located) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads the rows. Returns a vector [R, W] for each key received, and the rows [U, S].
 
         Where the update will not ask for the rows, these are left out: [0, S].
@@ -176,13 +176,13 @@ class TableGroup:
         """Sends gradients [K, W] to the owners of their rows; [R, W]."""
         return self._exchange(gradient, route.sent, "gradients")[0]
 
-    def squares(self, route: Route, gradient: tf.Tensor) -> tf.Tensor:
+    def squares(self, route: Located, gradient: tf.Tensor) -> tf.Tensor:
         """Adds up the squares of the gradients [R, W] once these are summed by row, float32 []."""
         return tf.reduce_sum(tf.square(self._sums(route, gradient)))
 
     def update(
         self,
-        route: Route,
+        route: Located,
         stored: tf.Tensor,
         gradient: tf.Tensor,
         learning_rate: tf.Tensor,
@@ -217,7 +217,7 @@ class TableGroup:
             updated = tf.where(touched, updated, stored)
         self._storage.write(route.rows, updated)
 
-    def _sums(self, route: Route, gradient: tf.Tensor) -> tf.Tensor:
+    def _sums(self, route: Located, gradient: tf.Tensor) -> tf.Tensor:
         """The gradients [R, W] summed by row, float32 [U, W]."""
         return sum_by_row(gradient, route.row_of, tf.size(route.rows))
 

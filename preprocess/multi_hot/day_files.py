@@ -54,7 +54,7 @@ def write_day(folder: Path, out: Path, number: int) -> Day:
     """
     source, description = SplitSource(folder), read_metadata(folder)
     samples, day = source.num_samples, Day.of(out, number)
-    arrays = {}
+    arrays: dict[int, NDArray[Any]] = {}
     for bag in description.bags:
         path = folder / file_names.bag_ids(bag.table)
         if path.stat().st_size != samples * bag.max_ids * 4 or bag.weights or bag.pooling != "sum":
@@ -73,7 +73,8 @@ def write_day(folder: Path, out: Path, number: int) -> Day:
     dense, _, labels = source.read(0, samples)
     with atomic_files.whole_files(day) as (sparse_file, dense_file, labels_file):
         with open(sparse_file, "wb") as file:
-            np.savez(file, **{str(table): arrays[table] for table in sorted(arrays)})
+            named: Any = {str(table): arrays[table] for table in sorted(arrays)}
+            np.savez(file, **named)
         for path, values in ((dense_file, dense), (labels_file, labels[:, None].astype("<i4"))):
             with open(path, "wb") as file:
                 np.save(file, values)
