@@ -81,8 +81,10 @@ def with_fields(lines: DataFrame, log: LogColumns) -> DataFrame:
         lines: The lines as bytes, `value`, without LF.
         log: The columns.
     """
-    text = sf.regexp_replace(sf.col("value").cast("string"), r"\r\z", "")
-    frame = lines.withColumn("line", sf.when(sf.is_valid_utf8(text), text))
+    text = sf.col("value").cast("string")
+    # Checked first, because regular expressions replace what is not UTF-8.
+    valid = sf.is_valid_utf8(text)
+    frame = lines.withColumn("line", sf.when(valid, sf.regexp_replace(text, r"\r\z", "")))
     line, names = sf.col("line"), field_columns(log)
     if log.format == "jsonl":
         whole = sf.json_object_keys(line).isNotNull() & line.rlike(r"\A\s*\{")
