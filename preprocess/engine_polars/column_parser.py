@@ -16,8 +16,8 @@ from preprocess import row_expressions
 from preprocess.bad_rows import NAMED
 from preprocess.columns import VALUE, LogColumns
 from preprocess.engine_polars.blocks import TextBlock
-from preprocess.engine_polars.field_frame import DIALECT, FieldFrames
 from preprocess.engine_polars.parser import ParsedRows, hashed
+from preprocess.field_frame import DIALECT, FieldFrames
 from preprocess.learned import Learned
 from preprocess.schema import HEX, TEXT
 from preprocess.splits import SplitRule

@@ -20,7 +20,7 @@ from preprocess.columns import LogColumns
 from preprocess.dictionary_files import read_description
 from preprocess.engine_polars.blocks import ResumePoint, read_blocks
 from preprocess.engine_polars.column_parser import block_lines
-from preprocess.engine_polars.field_frame import DIALECT, FieldFrames
+from preprocess.field_frame import DIALECT, FieldFrames
 from preprocess.learned import (
     STATISTICS,
     TEXTS_SCHEMA,

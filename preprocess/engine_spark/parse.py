@@ -18,9 +18,9 @@ from pyspark.sql import functions as sf
 
 from preprocess.bad_rows import NAMED
 from preprocess.columns import LogColumns
-from preprocess.engine_polars.field_frame import FieldFrames
 from preprocess.engine_spark.column_lines import BAD_MARK
 from preprocess.engine_spark.java import java_classes
+from preprocess.field_frame import FieldFrames
 from preprocess.options import Options
 from preprocess.schema import CATEGORICAL, DENSE, FLOAT, HEX, INTEGER, LABEL, SPLIT, TEXT, Schema
 from preprocess.splits import NAMES
