@@ -130,6 +130,9 @@ class CheckpointSamples:
         samples: The samples.
         pieces: Which of them to use.
 
+    Attributes:
+        rows: The rows that the pieces name, each once, float32 [n, W].
+
     Raises:
         ValueError: A sample is bad, or the checkpoint is damaged.
         OSError: A file cannot be read.
@@ -142,17 +145,17 @@ class CheckpointSamples:
         self._keys = np.unique(
             np.concatenate([np.unique(samples.read_keys(*piece)) for piece in pieces])
         )
-        self._rows = _read_rows(checkpoint, manifest, self._keys)
+        self.rows = _read_rows(checkpoint, manifest, self._keys)
 
     def __iter__(self) -> Iterator[tuple[Floats, Floats, Floats]]:
         """Yields dense [n, D], vectors [n, T, W] and labels [n] of each piece, float32."""
         for piece in self._pieces:
             dense, ids, labels = self._samples.read(*piece)
-            yield dense, self.vectors(ids), labels
+            yield dense, self.rows[self.places(ids)], labels
 
-    def vectors(self, ids: NDArray[np.int32]) -> Floats:
-        """The vectors [n, T, W], float32, of ids [n, T] that the pieces name."""
-        return self._rows[np.searchsorted(self._keys, self._samples.keys_of(ids))]
+    def places(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Where in `rows` the vectors of ids [n, T] lie, int64 [n, T]; the pieces name the ids."""
+        return np.searchsorted(self._keys, self._samples.keys_of(ids))
 
 
 def _read_rows(checkpoint: Path, manifest: Manifest, keys: NDArray[np.int64]) -> Floats:

@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     flag(
         "--importance_samples",
         type=int,
-        default=50_000,
-        help="samples in which columns are shuffled (default: 50000)",
+        default=20_000,
+        help="samples in which columns are shuffled (default: 20000)",
     )
     flag("--repeats", type=int, default=3, help="shuffles of each column (default: 3)")
     flag("--seed", type=int, default=0, help="seed of the shuffles (default: 0)")

@@ -89,7 +89,7 @@ class ReportedModel:
             source = CheckpointSamples(self._checkpoint, self.manifest, self.samples, pieces)
             for piece in pieces:
                 dense, ids, its_labels = self.samples.read(*piece)
-                logits.append(self._model.logits(dense, source.vectors(ids)))
+                logits.append(self._model.logits(dense, source.rows[source.places(ids)]))
                 labels.append(its_labels)
                 if group is not None:
                     groups.append(ids[:, group])
@@ -113,23 +113,25 @@ class ReportedModel:
         source = CheckpointSamples(self._checkpoint, self.manifest, self.samples, pieces)
         parts = [self.samples.read(*piece) for piece in pieces]
         dense, ids, labels = (np.concatenate(part) for part in zip(*parts))
-        whole = exact_auc(self._logits(source, dense, ids), labels)
-        for kind, columns in (("dense", dense), ("category", ids)):
+        places = source.places(ids)
+        whole = exact_auc(self._logits(source.rows, dense, places), labels)
+        for kind, columns in (("dense", dense), ("category", places)):
             for column in range(columns.shape[1]):
                 kept = columns[:, column].copy()
                 losses = []
                 for repeat in range(repeats):
                     place = [seed, int(kind == "category"), column, repeat]
                     columns[:, column] = np.random.default_rng(place).permutation(kept)
-                    losses.append(whole - exact_auc(self._logits(source, dense, ids), labels))
+                    logits = self._logits(source.rows, dense, places)
+                    losses.append(whole - exact_auc(logits, labels))
                 columns[:, column] = kept
                 yield Importance(f"{kind} {column}", float(np.mean(losses)), float(np.std(losses)))
 
-    def _logits(self, source: CheckpointSamples, dense: Floats, ids: Ids) -> Floats:
+    def _logits(self, rows: Floats, dense: Floats, places: NDArray[np.int64]) -> Floats:
         logits = np.empty(len(dense), np.float32)
         for start in range(0, len(dense), PIECE_SAMPLES):
             part = slice(start, start + PIECE_SAMPLES)
-            logits[part] = self._model.logits(dense[part], source.vectors(ids[part]))
+            logits[part] = self._model.logits(dense[part], rows[places[part]])
         return logits
 
     def _finite(self, logits: Floats) -> Floats:
