@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 
-class Group(NamedTuple):
+class ValueGroup(NamedTuple):
     """The samples that share a value of a column.
 
     Attributes:
@@ -42,7 +42,7 @@ class Bin(NamedTuple):
     rate: float
 
 
-def groups_of(values: NDArray[np.int32], probabilities: Floats, labels: Floats) -> list[Group]:
+def groups_of(values: NDArray[np.int32], probabilities: Floats, labels: Floats) -> list[ValueGroup]:
     """Computes the figures of each group, the largest first, among equals the lowest value.
 
     AUCs are exact and count ties half, as `dlrm.metrics.exact_auc`, for all groups in one pass.
@@ -71,10 +71,10 @@ def groups_of(values: NDArray[np.int32], probabilities: Floats, labels: Floats) 
     means = np.add.reduceat(probabilities, groups, dtype=np.float64) / (hits + misses)
     largest = np.lexsort((values[groups], -(hits + misses)))
     columns = (values[groups], hits + misses, hits, means, aucs)
-    return [Group(*line) for line in zip(*(column[largest].tolist() for column in columns))]
+    return [ValueGroup(*line) for line in zip(*(column[largest].tolist() for column in columns))]
 
 
-def grouped_auc(groups: list[Group]) -> float:
+def grouped_auc(groups: list[ValueGroup]) -> float:
     """The mean of the groups' AUC by samples, of groups with both labels; NaN without any.
 
     It says how well samples are ranked within a group, where the AUC of all samples also rewards

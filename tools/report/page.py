@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dlrm.metrics import Quality
-from tools.report.figures import Bin, Group, calibration_error, grouped_auc
+from tools.report.figures import Bin, ValueGroup, calibration_error, grouped_auc
 from tools.report.pictures import calibration_picture, groups_picture, importance_picture
 from tools.report.scores import Importance
 
@@ -31,7 +31,7 @@ class GroupSection:
     """
 
     column: int
-    groups: Sequence[Group]
+    groups: Sequence[ValueGroup]
     shown: int
     least: int
 

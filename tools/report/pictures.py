@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from tools.report.figures import Bin, Group
+from tools.report.figures import Bin, ValueGroup
 from tools.report.scores import Importance
 
 _BLUE, _ORANGE, _GREY = "#2463a8", "#c2571a", "#888888"
@@ -47,7 +47,7 @@ def importance_picture(columns: Sequence[Importance]) -> str:
     return _encoded(figure)
 
 
-def groups_picture(groups: Sequence[Group], whole: float) -> str:
+def groups_picture(groups: Sequence[ValueGroup], whole: float) -> str:
     """The AUC of each group beside that of all samples."""
     figure = _figure(1.0 + _ROW_INCHES * len(groups))
     axes = figure.subplots()

@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
 
-class Scored(NamedTuple):
+class SampleScores(NamedTuple):
     """The scores of all samples.
 
     Attributes:
@@ -77,7 +77,7 @@ class ReportedModel:
         self._model = DenseModel(read_dense(checkpoint, self.manifest), self.manifest.model)
         self.samples = ModelSamples(data, self.manifest.model)
 
-    def score(self, group: int | None) -> Scored:
+    def score(self, group: int | None) -> SampleScores:
         """Scores all samples.
 
         Args:
@@ -93,7 +93,7 @@ class ReportedModel:
                 labels.append(its_labels)
                 if group is not None:
                     groups.append(ids[:, group])
-        return Scored(
+        return SampleScores(
             self._finite(np.concatenate(logits)),
             np.concatenate(labels),
             np.concatenate(groups) if groups else None,

@@ -73,7 +73,7 @@ def test_calibration_is_that_of_scikit_learn(bins: int) -> None:
     assert calibration_error(found) == pytest.approx(error)
 
 
-class Trained:
+class ReportSetting:
     """A checkpoint, and test data whose labels follow its own predictions."""
 
     def __init__(self, folder: Path, interaction: str) -> None:
@@ -108,11 +108,11 @@ class Trained:
 
 
 @pytest.fixture(scope="module", params=["dot", "sum"], name="trained")
-def trained_model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("report"), request.param)
+def trained_model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> ReportSetting:
+    return ReportSetting(tmp_path_factory.mktemp("report"), request.param)
 
 
-def test_importance_is_the_auc_that_is_lost(trained: Trained) -> None:
+def test_importance_is_the_auc_that_is_lost(trained: ReportSetting) -> None:
     reported = ReportedModel(trained.checkpoint, trained.data / "test")
     found = list(reported.importance(SAMPLES, 2, seed=5))
     names = [f"dense {n}" for n in range(NUM_DENSE)] + [f"category {n}" for n in range(3)]
@@ -136,7 +136,7 @@ def test_importance_is_the_auc_that_is_lost(trained: Trained) -> None:
     assert list(reported.importance(SAMPLES, 2, seed=6)) != found
 
 
-def test_one_page_with_all_in_it(trained: Trained, tmp_path: Path) -> None:
+def test_one_page_with_all_in_it(trained: ReportSetting, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     words = [str(trained.run), f"--data_dir={trained.data}", f"--out={out}", "--auc_by=0"]
     assert main([*words, "--groups=10", "--group_samples=195", "--importance_samples=500"]) == 0
@@ -164,7 +164,7 @@ def test_one_page_with_all_in_it(trained: Trained, tmp_path: Path) -> None:
     ],
 )
 def test_refusals(
-    trained: Trained,
+    trained: ReportSetting,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
