@@ -151,9 +151,9 @@ def step_need(
     """Counts what a rank needs to train with static tables.
 
     The most is held when the gradients of the vectors arrive: then the batch's distinct rows are
-    there as they were read and as sums of gradients, in float32, their optimizer state before and
-    after the update, and each vector and its gradient, in the type of the exchange. Keys and
-    positions, of this batch and the next, are 64 bytes per vector.
+    there as they were read and as sums of gradients, in float32, their optimizer state before the
+    update, after it and as it is written, and each vector and its gradient, in the type of the
+    exchange. Keys and positions, of this batch and the next, are 64 bytes per vector.
 
     Args:
         rows: Number of the tables' rows that this rank owns.
@@ -176,7 +176,7 @@ def step_need(
     activations = sum(bottom) + sum(top) + interaction.activations(width, tables)
     return Need(
         table=rows * (width + state_width) * 4,
-        exchange=vectors * (width * (2 * 4 + 2 * value_bytes) + state_width * 2 * 4 + 64),
+        exchange=vectors * (width * (2 * 4 + 2 * value_bytes) + state_width * 3 * 4 + 64),
         # Weights: themselves, their gradients, copies in the layers' type, and state.
         dense=local_batch * activations * value_bytes + weights * (12 + 4 * dense_state),
     )

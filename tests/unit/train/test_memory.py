@@ -25,8 +25,8 @@ def test_a_hand_worked_step() -> None:
     assert need.exchange == 20 * (4 * (8 + 4) + 64)
     with_state = step_need(**sizes, state_width=3)
     assert with_state.table == 1000 * (4 + 3) * 4
-    # The state of 20 rows before and after the update.
-    assert with_state.exchange == need.exchange + 20 * 3 * 8
+    # The state of 20 rows before the update, after it and as it is written.
+    assert with_state.exchange == need.exchange + 20 * 3 * 12
     # 3 x 3 products and 3 x 4 stacked values; 12 + 6 outputs; kernels 3 x 8, 8 x 4, 8 x 5 (of which
     # 7 + 1 of padding) and 5 x 1, and 18 biases.
     assert need.dense == 10 * (9 + 12 + 18) * 2 + (24 + 32 + 40 + 5 + 18) * 12
