@@ -298,7 +298,7 @@ class TrainingStep:
         with tf.name_scope("exchange_gradients"):
             received = self.embedding.exchange_gradients(lookup, local.vectors)
         with tf.name_scope("all_reduce"):
-            # The sums by row are those of the update; TensorFlow computes them once.
+            # Sums by row, which an update by operations of TensorFlow does not compute again.
             squares = self.embedding.squares(lookup, received) if self.clips else None
             mean, gradients, clip = self.average(local, routes, signal, squares)
         # Every update is computed from the learning rate, so none comes before the checks.
