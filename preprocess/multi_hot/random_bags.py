@@ -43,7 +43,7 @@ class RandomBags:
         block = max(1, _BLOCK_NUMBERS // (hotness - 1))
         for first in range(0, rows, block):
             last = min(first + block, rows)
-            # Of the default type, int64: another one takes other bits of the generator.
+            # Of the default type, int64, as in the reference.
             numbers = self._generator.randint(0, rows, size=(last - first, hotness - 1))
             begin, end = np.searchsorted(wanted, [first, last])
             bags[begin:end, 1:] = numbers[wanted[begin:end] - first]
