@@ -70,6 +70,7 @@ def _start(folder: Path, logs: list[Path], schema: dict[str, Any], *flags: str) 
     return contents(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.spark
 @needs_spark
 @pytest.mark.usefixtures("small_pieces")
