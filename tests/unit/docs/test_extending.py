@@ -36,13 +36,13 @@ def page(blocks: list[str]) -> dict[str, Any]:
     return names
 
 
-def test_the_sum_interaction(page: dict[str, Any]) -> None:
+def test_the_max_interaction(page: dict[str, Any]) -> None:
     bottom = tf.constant([[1.0, 2.0]])
     groups = tf.constant([[[3.0, 4.0]]]), tf.constant([[[5.0, 6.0], [7.0, 8.0]]])
-    assert page["sum_interaction"](bottom, *groups).numpy().tolist() == [[1, 2, 15, 18]]
+    assert page["max_interaction"](bottom, *groups).numpy().tolist() == [[1, 2, 7, 8]]
 
 
-def test_the_model_trains_with_the_sum_interaction(page: dict[str, Any]) -> None:
+def test_the_model_trains_with_the_max_interaction(page: dict[str, Any]) -> None:
     model = page["model"]
     dense, vectors = tf.ones([4, 3]), [tf.ones([4, 2, 8])]
     with tf.GradientTape() as tape:
@@ -50,7 +50,7 @@ def test_the_model_trains_with_the_sum_interaction(page: dict[str, Any]) -> None
         loss = tf.reduce_sum(model(dense, vectors))
     (gradient,) = tape.gradient(loss, vectors)
     assert gradient.shape == [4, 2, 8]
-    # The rows of a sum have one and the same gradient.
+    # Equal vectors share the gradient of their maximum.
     np.testing.assert_array_equal(gradient[:, 0], gradient[:, 1])
     assert np.abs(gradient).max() > 0
 
