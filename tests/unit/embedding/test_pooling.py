@@ -19,7 +19,9 @@ from dlrm.formats.bags import BagLayout, Bags
 from tests.support.bag_data import batch_of, random_bags
 from tests.support.thread_ranks import on_ranks
 
-SIZES, WIDTH, SEED = (7, 50, 3, 1000), 4, 20261127
+# With `compress`, the bags of table 1, whose few rows repeat, are pooled after the exchange, and
+# those of table 3 at the owners of their rows.
+SIZES, WIDTH, SEED = (7, 5, 3, 1000), 4, 20261127
 SAMPLES, RATE = 12, 0.1
 TABLE = FusedTable(SIZES, WIDTH, SEED)
 
@@ -157,6 +159,22 @@ def test_sums_are_taken_in_32_bits(dtype):
     np.testing.assert_array_equal(rows, np.full((1, WIDTH), 1.0 - 2 * 4000))
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_single_bag_with_rows_of_every_owner(size):
+    """The bag ends one owner's keys and begins the next one's, which are pieces of their own."""
+    table = FusedTable((6,), WIDTH, SEED)
+
+    def work(collective):
+        tables = create("alltoall", table, collective, bag_layout=BagLayout(("sum",), (6.0,)))
+        bags = Bags(tf.range(6), tf.constant([[6]]), tf.zeros([0]))
+        rows = tables.read_rows(0, tables.local_rows)
+        return tables.lookup(tables.route(bags)).vectors[0].numpy()[0, 0], rows
+
+    vectors, rows = zip(*on_ranks(size, work))
+    for vector in vectors:
+        np.testing.assert_allclose(vector, np.concatenate(rows).sum(axis=0), atol=1e-6)
+
+
 def test_gradients_against_finite_differences():
     """Of a loss of the vectors with respect to each row, by way of the update with rate 1."""
     case = Case()
@@ -222,6 +240,13 @@ def test_bytes_as_predicted(size):
         expected = batch * sum(cost[not owner] for cost, owner in zip(costs, choice))
         expected *= (size - 1) / size  # the rest stays on the rank
         assert abs(counted(compress) / expected - 1) < 0.03
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_both_kinds_of_pooling_are_among_the_cases(size):
+    costs = {"ranks": size, "local_batch": SAMPLES // size, "key_bytes": 4, "vector_bytes": 16}
+    choice = pooled_at_owner(Case().layout, SIZES, compress=True, **costs)
+    assert (choice[1], choice[3]) == (False, True)
 
 
 def test_expected_numbers():
