@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dlrm.checkpoint.manifest import Manifest, ModelShape
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
 from dlrm.checkpoint.table_reader import TableReader
-from dlrm.data.batch import Samples, Source
+from dlrm.data.batch import Source
 from dlrm.data.decode import check_ids, refuse_bags
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
@@ -25,6 +25,7 @@ PIECE_SAMPLES = 4096
 _READ_BLOCKS = 4  # blocks of each rank's file that are read at a time
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int32]
 Piece = tuple[int, int]  # first sample, and the one after the last
 
 
@@ -81,7 +82,7 @@ class ModelSamples:
         if not self.num_samples:
             raise ValueError(f"{folder}: expected samples, found none; name another split folder")
 
-    def read(self, start: int, stop: int) -> Samples:
+    def read(self, start: int, stop: int) -> tuple[Floats, Ids, Floats]:
         """Reads samples [start, stop): dense [n, D], ids [n, T] and labels [n].
 
         Raises:
@@ -89,6 +90,7 @@ class ModelSamples:
             OSError: A file cannot be read.
         """
         dense, ids, labels = self._source.read(start, stop)
+        assert isinstance(ids, np.ndarray), "check_fit refuses bags"
         check_ids(self.folder, start, ids, self._sizes)
         return dense, ids, labels
 
@@ -100,10 +102,11 @@ class ModelSamples:
             OSError: A file cannot be read.
         """
         ids = self._source.read_ids(start, stop)
+        assert isinstance(ids, np.ndarray), "check_fit refuses bags"
         check_ids(self.folder, start, ids, self._sizes)
         return self.keys_of(ids)
 
-    def keys_of(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    def keys_of(self, ids: Ids) -> NDArray[np.int64]:
         """The keys of ids [n, T], int64 [n, T]."""
         return ids + key_offsets(self._sizes)
 
@@ -153,7 +156,7 @@ class CheckpointSamples:
             dense, ids, labels = self._samples.read(*piece)
             yield dense, self.rows[self.places(ids)], labels
 
-    def places(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+    def places(self, ids: Ids) -> NDArray[np.int64]:
         """Where in `rows` the vectors of ids [n, T] lie, int64 [n, T]; the pieces name the ids."""
         return np.searchsorted(self._keys, self._samples.keys_of(ids))
 

@@ -15,7 +15,7 @@ from dlrm.layers.interaction_shape import INTERACTIONS, InteractionShape
 from dlrm.layers.interactions import concat_interaction, sum_interaction
 from dlrm.train.dense_part import plain_name
 from dlrm.train.products import products
-from model import build_model
+from model import DLRM, build_model
 from tests.support.reference_interactions import ReferenceInteraction
 
 SEED = 90125
@@ -228,6 +228,15 @@ def test_xla_takes_the_whole_model_or_its_layers() -> None:
     """With a fused operation between them the layers are compiled one by one."""
     dense, vectors = np.ones((2, 3), np.float32), np.ones((2, T, W), np.float32)
     whole = built(small(interaction="dcnv2", xla=True))
-    parts = built(small(interaction="dcnv2", xla=True, custom_mlp=True))
+    shape = small(interaction="dcnv2").model.interaction_shape
+    parts = DLRM(
+        (8, W),
+        (8, 1),
+        seed=0,
+        dtype="float32",
+        interact=concat_interaction,
+        shape=shape,
+        compile_mlps=True,
+    )
     function = tf.function(whole.call, jit_compile=True, autograph=False)
     np.testing.assert_allclose(function(dense, vectors), parts(dense, vectors), rtol=1e-5)

@@ -123,7 +123,8 @@ def test_an_export_scores_as_the_trainer(tmp_path: Path, shape: InteractionShape
         NUM_DENSE,
         SIZES,
         WIDTH,
-        *UNITS.values(),
+        UNITS["bottom_mlp"],
+        UNITS["top_mlp"],
         interaction=shape.kind,
         cross_layers=shape.cross_layers,
         cross_rank=shape.cross_rank,
@@ -167,7 +168,11 @@ def test_an_export_scores_as_the_trainer(tmp_path: Path, shape: InteractionShape
 
 def test_a_checkpoint_without_its_cross_layers_is_refused(tmp_path: Path) -> None:
     model = ModelShape(
-        *(NUM_DENSE, SIZES, WIDTH, *UNITS.values()),
+        NUM_DENSE,
+        SIZES,
+        WIDTH,
+        UNITS["bottom_mlp"],
+        UNITS["top_mlp"],
         interaction="dcnv2",
         cross_layers=3,
         cross_rank=40,

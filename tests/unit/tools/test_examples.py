@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from dlrm.data import open_split
 from preprocess.__main__ import main as preprocess
 from tests.support.processes import run
 from tools.examples.__main__ import main
@@ -44,9 +45,8 @@ def test_a_log_is_read_as_it_is(name: str, tmp_path: Path) -> None:
     (tmp_path / "schema.yaml").write_text(log.schema)
     words = [f"--schema={tmp_path / 'schema.yaml'}", f"--output={tmp_path / 'data'}"]
     assert preprocess([str(tmp_path / "log.csv"), "--rules=generic", "--columns", *words]) == 0
-    labels = np.concatenate(
-        [np.fromfile(tmp_path / "data" / part / "label.bin", "<f4") for part in ("train", "test")]
-    )
+    sources = [open_split(tmp_path / "data" / part, False) for part in ("train", "test")]
+    labels = np.concatenate([source.read(0, source.num_samples)[2] for source in sources])
     np.testing.assert_array_equal(labels, log.labels)
 
 

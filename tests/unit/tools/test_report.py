@@ -90,7 +90,7 @@ class ReportSetting:
         self.data = folder / "data"
         test = self.data / "test"
         test.mkdir(parents=True)
-        self.labels = np.zeros(SAMPLES, np.float32)
+        self.labels: Any = np.zeros(SAMPLES, np.float32)
         self._write(test)
         logits = ReportedModel(self.checkpoint, test).score(None).logits
         self.labels = (generator.random(SAMPLES) < probabilities(logits)).astype(np.float32)
