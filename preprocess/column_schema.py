@@ -70,12 +70,13 @@ def log_columns(content: Mapping[str, Any], split: Mapping[str, Any]) -> LogColu
     for key, columns in (("dense", dense), ("categorical", categories)):
         if not columns:
             raise ValueError(f"{key}: expected at least one column, found none")
-    features = [column.name for column in (*dense, *categories)]
+    every: list[DenseColumn | CategoryColumn] = [*dense, *categories]
+    features = [column.name for column in every]
     _refuse_repeated(features, "features", "give one of them another name and say its column")
     label = _label(content.get("label"))
     by_row = split.get("by") in (BY_COLUMN, BY_TIME)
     decides = str(split.get("column")) if by_row else None
-    used = [label.column, *(column.column for column in (*dense, *categories))]
+    used = [label.column, *(column.column for column in every)]
     if label.column in used[1:]:
         raise ValueError(f"label: expected a column that no feature uses, found {label.column!r}")
     if decides is not None:

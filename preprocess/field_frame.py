@@ -1,6 +1,6 @@
 """Cuts lines into the fields of a log's columns with Polars, and says which lines are good rows.
 
-This is also how Spark's bad lines are described, on the driver. This module must not know about ids.
+This is also how Spark's bad lines are described, on the driver. It must not know about ids.
 """
 
 from __future__ import annotations

@@ -73,9 +73,15 @@ def load(build: Path = BUILD) -> CpuOps:
         The operations.
 
     Raises:
-        OSError: They are not built, or built for another TensorFlow only.
+        OSError: They are not built, built for another TensorFlow only, or from older sources.
     """
     operations = load_operations("the operations for CPUs", build, LIBRARY, REMEDY)
+    names = CpuOps._fields[1:]
+    if missing := [name for name in names if not hasattr(operations, name)]:
+        raise OSError(
+            f"expected the operations for CPUs in {build} to be those of these sources, found them "
+            f"without {missing[0]}; build them anew with `make cpu_ops`"
+        )
 
     def fused_mlp(
         inputs: tf.Tensor,
@@ -110,4 +116,4 @@ def load(build: Path = BUILD) -> CpuOps:
         of_input = found.input_gradient if asked else None
         return [of_input, *found.kernel_gradients, *found.bias_gradients]
 
-    return CpuOps(fused_mlp, *(getattr(operations, name) for name in CpuOps._fields[1:]))
+    return CpuOps(fused_mlp, *(getattr(operations, name) for name in names))

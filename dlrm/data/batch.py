@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.formats.bags import BagLayout, Bags
+from dlrm.formats.bags import BagLayout
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
-Ids = Union[IntArray, Bags]
+# IntArray, or Bags where the source has a layout of bags; which of them, callers know.
+Ids = Any
 Samples = tuple[FloatArray, Ids, FloatArray]
 
 

@@ -167,7 +167,7 @@ class StagedStep:
 
     def _updated(
         self,
-        routes: Routes,
+        routes: Sequence[Any],
         stored: Sequence[tf.Tensor],
         received: Sequence[tf.Tensor],
         averaged: Averaged,

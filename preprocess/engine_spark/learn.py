@@ -91,7 +91,7 @@ def learn_dense(
     offsets, total, rows_by_file = [], 0, []
     for frame in rows:
         partition = sf.shiftright("at", _LOW_BITS).alias("partition")
-        counts = dict(frame.groupBy(partition).count().collect())
+        counts: dict[int, int] = dict(frame.groupBy(partition).count().collect())
         before = []
         for index in range(max(counts, default=-1) + 1):
             before.append(total)

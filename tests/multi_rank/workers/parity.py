@@ -94,7 +94,7 @@ class Samples:
     def __init__(self, bad: bool) -> None:
         rng = np.random.default_rng(SEED)
         self.num_samples, self.num_dense = STEPS * GLOBAL_BATCH, NUM_DENSE
-        self.vocab_sizes, self.fingerprint = VOCAB_SIZES, ""
+        self.vocab_sizes, self.fingerprint, self.bag_layout = VOCAB_SIZES, "", None
         self.dense = rng.random((self.num_samples, NUM_DENSE), np.float32)
         self.ids = (rng.random((self.num_samples, len(VOCAB_SIZES))) ** 2 * VOCAB_SIZES).astype(
             np.int32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from dlrm.train.memory import Need, dynamic_needs, require, step_need
 
 
 def test_a_hand_worked_step() -> None:
-    sizes = {"rows": 1000, "tables": 2, "width": 4, "local_batch": 10, "value_bytes": 2}
+    sizes: dict[str, Any] = {"rows": 1000, "tables": 2, "width": 4, "local_batch": 10}
+    sizes.update(value_bytes=2)
     sizes.update(num_dense=3, bottom=(8, 4), top=(5, 1))
     need = step_need(**sizes, state_width=0)
     assert need.table == 1000 * 4 * 4
