@@ -66,7 +66,8 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t int
   top.insert(top.end(), shape.top.begin(), shape.top.end());
   Layers bottom_layers(bottom, int8, true), top_layers(top, int8, false);
   // Two cross layers, each of two layers without ReLU.
-  Layers v(std::vector<int64_t>{all, 5}, false, false), w(std::vector<int64_t>{5, all}, false, false);
+  Layers v(std::vector<int64_t>{all, 5}, false, false),
+      w(std::vector<int64_t>{5, all}, false, false);
   const ScorerLayer cross[] = {v.layers[0], w.layers[0], v.layers[0], w.layers[0]};
   int64_t keys = 0;
   for (int64_t size : shape.vocab_sizes) keys += size;

@@ -59,8 +59,7 @@ Scratch* Scorer::take_scratch() {
   const int64_t bytes = Memory::needed<float>(kBlock * stride) * 2 +
                         Memory::needed<float>(kBlock * width) +
                         Memory::needed<float>(kGathered * tables * width) +
-                        Memory::needed<float>(kBlock * interaction_width) *
-                            (cross.count ? 3 : 1) +
+                        Memory::needed<float>(kBlock * interaction_width) * (cross.count ? 3 : 1) +
                         Memory::needed<const char*>(kBlock * tables) +
                         Memory::needed<uint32_t>(kernels.parts * kBlock * split_stride);
   if (!scratch || !scratch->memory.allocate(bytes)) {
@@ -239,8 +238,8 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
   run_parts(helpers, parts, work);
   if (good) {
     if (cross.count) run_cross(count, scratch, helpers, split);
-    run_mlp(top, cross.count ? scratch->crossed : scratch->interaction, interaction_width, count, request.logits + first, 1, scratch,
-            helpers, split);
+    run_mlp(top, cross.count ? scratch->crossed : scratch->interaction, interaction_width, count,
+            request.logits + first, 1, scratch, helpers, split);
   }
   scratches.put(scratch);
   return good;
