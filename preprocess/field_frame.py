@@ -82,7 +82,7 @@ class FieldFrames:
 
     def read(self, raw: list[bytes]) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
         """Returns the fields of all lines as texts, and which lines are good rows, bool [lines]."""
-        lines, decoded = _decoded(raw)
+        lines, decoded = _series_of(raw)
         frame = self._cut(lines)
         whole = frame.select(pl.all_horizontal(pl.all().is_not_null())).to_series()
         frame = frame.select(self._cleaned(name) for name in self._names)
@@ -95,7 +95,7 @@ class FieldFrames:
 
     def _fault(self, raw: bytes) -> str:
         log = self._log
-        lines, decoded = _decoded([raw])
+        lines, decoded = _series_of([raw])
         if not decoded[0]:
             return f"expected UTF-8 text, found {_shown(raw)}; convert the file to UTF-8"
         frame = self._cut(lines)
@@ -183,11 +183,10 @@ def _all(conditions: Sequence[Check]) -> pl.Expr:
     return pl.all_horizontal([check.good.fill_null(False) for check in conditions]).alias("good")
 
 
-def _decoded(raw: list[bytes]) -> tuple[pl.Series, pl.Series]:
-    """Decodes lines; returns their texts and which of them are UTF-8."""
+def decode_lines(raw: list[bytes]) -> tuple[list[str], list[bool]]:
+    """Decodes lines; returns their texts, empty for those that are not UTF-8, and which are."""
     try:
-        texts = b"\n".join(raw).decode().split("\n") if raw else []
-        good = [True] * len(raw)
+        return b"\n".join(raw).decode().split("\n") if raw else [], [True] * len(raw)
     except UnicodeDecodeError:
         texts, good = [], []
         for line in raw:
@@ -197,6 +196,11 @@ def _decoded(raw: list[bytes]) -> tuple[pl.Series, pl.Series]:
             except UnicodeDecodeError:
                 texts.append("")
                 good.append(False)
+        return texts, good
+
+
+def _series_of(raw: list[bytes]) -> tuple[pl.Series, pl.Series]:
+    texts, good = decode_lines(raw)
     return pl.Series("line", texts, pl.String), pl.Series("good", good, pl.Boolean)
 
 

@@ -18,6 +18,7 @@ from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import NAMED
 from preprocess.engine_polars import kernels
 from preprocess.engine_polars.blocks import TextBlock
+from preprocess.field_frame import decode_lines
 from preprocess.schema import DENSE, HEX, TEXT, Schema, text_hash
 
 
@@ -125,7 +126,7 @@ class LogParser:
 
     def _fields(self, raw: list[bytes]) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
         """Returns the columns of all lines, and which lines are good, bool [lines]."""
-        texts, decoded = _decoded(raw)
+        texts, decoded = decode_lines(raw)
         lines = pl.Series("line", texts, pl.String)
         good = lines.str.contains(self._pattern) & pl.Series(decoded)
         delimiter = self._schema.delimiter
@@ -148,22 +149,6 @@ class LogParser:
             good &= number.is_not_null() | text.is_null()
             columns[name] = number
         return pl.DataFrame(columns), good.to_numpy()
-
-
-def _decoded(raw: list[bytes]) -> tuple[list[str], list[bool]]:
-    """Decodes lines; returns their texts and which of them are UTF-8."""
-    try:
-        return b"\n".join(raw).decode().split("\n"), [True] * len(raw)
-    except UnicodeDecodeError:
-        texts, good = [], []
-        for line in raw:
-            try:
-                texts.append(line.decode())
-                good.append(True)
-            except UnicodeDecodeError:
-                texts.append("")
-                good.append(False)
-        return texts, good
 
 
 def hashed(texts: pl.Series) -> pl.Series:
