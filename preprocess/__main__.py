@@ -116,7 +116,15 @@ def _parser() -> argparse.ArgumentParser:
         "--dictionary",
         default="",
         metavar="DIR",
-        help="reuse the ids of this earlier output folder (default: make new ids)",
+        help="reuse the ids of this earlier output folder; other values get id 0 (default: make new"
+        " ids)",
+    )
+    add(
+        "--append_day",
+        default="",
+        metavar="DIR",
+        help="reuse the ids of this earlier output folder and give new values the ids after them"
+        " (default: make new ids)",
     )
     add(
         "--max_bad_rows",
@@ -163,6 +171,16 @@ def _options(flags: argparse.Namespace) -> Options:
         raise ValueError(
             "--schema: expected together with --rules=generic and only there; give both or neither"
         )
+    if flags.append_day and flags.dictionary:
+        raise ValueError(
+            "--append_day: expected without --dictionary, found both; --append_day gives new values"
+            " ids of their own, --dictionary gives them id 0"
+        )
+    if flags.append_day and Path(flags.append_day).resolve() == Path(flags.output).resolve():
+        raise ValueError(
+            f"--append_day={flags.append_day}: expected another folder than --output; give each day"
+            " its own"
+        )
     if flags.rules == GENERIC:
         user = read_user_schema(flags.schema)
         schema, rules, split = user.schema, user.rules, user.split
@@ -178,7 +196,8 @@ def _options(flags: argparse.Namespace) -> Options:
         shuffle=flags.shuffle,
         columns=flags.columns,
         pack_ids=flags.pack_ids,
-        dictionary=flags.dictionary,
+        dictionary=flags.append_day or flags.dictionary,
+        append_day=bool(flags.append_day),
         max_bad_rows=flags.max_bad_rows,
         block_bytes=flags.block_mib << 20,
         part_bytes=flags.part_mib << 20,

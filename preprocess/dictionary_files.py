@@ -8,8 +8,10 @@ that share id 0 are left out. This module must not know how ids are assigned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +21,7 @@ from dlrm.formats.file_names import RECORDS
 from dlrm.formats.json_files import read_json_object
 from preprocess.options import Options
 from preprocess.outputs import DICTIONARY
+from preprocess.rules import GENERIC
 
 SCHEMA = {"feature": pl.Int32, "value": pl.UInt32, "id": pl.Int32, "count": pl.Int64}
 
@@ -94,36 +97,66 @@ def read_table(folder: Path, table: int, vocab_size: int) -> TableIds:
     )
 
 
-def check_reuse(description: dict[str, object], folder: str, options: Options) -> list[int]:
+def check_reuse(description: Mapping[str, Any], options: Options) -> list[int]:
     """Returns the vocabulary sizes of an earlier result whose dictionary is reused.
 
     Args:
         description: The content of its `records.json`.
-        folder: Its folder, for error messages.
         options: The options of the present run.
 
     Raises:
         ValueError: The result was made by other rules or has another number of tables.
     """
-    rules = options.rules
-    expected = {"rules": rules.name, "max_table_rows": rules.max_table_rows}
+    rules, tables = options.rules, options.num_categorical
+    expected: dict[str, Any] = {"rules": rules.name, "max_table_rows": rules.max_table_rows}
+    if rules.name == GENERIC:  # the name does not say these
+        own = {
+            "missing_is_value": rules.missing_is_value,
+            "moduli": [rules.modulus(table) for table in range(tables)],
+        }
+        expected.update((key, value) for key, value in own.items() if key in description)
+    if options.append_day:
+        expected["frequency_threshold"] = rules.frequency_threshold
+    sizes = description["vocab_sizes"]
+    assert isinstance(sizes, list)
+    if len(sizes) != tables:
+        raise ValueError(
+            f"{options.dictionary_flag}: expected {tables} tables, found {len(sizes)}; give the"
+            " result of logs with the same columns"
+        )
     for key, value in expected.items():
         if description.get(key) != value:
             raise ValueError(
-                f"--dictionary={folder}: expected one made with {key} {value}, found"
+                f"{options.dictionary_flag}: expected one made with {key} {value}, found"
                 f" {description.get(key)}; give the same rules"
             )
-    sizes = description["vocab_sizes"]
-    assert isinstance(sizes, list)
-    if len(sizes) != options.num_categorical:
-        raise ValueError(
-            f"--dictionary={folder}: expected {options.num_categorical} tables, found {len(sizes)}"
-        )
     return sizes
 
 
-def read_description(folder: Path) -> dict[str, object]:
-    """Reads `records.json` of an earlier result."""
-    return read_json_object(
-        folder / RECORDS, "give --dictionary the output folder of an earlier run"
-    )
+def check_first_id(found: int | None, table: int, options: Options) -> None:
+    """Refuses to append to the dictionary of a table that treats id 0 otherwise.
+
+    Args:
+        found: The first id of the dictionary; None if it is empty.
+        table: The index of the table.
+        options: The options of the present run.
+
+    Raises:
+        ValueError: Only one of them reserves id 0 for rare and missing values.
+    """
+    first = options.rules.first_id(table)
+    if found is not None and found != first:
+        raise ValueError(
+            f"{options.dictionary_flag}: expected {first} as the first id of a value in table"
+            f" {table}, found {found}; give the same threshold"
+        )
+
+
+def read_description(folder: Path, options: Options) -> dict[str, Any]:
+    """Reads `records.json` of an earlier result.
+
+    Raises:
+        ValueError, OSError: There is none.
+    """
+    flag = options.dictionary_flag.partition("=")[0]
+    return read_json_object(folder / RECORDS, f"give {flag} the output folder of an earlier run")

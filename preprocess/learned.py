@@ -43,13 +43,13 @@ def statistics_text(log: LogColumns, dense: Sequence[DenseStatistics]) -> str:
     return json.dumps({"dense": content}, indent=2) + "\n"
 
 
-def parse_statistics(log: LogColumns, text: str | None, folder: str) -> list[DenseStatistics]:
+def parse_statistics(log: LogColumns, text: str | None, origin: str) -> list[DenseStatistics]:
     """Returns the statistics that `columns.json` of a folder holds.
 
     Args:
         log: The columns of the present run.
         text: The content of the file; None if it is absent.
-        folder: The folder, for messages.
+        origin: Where it is from, for messages.
 
     Raises:
         ValueError: The statistics are of other columns.
@@ -57,7 +57,7 @@ def parse_statistics(log: LogColumns, text: str | None, folder: str) -> list[Den
     content: dict[str, Any] = json.loads(text)["dense"] if text else {}
     if list(content) != [column.name for column in log.dense]:
         raise ValueError(
-            f"--dictionary={folder}: expected one made with the dense columns"
+            f"{origin}: expected a result made with the dense columns"
             f" {', '.join(column.name for column in log.dense)}, found"
             f" {', '.join(content) or 'no ' + STATISTICS}; give the same schema"
         )

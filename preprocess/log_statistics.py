@@ -29,6 +29,7 @@ class LogStatistics:
         vocab_sizes: Number of rows of the embedding table, by table.
         bad_rows: Number of bad rows, which are skipped.
         first_bad_rows: Descriptions of the first ten bad rows.
+        earlier_days: The days that the dictionary counted before, with `--append_day`.
     """
 
     rows_by_file: list[int]
@@ -40,6 +41,7 @@ class LogStatistics:
     vocab_sizes: list[int] = field(default_factory=list)
     bad_rows: int = 0
     first_bad_rows: list[str] = field(default_factory=list)
+    earlier_days: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -101,4 +103,5 @@ def describe(
         "bad_rows": statistics.bad_rows,
         "first_bad_rows": statistics.first_bad_rows,
         **(own if rules.name == GENERIC else {}),
+        **({"earlier_days": statistics.earlier_days} if options.append_day else {}),
     }

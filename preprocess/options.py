@@ -25,6 +25,8 @@ class Options:
         columns: Whether to write split folders, as split_bin.py does, instead of record files.
         pack_ids: Whether to pack the ids of a row into fewer words; only with `columns`.
         dictionary: The folder of an earlier result whose ids are used; "" makes new ids.
+        append_day: Whether values that this dictionary lacks get the ids after its own; otherwise
+            they get id 0.
         max_bad_rows: The number of bad rows that are skipped; one more is an error.
         block_bytes: Bytes of text parsed at once; the output does not depend on it.
         part_bytes: Bytes of text between two saved states; the output does not depend on it.
@@ -37,6 +39,7 @@ class Options:
     columns: bool = False
     pack_ids: bool = False
     dictionary: str = ""
+    append_day: bool = False
     max_bad_rows: int = 0
     block_bytes: int = 16 << 20
     part_bytes: int = 1 << 30
@@ -59,6 +62,7 @@ class Options:
                 "--max_table_rows: expected without a schema of dense_type float32, found"
                 f" {self.rules.max_table_rows}; give hashed columns their modulo in the schema"
             )
+        assert self.dictionary or not self.append_day, "an earlier day to append to"
         if self.pack_ids and not self.columns:
             raise ValueError("--pack_ids: expected with --columns, found alone; add --columns")
         if self.shuffle is not None and not -(2**63) <= self.shuffle < 2**63:
@@ -78,6 +82,11 @@ class Options:
     def width(self) -> int:
         """Number of int32 values in a record."""
         return 1 + self.num_dense + self.num_categorical
+
+    @property
+    def dictionary_flag(self) -> str:
+        """The flag that named the earlier result, for messages."""
+        return f"--{'append_day' if self.append_day else 'dictionary'}={self.dictionary}"
 
     def identity(self, engine: str) -> dict[str, str]:
         """Returns, by flag, what must be the same when an unfinished run is continued."""
@@ -99,4 +108,6 @@ class Options:
             "--pack_ids": self.pack_ids,
             "--dictionary": self.dictionary,
         }
+        if self.append_day:
+            choices["--append_day"] = choices.pop("--dictionary")
         return {flag: str(value) for flag, value in choices.items()}

@@ -81,8 +81,13 @@ class ModelShape:
         """The interaction, which knows widths and weights."""
         return InteractionShape(self.interaction, self.cross_layers, self.cross_rank)
 
-    def differences(self, run: ModelShape) -> list[str]:
-        """Each difference between this, the checkpoint's shape, and that of a run."""
+    def differences(self, run: ModelShape, *, may_widen: bool = False) -> list[str]:
+        """Each difference between this, the checkpoint's shape, and that of a run.
+
+        Args:
+            run: The shape of the run.
+            may_widen: Whether tables of the run that have more rows are no difference.
+        """
         if self.architecture != run.architecture:
             return [f"architecture: checkpoint {self.architecture}, run {run.architecture}"]
         found = []
@@ -102,7 +107,7 @@ class ModelShape:
             found.append(f"tables: checkpoint {len(self.vocab_sizes)}, run {len(run.vocab_sizes)}")
             return found
         for table, (rows, others) in enumerate(zip(self.vocab_sizes, run.vocab_sizes)):
-            if rows != others:
+            if rows > others or (rows < others and not may_widen):
                 found.append(f"rows of table {table}: checkpoint {rows}, run {others}")
         return found
 

@@ -7,7 +7,7 @@ models and of the loop.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +39,14 @@ def restore(
     collective: Collective,
     on_progress: TextCallback = ignore,
     *,
+    vocab_sizes: Sequence[int] | None = None,
     ignore_optimizer_change: bool = False,
 ) -> None:
     """Overwrites the state with a checkpoint's, which must be of the same model.
 
-    Every byte is read and checked exactly once. If the number of ranks is that of the writing run,
-    each rank reads its own file. Otherwise each reads an equal part and sends the rows to the ranks
-    that own them.
+    Every byte is read and checked exactly once. If tables and number of ranks are those of the
+    writing run, each rank reads its own file. Otherwise each reads an equal part and sends the rows
+    to the ranks that own them. Rows that only the run has stay as they are.
 
     Args:
         path: The checkpoint.
@@ -53,6 +54,8 @@ def restore(
         state: The state to overwrite.
         collective: The ranks.
         on_progress: Called before each piece of work, with what it is.
+        vocab_sizes: Number of rows of each of the run's tables, no fewer than in the checkpoint;
+            None if they are the same.
         ignore_optimizer_change: Whether to accept the checkpoint of another optimizer. What it
             lacks of this one's state begins anew; what it has of its own is left out.
 
@@ -75,8 +78,10 @@ def restore(
             variable.assign(dense[name])
         else:
             assert not dense or not is_weight(name), f"{path}: a model of this shape has {name}"
+    before = manifest.model.vocab_sizes
+    after = before if vocab_sizes is None else tuple(vocab_sizes)
     with TableReader(path, manifest, widths) as reader:
-        if reader.ranks == collective.size:
+        if reader.ranks == collective.size and after == before:
             collective.together(
                 lambda: _read_own(reader, state.tables, collective.rank, on_progress)
             )
@@ -84,6 +89,7 @@ def restore(
         for piece in _rounds(reader, collective):
             on_progress(activity)
             keys, values = collective.together(partial(_read_piece, reader, piece))
+            keys = sharding.moved_keys(keys, before, after)
             keys, values = _to_owners(keys, values, collective)
             rows = sharding.local_row_of(keys, collective.size)
             state.tables.write_rows(rows, _with_state(values, reader, state.tables))

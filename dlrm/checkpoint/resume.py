@@ -18,7 +18,7 @@ from dlrm.distributed.collective import Collective
 
 
 class Resumed(NamedTuple):
-    """A checkpoint that was loaded, and where training continues."""
+    """A checkpoint that was loaded, and where training continues: at 0 on a new day."""
 
     path: Path
     position: Position
@@ -31,6 +31,7 @@ def resume(
     state: State,
     collective: Collective,
     *,
+    append_day: Path | None = None,
     pinned: Sequence[str] = (),
     ignore_data_change: bool = False,
     ignore_optimizer_change: bool = False,
@@ -48,6 +49,8 @@ def resume(
         run: What the checkpoint must fit.
         state: The state to overwrite.
         collective: The ranks.
+        append_day: An earlier day's checkpoint, or a directory whose newest one is meant. It is
+            taken, with its tables widened to the run's, where `option` names none.
         pinned: Names of the flags whose values must equal the checkpoint's.
         ignore_data_change: Whether to accept a checkpoint that was trained on other data.
         ignore_optimizer_change: Whether to accept one of another optimizer; see `restore`.
@@ -62,18 +65,25 @@ def resume(
         ValueError: Every checkpoint in the directory is damaged, or the named one is, or it does
             not fit the run; the message lists the differences. Raised on every rank.
     """
-    candidates = [Path(text) for text in _agreed(collective, lambda: _find(option, checkpoint_dir))]
+    candidates = _agreed(collective, lambda: _find(option, checkpoint_dir))
+    begins_day = append_day is not None and not candidates
+    if begins_day:
+        candidates = _agreed(collective, lambda: _find(str(append_day), None))
     problems = []
     for path in candidates:
         try:
             manifest = collective.together(partial(_read_whole, path))
-            _check_fit(path, manifest, run, pinned, ignore_data_change)
+            if begins_day:
+                _check_widens(path, manifest, run)
+            else:
+                _check_fit(path, manifest, run, pinned, ignore_data_change)
             restore(
                 path,
                 manifest,
                 state,
                 collective,
                 on_progress,
+                vocab_sizes=run.model.vocab_sizes,
                 ignore_optimizer_change=ignore_optimizer_change,
             )
         except MisfitError:
@@ -84,6 +94,10 @@ def resume(
             continue
         for line in _changed_flags(manifest, run):
             on_message(line)
+        if begins_day:
+            rows, more = (sum(model.vocab_sizes) for model in (manifest.model, run.model))
+            on_message(f"a new day from {path}: {rows} rows as trained, {more - rows} new ones")
+            return Resumed(path, Position(0, 0, 0))
         on_message(f"resumed from {path}: {manifest.position.step} steps done")
         return Resumed(path, manifest.position)
     if problems:
@@ -94,11 +108,11 @@ def resume(
     return None
 
 
-def _agreed(collective: Collective, find: Callable[[], list[Path]]) -> list[str]:
+def _agreed(collective: Collective, find: Callable[[], list[Path]]) -> list[Path]:
     """What rank 0 found, on every rank: folders may look different from different machines."""
     found = collective.together(lambda: find() if collective.rank == 0 else [])
     text = collective.gather_text("\n".join(map(str, found)))[0]
-    return text.splitlines()
+    return list(map(Path, text.splitlines()))
 
 
 def _find(option: str, checkpoint_dir: Path | None) -> list[Path]:
@@ -141,21 +155,44 @@ def _check_fit(
         MisfitError: They differ; the message lists the differences.
     """
     differences = manifest.model.differences(run.model)
+    widened = bool(differences) and not manifest.model.differences(run.model, may_widen=True)
     differences += [
         f"{name}: checkpoint {manifest.settings[name]}, run {run.settings[name]}"
         for name in pinned
         if name in manifest.settings and manifest.settings[name] != _as_read(run.settings[name])
     ]
     if differences:
+        remedy = "give the run the checkpoint's flags and data, or set another --checkpoint_dir"
+        if widened:
+            remedy += f"; to go on with wider tables there, set --append_day={path}"
         raise MisfitError(
-            f"{path}: a checkpoint of another run: {'; '.join(differences)}; give the run the "
-            "checkpoint's flags and data, or set another --checkpoint_dir"
+            f"{path}: a checkpoint of another run: {'; '.join(differences)}; {remedy}"
         )
     changed = [part for part in run.data if run.data[part] != manifest.data.get(part)]
     if changed and manifest.data and not ignore_data_change:
         raise MisfitError(
             f"{path}: the {' and '.join(changed)} data changed since this checkpoint; give the "
             "run the data it was trained on, or set --ignore_data_change"
+        )
+
+
+def _check_widens(path: Path, manifest: Manifest, run: RunRecord) -> None:
+    """Refuses a checkpoint as the day before, of another model or of this day.
+
+    Raises:
+        MisfitError: The run's tables do not hold the checkpoint's, or its training data were the
+            run's.
+    """
+    if differences := manifest.model.differences(run.model, may_widen=True):
+        raise MisfitError(
+            f"{path}: not of an earlier day of this run: {'; '.join(differences)}; give the run "
+            "the checkpoint's flags, and data that `python3 -m preprocess --append_day` made from "
+            "the checkpoint's"
+        )
+    if any(manifest.data.get(part) == found for part, found in run.data.items() if part != "test"):
+        raise MisfitError(
+            f"{path}: trained on the data of this day already; set --append_day to a checkpoint of "
+            "the day before, or --resume instead to go on with this one"
         )
 
 

@@ -65,7 +65,9 @@ class Config:
 
     def __post_init__(self) -> None:
         checkpoint = self.checkpoint
-        named = checkpoint.checkpoint_dir or checkpoint.resume not in ("auto", "none")
+        named = bool(checkpoint.checkpoint_dir) or checkpoint.resume not in ("auto", "none")
+        if self.run.mode == "test":
+            named = named or checkpoint.append_day is not None
         if self.run.mode != "train" and not named:
             raise ValueError(
                 f"--mode={self.run.mode}: no checkpoint named; set --checkpoint_dir=FOLDER or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 from dlrm.config.setting import flag, require_positive
@@ -147,6 +148,13 @@ class CheckpointConfig:
         affects_training=False,
         aliases=("load_checkpoint_path",),
     )
+    append_day: Optional[str] = flag(
+        None,
+        "a checkpoint of the day before, or a folder of them: where --checkpoint_dir holds none, "
+        "begin at step 0 with its weights, rows and optimizer state, the tables widened to this "
+        "data's",
+        affects_training=False,
+    )
     ignore_data_change: bool = flag(
         False,
         "resume even if the data is not what the checkpoint was trained on",
@@ -161,3 +169,16 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "checkpoint_interval", "keep_checkpoints")
+        if self.append_day is None:
+            return
+        if self.resume != "auto":
+            raise ValueError(
+                f"expected --append_day with --resume=auto, found --resume={self.resume}; "
+                "--append_day names the checkpoint of the day before, --resume one of this day"
+            )
+        before = Path(self.append_day).resolve()
+        if self.checkpoint_dir and Path(self.checkpoint_dir).resolve() in (before, before.parent):
+            raise ValueError(
+                f"expected --append_day of another folder than --checkpoint_dir, found "
+                f"{self.append_day}; give each day a --checkpoint_dir of its own"
+            )

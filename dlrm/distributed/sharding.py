@@ -29,6 +29,26 @@ def key_offsets(vocab_sizes: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(vocab_sizes[:-1], dtype=np.int64)])
 
 
+def moved_keys(
+    keys: NDArray[np.int64], before: Sequence[int], after: Sequence[int]
+) -> NDArray[np.int64]:
+    """The keys of the same ids in tables with other numbers of rows.
+
+    Args:
+        keys: The keys in the tables as they were, int64 [n].
+        before: Number of rows of each table, as it was.
+        after: Number of rows of each table, as it is; no fewer.
+
+    Returns:
+        int64 [n].
+    """
+    import numpy as np
+
+    offsets = key_offsets(before)
+    tables = np.searchsorted(offsets, keys, side="right") - 1
+    return keys + (key_offsets(after) - offsets)[tables]
+
+
 def owner_of(keys: Any, size: int) -> Any:
     """The ranks that own the keys."""
     return keys % size

@@ -312,6 +312,7 @@ def load(
         record,
         state,
         collective,
+        append_day=Path(options.append_day) if options.append_day else None,
         ignore_data_change=options.ignore_data_change or not trains,
         ignore_optimizer_change=options.ignore_optimizer_change or not trains,
         pinned=config.data.pinned if trains else (),

@@ -19,14 +19,16 @@ from dlrm.formats import atomic_files
 from dlrm.formats import packed_ids as packing
 from dlrm.formats.checksums import FileSum
 from dlrm.formats.folder_lock import lock_folder
+from preprocess.days import check_new_day, counted_days
 from preprocess.dictionary_files import (
     TableIds,
+    check_first_id,
     check_reuse,
     read_description,
     read_table,
     write_table,
 )
-from preprocess.engine_polars.dictionary import Dictionary
+from preprocess.engine_polars.final_ids import assigned_ids
 from preprocess.engine_polars.learn import learn_columns, load_learned
 from preprocess.engine_polars.vocabulary import FirstPass, build_vocabulary
 from preprocess.engine_polars.write import WritePlan, WriteProgress, write
@@ -35,7 +37,6 @@ from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
 from preprocess.outputs import WORK, Journal, LocalStore, publish
 from preprocess.progress import Progress
-from preprocess.rules import ranked
 from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary
 
@@ -161,16 +162,12 @@ class PolarsIngest:
     def _number(self, first_pass: FirstPass) -> dict[str, Any]:
         """Assigns the final ids and writes the dictionaries; returns the state before pass two."""
         statistics, options = first_pass.statistics, self._options
-        old, texts = _old_tables(options), self._texts()
+        statistics.distinct = [len(dictionary) for dictionary in first_pass.dictionaries]
+        old, texts = self._old_tables(statistics), self._texts()
         for table, dictionary in enumerate(first_pass.dictionaries):
-            ids, final = (
-                _new_ids(options, table, dictionary)
-                if old is None
-                else (old[table], _old_ids(old[table], dictionary))
-            )
+            ids, final = assigned_ids(options, table, old[table] if old else None, dictionary)
             write_table(self._work, table, ids, texts.get(table))
             known = final[:-1] >= 0
-            statistics.distinct.append(len(dictionary))
             statistics.unknown.append(int(dictionary.counts[~known].sum()))
             statistics.vocab_sizes.append(ids.vocab_size)
             with open(self._ids_file(table), "wb", buffering=0) as file:
@@ -183,6 +180,27 @@ class PolarsIngest:
             "parts": first_pass.parts,
             "written": {},
         }
+
+    def _old_tables(self, statistics: LogStatistics) -> list[TableIds] | None:
+        """Reads the dictionary of an earlier result, if its ids are used; notes its days."""
+        options = self._options
+        if not options.dictionary:
+            return None
+        try:
+            folder = Path(options.dictionary)
+            description = read_description(folder, options)
+            sizes = check_reuse(description, options)
+            tables = [read_table(folder, table, size) for table, size in enumerate(sizes)]
+            if options.append_day:
+                statistics.earlier_days = counted_days(description)
+                check_new_day(statistics, options)
+                for table, ids in enumerate(tables):
+                    check_first_id(ids.first_id if len(ids.values) else None, table, options)
+        except (ValueError, OSError):
+            # The user needs another command, which could not continue this run.
+            self._store.remove(WORK)
+            raise
+        return tables
 
     def _texts(self) -> Mapping[int, pl.DataFrame]:
         """Returns the texts of tables whose values are texts, (value, text) each."""
@@ -220,42 +238,3 @@ class PolarsIngest:
             "description": describe(names, self._options, statistics, written.samples),
             "sums": {name: (size, f"{crc:08x}") for name, (size, crc) in written.sums.items()},
         }
-
-
-def _old_tables(options: Options) -> list[TableIds] | None:
-    if not options.dictionary:
-        return None
-    folder = Path(options.dictionary)
-    sizes = check_reuse(read_description(folder), options.dictionary, options)
-    return [read_table(folder, table, size) for table, size in enumerate(sizes)]
-
-
-def _new_ids(
-    options: Options, table: int, dictionary: Dictionary
-) -> tuple[TableIds, NDArray[np.int32]]:
-    """Makes a new dictionary, and the final id of each provisional id, int32 [values + 1].
-
-    Values without their own id have -1, as has the last entry, which is for missing values.
-    """
-    values, counts = dictionary.values, dictionary.counts
-    kept = ranked(options.rules, table, values, counts)
-    first = options.rules.first_id(table)
-    final = np.full(len(values) + 1, -1, "<i4")
-    final[kept] = np.arange(first, first + len(kept), dtype=np.int32)
-    return TableIds(values[kept], counts[kept], first, first + len(kept)), final
-
-
-def _old_ids(ids: TableIds, dictionary: Dictionary) -> NDArray[np.int32]:
-    """Returns the id that an earlier dictionary has for each provisional id, int32 [values + 1].
-
-    Values that it lacks have -1, as has the last entry, which is for missing values.
-    """
-    order = np.argsort(ids.values)
-    ascending = ids.values[order]
-    values = dictionary.values
-    final = np.full(len(values) + 1, -1, "<i4")
-    if len(ascending):
-        found = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-        known = np.flatnonzero(ascending[found] == values)
-        final[known] = ids.first_id + order[found[known]]
-    return final

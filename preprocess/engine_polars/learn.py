@@ -165,7 +165,7 @@ def _statistics(
     if options.dictionary:
         path = Path(options.dictionary) / STATISTICS
         text = path.read_text(encoding="utf-8") if path.exists() else None
-        return parse_statistics(log, text, options.dictionary)
+        return parse_statistics(log, text, options.dictionary_flag)
     if not sum(rows_by_file):
         raise ValueError(f"{', '.join(names)}: expected rows, found none; give a raw click log")
     splits = None if options.split.by_row else options.split.parts(rows_by_file, names)
@@ -177,7 +177,7 @@ def _old(options: Options, table: int) -> pl.DataFrame:
     if not options.dictionary:
         return pl.DataFrame(schema=TEXTS_SCHEMA)
     folder = Path(options.dictionary)
-    read_description(folder)
+    read_description(folder, options)
     return old_texts(folder, table)
 
 

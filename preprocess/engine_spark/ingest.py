@@ -5,26 +5,27 @@ Each step continues where a killed run stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Callable
 
-import numpy as np
-import polars as pl
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dlrm.formats.checksums import FileSum
 from dlrm.formats.file_names import RECORDS
 from dlrm.formats.packed_ids import plan
+from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import BadRows
-from preprocess.dictionary_files import TableIds, check_reuse, table_name, write_table
+from preprocess.days import check_new_day, counted_days
+from preprocess.dictionary_files import check_first_id, check_reuse
 from preprocess.engine_spark.column_lines import column_lines
+from preprocess.engine_spark.dictionary_output import write_locally, write_remotely
 from preprocess.engine_spark.learn import learn_dense, stage_texts
 from preprocess.engine_spark.lookup import records
 from preprocess.engine_spark.parse import (
@@ -38,6 +39,8 @@ from preprocess.engine_spark.spark_session import spark_session
 from preprocess.engine_spark.storage import HadoopFiles
 from preprocess.engine_spark.vocabulary import (
     TableStatistics,
+    first_ids,
+    grown_ids,
     new_ids,
     old_ids,
     stage_new_ids,
@@ -51,7 +54,7 @@ from preprocess.engine_spark.write import (
     read_markers,
     write_buckets,
 )
-from preprocess.learned import STATISTICS, TEXTS_SCHEMA, parse_statistics, statistics_text
+from preprocess.learned import STATISTICS, parse_statistics, statistics_text
 from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
 from preprocess.outputs import WORK, Journal, LocalStore, publish
@@ -144,7 +147,7 @@ class SparkIngest:
                 stage_texts(self._session, files, self._stage("texts"), options)
             if options.dictionary:
                 text = self._files.store(options.dictionary).read(STATISTICS)
-                dense = parse_statistics(log, text, options.dictionary)
+                dense = parse_statistics(log, text, options.dictionary_flag)
             else:
                 dense = learn_dense(files, self._names, options)
         store = self._files.store(self._output)
@@ -174,39 +177,50 @@ class SparkIngest:
         """
         if "offsets" in state or "sums" in state:
             return state
-        staged = self._parse(state)
+        options, staged = self._options, self._parse(state)
         statistics = self._statistics(staged)
-        try:
+        with self._only_this_command():
             statistics.check_rows(self._sources)
             self._splits(statistics)
-        except ValueError:
-            # The user needs another command, which could not continue this run.
-            self._files.store(self._output).remove(WORK)
-            raise
+            description = self._old_description()
+            sizes = check_reuse(description, options) if options.dictionary else []
         state = {"staged": [asdict(file) for file in staged]}
         with self._progress("pass 1, dictionaries", 0):
             chunks = staged_rows(self._session, self._targets())
             value_counts, tables = self._stage("value_counts"), self._options.num_categorical
             stage_value_counts(chunks, row_offsets(staged), value_counts, self._options)
-            offsets, sizes, old = [], None, None
-            if self._options.dictionary:
-                old = old_ids(self._session, self._options.dictionary, tables)
-                sizes = self._old_sizes()
-            else:
+            offsets, folder = list[int](), options.dictionary
+            old = old_ids(self._session, folder, tables) if folder else None
+            if options.append_day or not options.dictionary:
                 offsets = stage_new_ids(
-                    self._session, value_counts, self._stage("ranked"), self._options
+                    self._session, value_counts, self._stage("ranked"), old, options
                 )
-            known = table_statistics(self._session, value_counts, old, self._options)
-        first = self._options.rules.first_id
+            known = table_statistics(self._session, value_counts, old, options)
         statistics.distinct = [table.distinct for table in known]
         statistics.unknown = [table.unknown for table in known]
-        statistics.vocab_sizes = sizes or [first(t) + known[t].kept for t in range(tables)]
+        sizes = sizes or [options.rules.first_id(table) for table in range(tables)]
+        statistics.vocab_sizes = [size + table.kept for size, table in zip_strict(sizes, known)]
+        if old is not None and options.append_day:
+            with self._only_this_command():
+                statistics.earlier_days = counted_days(description)
+                check_new_day(statistics, options)
+                for table, first in first_ids(old).items():
+                    check_first_id(first, table, options)
         state |= {
             "offsets": offsets,
             "tables": [asdict(table) for table in known],
             "statistics": asdict(statistics),
         }
         return self._save(state)
+
+    @contextlib.contextmanager
+    def _only_this_command(self) -> Iterator[None]:
+        """Discards the run after an error that another command avoids; it could not go on here."""
+        try:
+            yield
+        except (ValueError, OSError):
+            self._files.store(self._output).remove(WORK)
+            raise
 
     def _targets(self) -> list[str]:
         return [self._stage(f"rows/{number}") for number in range(len(self._sources))]
@@ -255,15 +269,17 @@ class SparkIngest:
             return None
         return self._options.split.parts(statistics.rows_by_file, self._names)
 
-    def _old_sizes(self) -> list[int]:
-        folder = self._options.dictionary
-        text = self._files.store(folder).read(RECORDS)
+    def _old_description(self) -> dict[str, Any]:
+        """Reads `records.json` of the earlier result whose ids are used; {} without one."""
+        if not self._options.dictionary:
+            return {}
+        text = self._files.store(self._options.dictionary).read(RECORDS)
         if text is None:
             raise FileNotFoundError(
-                f"--dictionary={folder}: expected {RECORDS} in the folder, found none; give the"
-                " output folder of an earlier run"
+                f"{self._options.dictionary_flag}: expected {RECORDS} in the folder, found none;"
+                " give the output folder of an earlier run"
             )
-        return check_reuse(json.loads(text), folder, self._options)
+        return dict(json.loads(text))
 
     def write(self, state: dict[str, Any]) -> dict[str, Any]:
         """Writes dictionaries and data files; returns the state before publishing.
@@ -277,7 +293,7 @@ class SparkIngest:
         statistics = LogStatistics(**state["statistics"])
         known = [TableStatistics(**table) for table in state["tables"]]
         staged = [StagedFile(**file) for file in state["staged"]]
-        dictionary = self._dictionary(state["offsets"], known)
+        dictionary = self._dictionary(state["offsets"], known, statistics.vocab_sizes)
         chunks = staged_rows(self._session, self._targets())
         assignment = BucketAssignment(
             row_offsets(staged), self._splits(statistics), statistics.rows, options
@@ -303,43 +319,26 @@ class SparkIngest:
             "description": describe(self._names, options, statistics, samples),
         })  # fmt: skip
 
-    def _dictionary(self, offsets: list[int], known: list[TableStatistics]) -> DataFrame:
-        if self._options.dictionary:
-            return old_ids(self._session, self._options.dictionary, len(known))
-        return new_ids(self._session, self._stage("ranked"), offsets, known, self._options)
+    def _dictionary(
+        self, offsets: list[int], known: list[TableStatistics], vocab_sizes: list[int]
+    ) -> DataFrame:
+        folder, ranked = self._options.dictionary, self._stage("ranked")
+        if not folder:
+            return new_ids(self._session, ranked, offsets, known, vocab_sizes)
+        old = old_ids(self._session, folder, len(known))
+        if not self._options.append_day:
+            return old
+        fresh = new_ids(self._session, ranked, offsets, known, vocab_sizes)
+        return grown_ids(old, self._stage("value_counts"), fresh)
 
     def _write_dictionary(self, dictionary: DataFrame, vocab_sizes: list[int]) -> None:
-        """Writes each table's dictionary: on this machine with Polars, elsewhere with Spark."""
-        store, log = self._files.store(self._output), self._options.schema.columns
-        with_texts = log.text_tables if log is not None else ()
-        if not isinstance(store, LocalStore):
-            for table in range(len(vocab_sizes)):
-                one = dictionary.filter(sf.col("feature") == table)
-                if table in with_texts:
-                    one = one.join(self._texts(table), "value", "left").select(
-                        "feature", "value", "id", "count", "text"
-                    )
-                one.sort("id").write.mode("overwrite").parquet(self._stage(table_name(table)))
-            return
-        dictionary.write.mode("overwrite").parquet(self._stage("numbered"))
-        parts = Path(self._work.toUri().getPath()) / "numbered"
-        numbered = pl.scan_parquet(parts / "*.parquet")
-        for table, size in enumerate(vocab_sizes):
-            # Only one table at a time is in memory.
-            frame = numbered.filter(pl.col("feature") == table).sort("id").collect()
-            ids = TableIds(
-                frame["value"].cast(pl.UInt32).to_numpy(),
-                frame["count"].to_numpy().astype(np.int64),
-                int(frame["id"][0]) if frame.height else self._options.rules.first_id(table),
-                size,
-            )
-            texts = _local_texts(store.folder / WORK / "texts", table)
-            write_table(store.folder / WORK, table, ids, texts if table in with_texts else None)
-
-
-def _local_texts(folder: Path, table: int) -> pl.DataFrame:
-    """Returns the texts of a table, staged on this machine, as (value, text)."""
-    if not folder.exists():
-        return pl.DataFrame(schema=TEXTS_SCHEMA)
-    staged = pl.scan_parquet(folder / "*.parquet").filter(pl.col("feature") == table)
-    return staged.select("value", "text").collect().cast(TEXTS_SCHEMA).sort("value")  # type: ignore[arg-type]
+        log = self._options.schema.columns
+        tables = log.text_tables if log is not None else ()
+        texts = {table: self._texts(table) for table in tables}
+        store = self._files.store(self._output)
+        if isinstance(store, LocalStore):
+            first_ids = [self._options.rules.first_id(table) for table in range(len(vocab_sizes))]
+            dictionary.write.mode("overwrite").parquet(self._stage("numbered"))
+            write_locally(store.folder / WORK, texts, vocab_sizes, first_ids)
+        else:
+            write_remotely(dictionary, self._stage, texts, len(vocab_sizes))

@@ -9,6 +9,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
+from dlrm.formats.zip_strict import zip_strict
 from preprocess.engine_spark.java import java_classes
 from preprocess.options import Options
 
@@ -23,7 +24,7 @@ class TableStatistics:
     Attributes:
         distinct: Number of distinct values.
         unknown: Number of rows whose value does not have its own id.
-        kept: Number of values with their own id.
+        kept: Number of values that get a new id.
     """
 
     distinct: int = 0
@@ -53,7 +54,7 @@ def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Op
 
 
 def stage_new_ids(
-    session: SparkSession, value_counts: str, ranked: str, options: Options
+    session: SparkSession, value_counts: str, ranked: str, old: DataFrame | None, options: Options
 ) -> list[int]:
     """Sorts the values that get their own id, in the order that the rules define.
 
@@ -64,12 +65,15 @@ def stage_new_ids(
         session: Spark.
         value_counts: The folder that `stage_value_counts` wrote.
         ranked: The folder to write (feature, value, count, partition, local) to.
+        old: The dictionary of an earlier result, whose values have their ids; None without one.
         options: The options of the run.
 
     Returns:
         For each partition, the number of sorted values before it.
     """
     kept = session.read.parquet(value_counts).filter(sf.col("count") >= _thresholds(options))
+    if old is not None:
+        kept = kept.join(old, ["feature", "value"], "left_anti")
     keys = (sf.desc("count"), sf.asc("value")) if options.rules.by_count else (sf.asc("first"),)
     number = sf.monotonically_increasing_id()
     (
@@ -97,21 +101,23 @@ def new_ids(
     ranked: str,
     offsets: Sequence[int],
     statistics: Sequence[TableStatistics],
-    options: Options,
+    vocab_sizes: Sequence[int],
 ) -> DataFrame:
     """Returns the dictionary (feature, value, id, count) of the values that were staged.
+
+    They have the last ids of their tables.
 
     Args:
         session: Spark.
         ranked: The folder that `stage_new_ids` wrote.
         offsets: The result of `stage_new_ids`.
         statistics: The statistics of each table.
-        options: The options of the run.
+        vocab_sizes: The number of rows of each table.
     """
     frame = session.read.parquet(ranked)
     before, starts = 0, []
-    for table, known in enumerate(statistics):
-        starts.append(options.rules.first_id(table) - before)
+    for known, size in zip_strict(statistics, vocab_sizes):
+        starts.append(size - known.kept - before)
         before += known.kept
     position = sf.get(_longs(offsets or [0]), sf.col("partition")) + sf.col("local")
     number = (position + sf.get(_longs(starts), sf.col("feature"))).cast("int")
@@ -123,6 +129,29 @@ def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
     paths = [f"{folder}/dictionary/table_{table}.parquet" for table in range(tables)]
     frame = session.read.parquet(*paths)
     return frame.select("feature", sf.col("value").cast("bigint"), "id", "count")
+
+
+def grown_ids(old: DataFrame, value_counts: str, fresh: DataFrame) -> DataFrame:
+    """Returns an earlier dictionary with summed counts, and the new values behind it.
+
+    Args:
+        old: The earlier dictionary (feature, value, id, count).
+        value_counts: The folder that `stage_value_counts` wrote.
+        fresh: The dictionary of the new values.
+    """
+    more = old.sparkSession.read.parquet(value_counts).select(
+        "feature", "value", sf.col("count").alias("more")
+    )
+    counts = sf.col("count") + sf.coalesce("more", sf.lit(0))
+    known = old.join(more, ["feature", "value"], "left").withColumn("count", counts)
+    return known.select("feature", "value", "id", "count").union(
+        fresh.select("feature", "value", "id", "count")
+    )
+
+
+def first_ids(dictionary: DataFrame) -> dict[int, int]:
+    """Returns the first id of each table of a dictionary that has values."""
+    return dict(dictionary.groupBy("feature").agg(sf.min("id")).collect())
 
 
 def table_statistics(
@@ -137,17 +166,19 @@ def table_statistics(
         options: The options of the run.
     """
     frame = session.read.parquet(value_counts)
-    known = sf.col("count") >= _thresholds(options)
+    known = kept = sf.col("count") >= _thresholds(options)
     if old is not None:
         frame = frame.join(old.select("feature", "value", "id"), ["feature", "value"], "left")
-        known = sf.col("id").isNotNull()
+        known, lacks = sf.col("id").isNotNull(), sf.col("id").isNull()
+        kept = lacks & kept if options.append_day else sf.lit(False)
+        known = known | kept
     found = [TableStatistics() for _ in range(options.num_categorical)]
     rows: list[Any] = (
         frame.groupBy("feature")
         .agg(
             sf.count(sf.lit(1)).alias("distinct"),
             sf.sum(sf.when(known, 0).otherwise(sf.col("count"))).alias("unknown"),
-            sf.count_if(known).alias("kept"),
+            sf.count_if(kept).alias("kept"),
         )
         .collect()
     )

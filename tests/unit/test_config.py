@@ -85,6 +85,7 @@ OUR_FLAGS: dict[str, Any] = {
     "checkpoint_interval": 10000,
     "keep_checkpoints": 2,
     "resume": "auto",
+    "append_day": None,
     "ignore_data_change": False,
     "ignore_optimizer_change": False,
     "stall_timeout": 300.0,
