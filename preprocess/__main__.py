@@ -214,26 +214,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     flags = _parser().parse_args(arguments)
     style = "bar" if sys.stdout.isatty() else "lines"
+    options = _options(flags)
     summary = preprocess(
         flags.raw,
         flags.output,
-        _options(flags),
+        options,
         partial(PassProgress, style=style),
         engine=flags.engine,
         restart=flags.restart,
         master=flags.master,
     )
-    _print_summary(summary)
+    _print_summary(summary, options)
     return 0
 
 
-def _print_summary(summary: Summary) -> None:
+def _print_summary(summary: Summary, options: Options) -> None:
     content = summary.description
     samples = [f"{name} {content[f'{name}_samples']:,}" for name in ("train", "validation", "test")]
     print(f"{', '.join(samples)}; {sum(content['vocab_sizes']):,} table rows")
     lowest = content["lowest_dense"]
     if content["dense_values_raised"]:
         print(f"{content['dense_values_raised']:,} dense values below {lowest} raised to {lowest}")
+    for bag, count in zip(options.bags, content.get("shortened_bags", [])):
+        if count:
+            what = f"more than {bag.max_ids} ids; their first {bag.max_ids} are kept (max_ids)"
+            name = options.schema.fields[options.schema.categorical[bag.table]].name
+            print(f"{count:,} bags of {name} had {what}")
     if content["bad_rows"]:
         print(f"{content['bad_rows']:,} bad rows skipped; the first:")
         for row in content["first_bad_rows"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from preprocess.bag_columns import BAG_KEYS, bag_rule, bags_last
 from preprocess.columns import (
     HOUR,
     LOG,
@@ -42,7 +43,7 @@ _KEYS = OWN_KEYS | {
 }  # fmt: skip
 _LABEL = {"name", "above", "positive", "negative"}
 _DENSE = {"name", "column", "type", "transform", "offset", "clip", "buckets", "missing"}
-_CATEGORICAL = {"name", "column", "type", "threshold", "modulo"}
+CATEGORICAL_KEYS = {"name", "column", "type", "threshold", "modulo"} | BAG_KEYS
 _HASHED = (TEXT, INTEGER, HEX)
 
 
@@ -62,14 +63,23 @@ def log_columns(content: Mapping[str, Any], split: Mapping[str, Any]) -> LogColu
         ValueError: The content is malformed; the message names the key.
     """
     refuse_unknown("keys: ", content, _KEYS)
-    _refuse_bags(content)
     choice(content, "dense_type", ("float32",), "float32")
     log_format = choice(content, "format", tuple(FORMATS), "tsv")
     dense = [_dense(entry) for entry in entries(content, "dense", _DENSE)]
-    categories = [_category(entry) for entry in entries(content, "categorical", _CATEGORICAL)]
-    for key, columns in (("dense", dense), ("categorical", categories)):
+    delimiter = _delimiter(content, log_format)
+    text = log_format in ("tsv", "csv")
+    quoted = choice(content, "quoted", (True, False), log_format == "csv") and text
+    unquoted = delimiter if text and not quoted else ""
+    categories = [
+        _category(entry, log_format, unquoted)
+        for entry in bags_last(entries(content, "categorical", CATEGORICAL_KEYS))
+    ]
+    for key, columns, remedy in (
+        ("dense", dense, "give numbers, the hour of a time, or add a column of zeros to the log"),
+        ("categorical", categories, "give texts, ids, or a number column with type: value"),
+    ):
         if not columns:
-            raise ValueError(f"{key}: expected at least one column, found none")
+            raise ValueError(f"{key}: expected at least one column, found none; {remedy}")
     every: list[DenseColumn | CategoryColumn] = [*dense, *categories]
     features = [column.name for column in every]
     _refuse_repeated(features, "features", "give one of them another name and say its column")
@@ -77,17 +87,20 @@ def log_columns(content: Mapping[str, Any], split: Mapping[str, Any]) -> LogColu
     by_row = split.get("by") in (BY_COLUMN, BY_TIME)
     decides = str(split.get("column")) if by_row else None
     used = [label.column, *(column.column for column in every)]
+    used += [column.bag.weights for column in categories if column.bag and column.bag.weights]
     if label.column in used[1:]:
-        raise ValueError(f"label: expected a column that no feature uses, found {label.column!r}")
+        raise ValueError(
+            f"label: expected a column that no feature uses, found {label.column!r}; remove the"
+            " feature, which would give the answer away"
+        )
     if decides is not None:
         used.append(decides)
     return LogColumns(
         _names(content, log_format, used),
         log_format,
-        _delimiter(content, log_format),
-        choice(content, "header", (True, False), False) and log_format in ("tsv", "csv"),
-        choice(content, "quoted", (True, False), log_format == "csv")
-        and log_format in ("tsv", "csv"),
+        delimiter,
+        choice(content, "header", (True, False), False) and text,
+        quoted,
         choice(content, "trim", (True, False), True),
         _texts(content, "absent", "a list of texts that stand for no value"),
         label,
@@ -97,31 +110,23 @@ def log_columns(content: Mapping[str, Any], split: Mapping[str, Any]) -> LogColu
     )
 
 
-def _refuse_bags(content: Mapping[str, Any]) -> None:
-    """Refuses the keys of columns that hold several ids, which is not a wrong key but a wish."""
-    for entry in content.get("categorical") or []:
-        found = sorted(
-            {"separator", "max_ids", "pooling"} & set(entry if isinstance(entry, dict) else ())
-        )
-        if found:
-            raise ValueError(
-                f"categorical column {entry.get('name')}: expected one value in a field, found"
-                f" {found[0]}; preprocess does not write bags of ids (dlrm.formats.bag_files does)"
-            )
-
-
 def _names(content: Mapping[str, Any], log_format: str, used: Sequence[str]) -> tuple[str, ...]:
     """Returns the columns of the file; of Parquet and JSON those that are used, each once."""
     if "columns" not in content and log_format in ("tsv", "csv"):
-        raise ValueError("columns: expected all columns in the order of the file, found none")
+        raise ValueError(
+            "columns: expected all columns in the order of the file, found none; list their names"
+        )
     given = content.get("columns", list(dict.fromkeys(used)))
     if not isinstance(given, list):
-        raise ValueError(f"columns: expected a list of names, found {given!r}")
+        raise ValueError(f"columns: expected a list of names, found {given!r}; write [a, b]")
     names = [str(name) for name in given]
     _refuse_repeated(names, "columns", "give each its own name")
     absent = [name for name in dict.fromkeys(used) if name not in names]
     if absent:
-        raise ValueError(f"columns: expected {', '.join(absent)} among them, found {names}")
+        raise ValueError(
+            f"columns: expected {', '.join(absent)} among them, found {names}; add what is absent,"
+            " or correct the feature's column"
+        )
     if log_format in ("tsv", "csv"):
         return tuple(names)
     return tuple(dict.fromkeys(used))
@@ -143,7 +148,7 @@ def _delimiter(content: Mapping[str, Any], log_format: str) -> str:
     ):  # fmt: skip
         raise ValueError(
             "delimiter: expected one character such as ';' or '|', with format tsv or csv, found"
-            f" {delimiter!r}"
+            f" {delimiter!r}; correct it, or leave it out"
         )
     return str(delimiter)
 
@@ -156,25 +161,31 @@ def _label(given: Any) -> LabelColumn:
         )
     if not isinstance(given, dict):
         if given is None:
-            raise ValueError("label: expected the name of a column, found none")
+            raise ValueError("label: expected the name of a column, found none; give label: NAME")
         return LabelColumn(str(given))
     refuse_unknown("label: ", given, _LABEL)
     if "name" not in given:
-        raise ValueError(f"label: expected a name among its keys, found {given}")
+        raise ValueError(f"label: expected a name among its keys, found {given}; add name: COLUMN")
     name = str(given["name"])
     if "above" in given:
         if "positive" in given or "negative" in given:
-            raise ValueError("label: expected above, or positive and negative; found both")
+            raise ValueError(
+                "label: expected above, or positive and negative, found both; remove one of them"
+            )
         return LabelColumn(
             name, above=_float("label: above", given["above"]), positive=(), negative=()
         )
     positive = _texts(given, "positive", "the texts of label 1")
     negative = _texts(given, "negative", "the texts of label 0")
     if negative and not positive:
-        raise ValueError("label: expected the texts of label 1 as positive, found only negative")
+        raise ValueError(
+            "label: expected the texts of label 1 as positive, found only negative; add positive"
+        )
     both = sorted(set(positive) & set(negative))
     if both:
-        raise ValueError(f"label: expected each text once, found {both[0]!r} in both lists")
+        raise ValueError(
+            f"label: expected each text once, found {both[0]!r} in both lists; remove one"
+        )
     return (
         LabelColumn(name, positive=positive, negative=negative) if positive else LabelColumn(name)
     )
@@ -188,7 +199,10 @@ def _dense(entry: Mapping[str, Any]) -> DenseColumn:
     )
     for key, owner in (("offset", LOG), ("buckets", QUANTILE)):
         if key in entry and transform != owner:
-            raise ValueError(f"{where}{key}: expected with transform {owner}, found {transform}")
+            raise ValueError(
+                f"{where}{key}: expected with transform {owner}, found {transform}; remove it, or"
+                " change the transform"
+            )
     offset = _float(f"{where}offset", entry.get("offset", 1.0))
     clip = _clip(where, entry.get("clip"))
     if transform in ("log1p", LOG):
@@ -202,7 +216,9 @@ def _dense(entry: Mapping[str, Any]) -> DenseColumn:
             )
     buckets = entry.get("buckets", 10 if transform == QUANTILE else 0)
     if type(buckets) is not int or (transform == QUANTILE and not 2 <= buckets <= 100):
-        raise ValueError(f"{where}buckets: expected an integer from 2 to 100, found {buckets!r}")
+        raise ValueError(
+            f"{where}buckets: expected an integer from 2 to 100, found {buckets!r}; correct it"
+        )
     missing = entry.get("missing", 0.0)
     if missing not in (MEAN, MEDIAN, REFUSE):
         missing = _float(f"{where}missing: mean, median, refuse or", missing)
@@ -215,14 +231,14 @@ def _clip(where: str, given: Any) -> tuple[float, float] | None:
     if given is None:
         return None
     if not isinstance(given, list) or len(given) != 2:
-        raise ValueError(f"{where}clip: expected [lowest, highest], found {given!r}")
+        raise ValueError(f"{where}clip: expected [lowest, highest], found {given!r}; give both")
     low, high = (_float(f"{where}clip", value) for value in given)
     if low >= high:
-        raise ValueError(f"{where}clip: expected the lowest value first, found {given}")
+        raise ValueError(f"{where}clip: expected the lowest value first, found {given}; swap them")
     return low, high
 
 
-def _category(entry: Mapping[str, Any]) -> CategoryColumn:
+def _category(entry: Mapping[str, Any], log_format: str, unquoted_delimiter: str) -> CategoryColumn:
     where = f"categorical column {entry['name']}: "
     kind = choice(entry, "type", (VALUE, *_HASHED, HOUR, WEEKDAY), VALUE, where)
     if "modulo" in entry and kind not in _HASHED:
@@ -230,14 +246,15 @@ def _category(entry: Mapping[str, Any]) -> CategoryColumn:
             f"{where}modulo: expected with type {', '.join(_HASHED)}, found {kind}; type: text is"
             " the CRC-32 of the text, of which a modulus can be taken"
         )
-    return CategoryColumn(entry["name"], str(entry.get("column", entry["name"])), kind)
+    bag = bag_rule(entry, where, kind, log_format, unquoted_delimiter)
+    return CategoryColumn(entry["name"], str(entry.get("column", entry["name"])), kind, bag)
 
 
 def _texts(content: Mapping[str, Any], key: str, what: str) -> tuple[str, ...]:
     given = content.get(key, [])
     texts = given if isinstance(given, list) else [given]
     if any(isinstance(text, (dict, list, bool)) or text is None for text in texts):
-        raise ValueError(f"{key}: expected {what}, in quotes, found {given!r}")
+        raise ValueError(f"{key}: expected {what}, in quotes, found {given!r}; quote them")
     return tuple(str(text) for text in texts)
 
 
@@ -248,5 +265,5 @@ def _float(where: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = None
     if number is None or not abs(number) < 3.5e38:
-        raise ValueError(f"{where}: expected a number, found {value!r}")
+        raise ValueError(f"{where}: expected a number, found {value!r}; correct it")
     return number

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dlrm.formats.bags import BagTable
 from preprocess.schema import (
     CATEGORICAL,
     DENSE,
@@ -25,6 +26,8 @@ VALUE = "value"
 PLAIN, LOG, STANDARDISE, QUANTILE = "none", "log", "standardise", "quantile"
 MEAN, MEDIAN, REFUSE = "mean", "median", "refuse"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UNIT_SEPARATOR = "\x1f"
+"""What separates the elements of a Parquet list in the text that is made of it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,23 @@ class DenseColumn:
 
 
 @dataclass(frozen=True)
+class BagRule:
+    """How a field becomes a bag of ids.
+
+    Attributes:
+        separator: The text between two ids; "" if the field is a JSON list.
+        max_ids: The most ids of a bag; of more, the first ones are kept.
+        pooling: "sum" or "mean".
+        weights: The column of the ids' weights, in the same form; "" without weights.
+    """
+
+    separator: str
+    max_ids: int
+    pooling: str
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class CategoryColumn:
     """One categorical feature.
 
@@ -86,11 +106,13 @@ class CategoryColumn:
         kind: "value": each text is a value of its own; "text": the CRC-32 of its UTF-8 bytes;
             "integer" (32 bits) or "hex" (at most 8 digits): the number itself; "hour" or "weekday"
             of a time.
+        bag: How the field becomes a bag of ids; None if it is one.
     """
 
     name: str
     column: str
     kind: str = VALUE
+    bag: BagRule | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +129,7 @@ class LogColumns:
         absent: The texts that stand for no value; the empty text always does.
         label: The column of the label.
         dense: The dense features, in the order of the record.
-        categories: The categorical features, in that order.
+        categories: The categorical features, in that order; those with bags come last.
         split: The column that decides the split of a row; None if its position does.
     """
 
@@ -132,6 +154,26 @@ class LogColumns:
     def text_tables(self) -> tuple[int, ...]:
         """The tables whose values are texts of their own."""
         return tuple(t for t, column in enumerate(self.categories) if column.kind == VALUE)
+
+    @property
+    def bag_tables(self) -> tuple[BagTable, ...]:
+        """The tables that hold bags of ids."""
+        return tuple(
+            BagTable(table, column.bag.pooling, column.bag.max_ids, bool(column.bag.weights))
+            for table, column in enumerate(self.categories)
+            if column.bag
+        )
+
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """The columns of a Parquet file that hold lists."""
+        return tuple(
+            name
+            for column in self.categories
+            if column.bag and column.bag.separator == UNIT_SEPARATOR
+            for name in (column.column, column.bag.weights)
+            if name
+        )
 
     def record_schema(self) -> Schema:
         """Returns the schema of the rows that the engines make of such a log."""
@@ -161,3 +203,20 @@ class LogColumns:
     def _names_of(self, header: str) -> list[str]:
         names = header.split(self.delimiter)
         return [name.strip(" ") for name in names] if self.trim else names
+
+
+def list_fault(found: bool, expected: bool, nested: bool) -> str | None:
+    """Describes what is wrong with the type of a column of a Parquet file; None if it is good.
+
+    Args:
+        found: Whether it holds lists.
+        expected: Whether the schema makes bags of its lists.
+        nested: Whether the elements of its lists have parts themselves.
+    """
+    if found and not expected:
+        return (
+            "expected one value in a field, found lists; give the column max_ids, for bags of ids"
+        )
+    if expected and not found:
+        return "expected lists, found one value in a field; give a separator to split it"
+    return "expected lists of values, found lists of lists; flatten them" if nested else None

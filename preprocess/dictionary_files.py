@@ -130,6 +130,12 @@ def check_reuse(description: Mapping[str, Any], options: Options) -> list[int]:
                 f"{options.dictionary_flag}: expected one made with {key} {value}, found"
                 f" {description.get(key)}; give the same rules"
             )
+    bags = [bag["table"] for bag in description.get("bags", [])]
+    if bags != [bag.table for bag in options.bags]:
+        raise ValueError(
+            f"{options.dictionary_flag}: expected bags of ids in tables"
+            f" {[bag.table for bag in options.bags]}, found {bags}; give the same schema"
+        )
     return sizes
 
 

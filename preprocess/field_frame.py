@@ -12,58 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from preprocess.columns import LogColumns
-from preprocess.row_expressions import Check, Dialect, Expression, checks
+from preprocess.dialect import Check
+from preprocess.polars_dialect import DIALECT
+from preprocess.row_expressions import checks
 from preprocess.text_patterns import field_pattern, json_path, line_pattern
-from preprocess.transforms import natural_log
 
 _ROW = "row"
 _SHOWN = 40
-
-
-class PolarsDialect(Dialect):
-    """The operations of `Dialect` as expressions of Polars."""
-
-    def literal(self, value: float | int | str) -> Expression:
-        """Returns a constant."""
-        return pl.lit(value)
-
-    def where(self, condition: Expression, chosen: Expression, other: Expression) -> Expression:
-        """Returns `chosen` where the condition holds and `other` elsewhere."""
-        return pl.when(condition).then(chosen).otherwise(other)
-
-    def matches(self, text: Expression, pattern: str) -> Expression:
-        """Whether a text matches a regular expression."""
-        return text.str.contains(pattern)
-
-    def number(self, text: Expression) -> Expression:
-        """Returns the float64 that a text stands for; null if it is no number."""
-        return text.cast(pl.Float64, strict=False)
-
-    def piece(self, text: Expression, start: int, length: int) -> Expression:
-        """Returns the characters of a text from `start`, counted from 0."""
-        return text.str.slice(start, length)
-
-    def is_in(self, text: Expression, texts: Sequence[str]) -> Expression:
-        """Whether a text is one of some."""
-        return text.is_in(list(texts))
-
-    def floor(self, number: Expression) -> Expression:
-        """Returns the largest whole number that is not above a float64."""
-        return number.floor()
-
-    def log(self, number: Expression) -> Expression:
-        """Returns the natural logarithm with the bits of Java's StrictMath."""
-        return number.map_batches(
-            lambda values: pl.Series(values.name, natural_log(values.to_numpy())),
-            return_dtype=pl.Float64,
-        )
-
-    def digits(self, number: Expression) -> Expression:
-        """Returns a whole number as text."""
-        return number.cast(pl.Int64).cast(pl.String)
-
-
-DIALECT = PolarsDialect()
 
 
 class FieldFrames:
@@ -118,7 +73,8 @@ class FieldFrames:
             if not frame.select(pl.col(_ROW).str.contains(loose)).item():
                 return (
                     "expected quotes around whole fields that end on their line, found"
-                    f" {_shown(raw)}; write a quote in a field twice, or say quoted: false"
+                    f" {_shown(raw)}; keep each row on one line, write a quote in a field twice, or"
+                    " say quoted: false"
                 )
         found = len(self._pieces(pl.Series(_ROW, [raw.decode()])).item())
         name = {"\t": "tab", ",": "comma"}.get(log.delimiter, repr(log.delimiter))
@@ -173,7 +129,7 @@ class FieldFrames:
             inner = inner.str.replace_all('""', '"', literal=True)
             text = pl.when(bare.str.starts_with('"')).then(inner).otherwise(text)
         if log.trim:
-            text = text.str.strip_chars(" \t")
+            text = DIALECT.trimmed(text)
         if log.absent:
             text = pl.when(text.is_in(list(log.absent))).then(pl.lit("")).otherwise(text)
         return text.alias(name)

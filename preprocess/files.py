@@ -40,7 +40,8 @@ def pending_files(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
 
 def write_all(file: BinaryIO, data: Buffer) -> None:
     """Writes every byte of a contiguous buffer, as an unbuffered file may take only a part."""
-    view = memoryview(data).cast("B")  # type: ignore[arg-type]
+    view = memoryview(data)  # type: ignore[arg-type]
+    view = view.cast("B") if view.nbytes else memoryview(b"")
     while view:
         view = view[file.write(view) :]
 

@@ -25,11 +25,13 @@ class LogStatistics:
         raised_dense: Number of dense values that were raised to the lowest one allowed.
         missing: Number of rows without a value, by table.
         distinct: Number of distinct values, by table.
-        unknown: Number of rows whose value does not have its own id, by table.
+        unknown: Number of rows whose value does not have its own id, by table; of tables with bags,
+            the number of such ids.
         vocab_sizes: Number of rows of the embedding table, by table.
         bad_rows: Number of bad rows, which are skipped.
         first_bad_rows: Descriptions of the first ten bad rows.
         earlier_days: The days that the dictionary counted before, with `--append_day`.
+        shortened_bags: Number of bags that had more than `max_ids` ids, by table with bags.
     """
 
     rows_by_file: list[int]
@@ -42,6 +44,7 @@ class LogStatistics:
     bad_rows: int = 0
     first_bad_rows: list[str] = field(default_factory=list)
     earlier_days: list[dict[str, Any]] = field(default_factory=list)
+    shortened_bags: list[int] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -73,13 +76,16 @@ def describe(
     """
     rules = options.rules
     # Of the other rules, the name says these.
-    own = {
+    own: dict[str, Any] = {
         "missing_is_value": rules.missing_is_value,
         "moduli": [rules.modulus(table) for table in range(options.num_categorical)],
         "lowest_by_column": [rules.lowest(column) for column in range(options.num_dense)],
     }
     if options.schema.columns is not None:  # float32, whose rules the schema has for each column
         own["lowest_by_column"] = []
+    if options.bags:
+        own["bags"] = [bag.to_json() for bag in options.bags]
+        own["shortened_bags"] = statistics.shortened_bags
     return {
         "num_dense": options.num_dense,
         "vocab_sizes": statistics.vocab_sizes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 
+from dlrm.formats.bags import BagTable
 from preprocess.rules import Rules
 from preprocess.schema import Schema, criteo_schema
 from preprocess.splits import SplitRule
@@ -77,6 +78,16 @@ class Options:
     def num_categorical(self) -> int:
         """Number of categorical columns of a record."""
         return len(self.schema.categorical)
+
+    @property
+    def bags(self) -> tuple[BagTable, ...]:
+        """The tables that hold bags of ids, the last ones; a record has their numbers of ids."""
+        return self.schema.columns.bag_tables if self.schema.columns is not None else ()
+
+    @property
+    def num_single(self) -> int:
+        """Number of tables that hold one id of each row, the first ones."""
+        return self.num_categorical - len(self.bags)
 
     @property
     def width(self) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dlrm.formats import atomic_files, checksums
+from dlrm.formats.bag_files import bag_file_names
+from dlrm.formats.bags import BagTable
 from dlrm.formats.file_names import (
     CATEGORY,
     CHECKSUMS,
@@ -25,12 +27,13 @@ from dlrm.formats.file_names import (
 )
 from dlrm.formats.json_files import json_text
 from dlrm.formats.metadata import Metadata
-from dlrm.formats.packed_ids import plan
+from dlrm.formats.packed_ids import Packing, plan
 from preprocess.options import Options
 from preprocess.splits import VALIDATION
 
 WORK = "partial"
 DICTIONARY = "dictionary"
+IDS, OFFSETS, WEIGHTS = "ids", "offsets", "weights"
 
 Save = Callable[[Mapping[str, Any]], None]
 """Saves a state of a run durably, as `Journal.save` does."""
@@ -43,9 +46,11 @@ class OutputFile:
     Attributes:
         split: The split whose rows it holds.
         name: Its path within the output folder.
-        start: The first column of the record that it holds.
+        start: The first column of the record that it holds; of a bag, that of its number of ids.
         stop: The column after the last one that it holds.
         packed: Whether its columns are ids to be packed.
+        bag: The table with bags whose ids, offsets or weights it holds; None if it holds columns.
+        content: "ids", "offsets" or "weights" of a table with bags.
     """
 
     split: str
@@ -53,6 +58,8 @@ class OutputFile:
     start: int
     stop: int
     packed: bool = False
+    bag: BagTable | None = None
+    content: str = ""
 
 
 def output_files(options: Options, split: str) -> list[OutputFile]:
@@ -60,11 +67,20 @@ def output_files(options: Options, split: str) -> list[OutputFile]:
     if not options.columns:
         return [OutputFile(split, record_file(split), 0, options.width)]
     first_id = 1 + options.num_dense
-    return [
+    first_bag = first_id + options.num_single
+    files = [
         OutputFile(split, f"{split}/{LABEL}", 0, 1),
         OutputFile(split, f"{split}/{DENSE}", 1, first_id),
-        OutputFile(split, f"{split}/{CATEGORY}", first_id, options.width, options.pack_ids),
     ]
+    if options.num_single:
+        name = f"{split}/{CATEGORY}"
+        files.append(OutputFile(split, name, first_id, first_bag, options.pack_ids))
+    for column, bag in enumerate(options.bags, first_bag):
+        files += [
+            OutputFile(split, f"{split}/{name}", column, column + 1, bag=bag, content=content)
+            for name, content in zip(bag_file_names(bag), (IDS, OFFSETS, WEIGHTS))
+        ]
+    return files
 
 
 class Store(Protocol):
@@ -236,8 +252,15 @@ def split_metadata(options: Options, vocab_sizes: list[int]) -> Metadata:
         dense_log=not floats,
         num_dense=options.num_dense,
         dense_log_offset=options.rules.dense_log_offset,
-        packed_ids=plan(vocab_sizes) if options.pack_ids else None,
+        packed_ids=packing(options, vocab_sizes),
+        bags=options.bags,
     )
+
+
+def packing(options: Options, vocab_sizes: list[int]) -> Packing | None:
+    """Returns how the ids of tables without bags are packed; None if they are not."""
+    single = vocab_sizes[: options.num_single]
+    return plan(single) if options.pack_ids and single else None
 
 
 def _within(folder: str, name: str) -> str:

@@ -8,10 +8,7 @@ null. This module must not know about files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
+from preprocess.bag_expressions import bag_checks
 from preprocess.columns import (
     HOUR,
     LOG,
@@ -26,67 +23,11 @@ from preprocess.columns import (
     LabelColumn,
     LogColumns,
 )
-from preprocess.schema import HEX, INTEGER, TEXT
+from preprocess.dialect import Check, Dialect, Expression
+from preprocess.kind_checks import DATE_PATTERN, LARGEST, NUMBER_PATTERN, kind_check
+from preprocess.schema import TEXT
 from preprocess.splits import BY_TIME, NAMES, TEST, VALIDATION, SplitRule
 from preprocess.transforms import DenseStatistics
-
-_NUMBER = r"\A[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?\z"
-_DATE = r"\A[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])([ T]([01][0-9]|2[0-3]):[^\n]*)?\z"
-_SECONDS = r"\A[0-9]{1,11}(\.[0-9]*)?\z"
-_INTEGER = r"\A0*[0-9]{1,10}\z"
-_HEX = r"\A[0-9a-fA-F]{1,8}\z"
-_LARGEST = 3.4028234663852886e38  # float32
-_LARGEST_ID = float(2**32 - 1)
-
-Expression = Any
-
-
-class Dialect(Protocol):
-    """The operations that Polars and Spark spell differently."""
-
-    def literal(self, value: float | int | str) -> Expression:
-        """Returns a constant."""
-
-    def where(self, condition: Expression, chosen: Expression, other: Expression) -> Expression:
-        """Returns `chosen` where the condition holds and `other` elsewhere."""
-
-    def matches(self, text: Expression, pattern: str) -> Expression:
-        """Whether a text matches a regular expression that both engines know."""
-
-    def number(self, text: Expression) -> Expression:
-        """Returns the float64 that a text stands for; null if it is no number."""
-
-    def piece(self, text: Expression, start: int, length: int) -> Expression:
-        """Returns the characters of a text from `start`, counted from 0."""
-
-    def is_in(self, text: Expression, texts: Sequence[str]) -> Expression:
-        """Whether a text is one of some."""
-
-    def floor(self, number: Expression) -> Expression:
-        """Returns the largest whole number that is not above a float64."""
-
-    def log(self, number: Expression) -> Expression:
-        """Returns the natural logarithm as `transforms.natural_log` defines it."""
-
-    def digits(self, number: Expression) -> Expression:
-        """Returns a whole number as text."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition that good rows satisfy.
-
-    Attributes:
-        where: What the message calls the place.
-        column: The column whose text the message shows.
-        expected: What the message says was expected, with the remedy.
-        good: Whether a row satisfies it.
-    """
-
-    where: str
-    column: str
-    expected: str
-    good: Expression
 
 
 def checks(dialect: Dialect, log: LogColumns, fields: dict[str, Expression]) -> list[Check]:
@@ -100,7 +41,7 @@ def checks(dialect: Dialect, log: LogColumns, fields: dict[str, Expression]) -> 
     found = [_label_check(dialect, log.label, fields[log.label.column])]
     for dense in log.dense:
         text = fields[dense.column]
-        expected, good = _kind_check(dialect, dense.kind, text)
+        expected, good = kind_check(dialect, dense.kind, text)
         if dense.missing == REFUSE:
             expected += ", not an empty field (missing: refuse)"
             good = good & (text != "")
@@ -108,10 +49,13 @@ def checks(dialect: Dialect, log: LogColumns, fields: dict[str, Expression]) -> 
             good = good | (text == "")
         found.append(Check(f"column {dense.column}", dense.column, expected, good))
     for category in log.categories:
+        if category.bag:
+            found += bag_checks(dialect, log, category, fields)
+            continue
         if category.kind in (VALUE, TEXT):
             continue
         text = fields[category.column]
-        expected, good = _kind_check(dialect, category.kind, text)
+        expected, good = kind_check(dialect, category.kind, text)
         good = good | (text == "")
         found.append(Check(f"column {category.column}", category.column, expected, good))
     return found
@@ -119,7 +63,7 @@ def checks(dialect: Dialect, log: LogColumns, fields: dict[str, Expression]) -> 
 
 def _label_check(dialect: Dialect, label: LabelColumn, text: Expression) -> Check:
     if label.above is not None:
-        expected, good = _kind_check(dialect, NUMBER, text)
+        expected, good = kind_check(dialect, NUMBER, text)
         return Check("label", label.column, expected, good)
     if not label.negative:
         return Check("label", label.column, "a value", text != "")
@@ -128,22 +72,6 @@ def _label_check(dialect: Dialect, label: LabelColumn, text: Expression) -> Chec
         expected = "0 or 1 (for other labels, give positive or above in the schema)"
     good = dialect.is_in(text, (*label.positive, *label.negative))
     return Check("label", label.column, expected, good)
-
-
-def _kind_check(dialect: Dialect, kind: str, text: Expression) -> tuple[str, Expression]:
-    """Returns what a text of a kind must be, in words and as a condition."""
-    if kind == NUMBER:
-        number = dialect.number(text)
-        good = dialect.matches(text, _NUMBER) & (number <= _LARGEST) & (number >= -_LARGEST)
-        return "a float32 number (list texts such as NA under absent)", good
-    if kind == INTEGER:
-        good = dialect.matches(text, _INTEGER) & (dialect.number(text) <= _LARGEST_ID)
-        return "a 32-bit integer (type: value takes any text)", good
-    if kind == HEX:
-        expected = "at most 8 hexadecimal digits (type: value takes any text)"
-        return expected, dialect.matches(text, _HEX)
-    good = dialect.matches(text, _DATE) | dialect.matches(text, _SECONDS)
-    return "a time: seconds since 1970 or YYYY-MM-DD HH:MM", good
 
 
 def label(dialect: Dialect, column: LabelColumn, text: Expression) -> Expression:
@@ -179,7 +107,7 @@ def dense(
         for edge in learnt.edges:
             reached = reached + dialect.where(x >= edge, dialect.literal(1.0), dialect.literal(0.0))
         x = reached / float(max(1, len(learnt.edges)))
-    x = _clipped(dialect, x, -_LARGEST, _LARGEST)
+    x = _clipped(dialect, x, -LARGEST, LARGEST)
     return dialect.where(x == 0.0, dialect.literal(0.0), x)  # not -0.0
 
 
@@ -207,7 +135,7 @@ def tag(dialect: Dialect, split: SplitRule, text: Expression) -> Expression:
             # Numbers are compared as such; dates in ISO's order of digits as texts.
             try:
                 first = float(given[0])
-                chosen = dialect.matches(text, _NUMBER) & (dialect.number(text) >= first)
+                chosen = dialect.matches(text, NUMBER_PATTERN) & (dialect.number(text) >= first)
             except ValueError:
                 chosen = text >= dialect.literal(given[0])
         else:
@@ -219,7 +147,7 @@ def tag(dialect: Dialect, split: SplitRule, text: Expression) -> Expression:
 def time_part(dialect: Dialect, kind: str, text: Expression) -> Expression:
     """Returns the hour (0 - 23) or the weekday (0 is Monday) of a time in UTC, as float64."""
     seconds = dialect.number(text)
-    is_date = dialect.matches(text, _DATE)
+    is_date = dialect.matches(text, DATE_PATTERN)
     if kind == HOUR:
         hours = dialect.floor(seconds / 3600.0)
         digits = dialect.piece(text, 11, 2)

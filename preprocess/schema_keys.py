@@ -21,7 +21,7 @@ def refuse_unknown(where: str, content: Mapping[Any, Any], known: Collection[str
     for key in content:
         if key not in known:
             near = difflib.get_close_matches(str(key), sorted(known), 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "; remove it"
             raise ValueError(f"{where}expected {', '.join(sorted(known))}, found {key}{hint}")
 
 
@@ -40,7 +40,8 @@ def choice(
     value = content.get(key, default)
     if value not in choices:
         raise ValueError(
-            f"{where}{key}: expected one of {', '.join(map(str, choices))}, found {value!r}"
+            f"{where}{key}: expected one of {', '.join(map(str, choices))}, found {value!r}; choose"
+            " one of them"
         )
     return value
 
@@ -53,10 +54,12 @@ def entries(content: Mapping[str, Any], key: str, known: set[str]) -> list[Mappi
     """
     given = content.get(key, [])
     if not isinstance(given, list):
-        raise ValueError(f"{key}: expected a list of columns, found {given!r}")
+        raise ValueError(f"{key}: expected a list of columns, found {given!r}; write [a, b]")
     found = [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in given]
     for entry in found:
         if "name" not in entry:
-            raise ValueError(f"{key}: expected {', '.join(sorted(known))}, found {entry}")
+            raise ValueError(
+                f"{key}: expected {', '.join(sorted(known))}, found {entry}; add name: COLUMN"
+            )
         refuse_unknown(f"{key}: ", entry, known)
     return [{**entry, "name": str(entry["name"])} for entry in found]

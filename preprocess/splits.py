@@ -50,7 +50,7 @@ class SplitRule:
             ValueError: A name is unknown or a fraction is out of range.
         """
         if self.by not in ("fraction", "terabyte", "file", BY_COLUMN, BY_TIME):
-            raise ValueError(f"--split: expected fraction or terabyte, found {self.by!r}")
+            raise ValueError(f"--split: expected fraction or terabyte, found {self.by!r}; give one")
         if self.by == "fraction":
             self.parts([10**12], [""])
 
@@ -120,7 +120,9 @@ def check_training(samples: Mapping[str, int], by: str) -> None:
     """
     if not samples.get(TRAIN):
         found = ", ".join(f"{rows} {name}" for name, rows in samples.items())
-        raise ValueError(f"split by {by}: expected rows left for training, found {found}")
+        raise ValueError(
+            f"split by {by}: expected rows left for training, found {found}; correct the split"
+        )
 
 
 def tail_rows(rows: int, fraction: float) -> int:
@@ -139,7 +141,9 @@ def split_by_fraction(
     """
     for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= fraction < 1:
-            raise ValueError(f"--{name}_fraction: expected a value in [0, 1), found {fraction}")
+            raise ValueError(
+                f"--{name}_fraction: expected a value in [0, 1), found {fraction}; correct it"
+            )
     test = tail_rows(rows, test_fraction)
     validation = tail_rows(rows, validation_fraction)
     train = rows - test - validation

@@ -13,7 +13,13 @@ from typing import Any
 
 import yaml
 
-from preprocess.column_schema import OWN_KEYS, describes_columns, log_columns
+from preprocess.bag_columns import BAG_KEYS, bags_last
+from preprocess.column_schema import (
+    CATEGORICAL_KEYS,
+    OWN_KEYS,
+    describes_columns,
+    log_columns,
+)
 from preprocess.rules import GENERIC, Rules
 from preprocess.schema import (
     CATEGORICAL,
@@ -35,7 +41,6 @@ _KEYS = {
     "format", "header", "columns", "label", "dense", "categorical", "lowest", "threshold", "ids",
     "missing", "dense_log_offset", "split",
 }  # fmt: skip
-_CATEGORICAL_KEYS = ("name", "column", "type", "threshold", "modulo")
 _NUMBER_LIMITS = {
     "lowest": (-(2**31), 2**31 - 1),
     "threshold": (0, 2**62),
@@ -63,7 +68,9 @@ def read_user_schema(path: Path) -> UserSchema:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return parse_user_schema(content)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(
+            f"{path}: not valid YAML ({' '.join(str(error).split())}); correct that place"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -75,11 +82,14 @@ def parse_user_schema(content: Any) -> UserSchema:
         ValueError: The content is malformed; the message names the key.
     """
     if not isinstance(content, dict):
-        raise ValueError(f"expected keys such as label and categorical, found {content!r}")
+        raise ValueError(
+            f"expected keys such as label and categorical, found {content!r}; start with"
+            " python3 -m preprocess.guess"
+        )
     split = _mapping(content.get("split", {"by": "fraction"}))
     if describes_columns(content):
         columns = log_columns(content, split)
-        categorical = entries(content, "categorical", set(_CATEGORICAL_KEYS))
+        categorical = bags_last(entries(content, "categorical", CATEGORICAL_KEYS))
         return UserSchema(
             columns.record_schema(), _column_rules(content, categorical), _split(split, times=True)
         )
@@ -88,7 +98,7 @@ def parse_user_schema(content: Any) -> UserSchema:
     dense = entries(content, "dense", {"name", "lowest"})
     categorical = entries(content, "categorical", {"name", "type", "threshold", "modulo"})
     if not categorical:
-        raise ValueError("categorical: expected at least one column, found none")
+        raise ValueError("categorical: expected at least one column, found none; add one")
     schema = _schema(content, dense, categorical, split)
     rules = _rules(content, dense, categorical)
     _check_logarithms(rules, [entry["name"] for entry in dense])
@@ -102,6 +112,8 @@ def _refuse_column_keys(content: Mapping[str, Any]) -> None:
         found.append("a label with keys")
     if content.get("format") == "jsonl":
         found.append("format jsonl")
+    for entry in content.get("categorical") or []:
+        found += sorted(BAG_KEYS & set(entry if isinstance(entry, dict) else ()))
     if _mapping(content.get("split", {})).get("by") == BY_TIME:
         found.append("split by time")
     if found:
@@ -142,12 +154,19 @@ def _schema(
     given = 1 + len(dense) + len(categorical) + (split.get("by") == BY_COLUMN)
     columns = [str(name) for name in content.get("columns", roles)]
     if len(roles) != given or len(set(columns)) != len(columns):
-        raise ValueError("expected each column once, with one role; found one that is repeated")
+        raise ValueError(
+            "expected each column once, with one role, found one that is repeated; remove it, or"
+            " say dense_type: float32, with which features may share a column"
+        )
     absent = [name for name in roles if name not in columns]
     if absent:
-        raise ValueError(f"columns: expected {', '.join(absent)} among them, found {columns}")
+        raise ValueError(
+            f"columns: expected {', '.join(absent)} among them, found {columns}; add what is absent"
+        )
     if log_format != "parquet" and "columns" not in content:
-        raise ValueError("columns: expected all columns in the order of the file, found none")
+        raise ValueError(
+            "columns: expected all columns in the order of the file, found none; list their names"
+        )
     if log_format == "parquet":
         columns = [name for name in columns if name in roles]
     fields = tuple(LogField(name, *roles.get(name, (IGNORED, TEXT))) for name in columns)
@@ -169,7 +188,7 @@ def _rules(
     value = choice(content, "missing", ("value", "special"), "value") == "value"
     offset = content.get("dense_log_offset", 1.0)
     if not isinstance(offset, (int, float)) or isinstance(offset, bool):
-        raise ValueError(f"dense_log_offset: expected a number, found {offset!r}")
+        raise ValueError(f"dense_log_offset: expected a number, found {offset!r}; correct it")
     return Rules(
         GENERIC,
         float(offset),
@@ -202,19 +221,31 @@ def _split(split: Mapping[str, Any], times: bool = False) -> SplitRule:
     by = choice(split, "by", ways, "fraction")
     refuse_unknown("split: ", split, {"by", "column", "test", "validation"})
     if by == "fraction":
-        return SplitRule(by, float(split.get("test", 0.1)), float(split.get("validation", 0.0)))
+        shares = {"test": 0.1, "validation": 0.0}
+        for part, usual in shares.items():
+            given = split.get(part, usual)
+            if isinstance(given, bool) or not isinstance(given, (int, float)):
+                raise ValueError(
+                    f"split: {part}: expected a fraction such as 0.1, found {given!r}; correct it"
+                )
+            shares[part] = float(given)
+        return SplitRule(by, shares["test"], shares["validation"])
     names = {}
     for part in ("test", "validation"):
         given = split.get(part, [])
         names[part] = tuple(str(name) for name in (given if isinstance(given, list) else [given]))
         if by == BY_TIME and len(names[part]) > 1:
-            raise ValueError(f"split: {part}: expected the time of its first row, found {given}")
+            raise ValueError(
+                f"split: {part}: expected the time of its first row, found {given}; give one time"
+            )
     return SplitRule(by, names["test"], names["validation"])
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"split: expected keys such as by and test, found {value!r}")
+        raise ValueError(
+            f"split: expected keys such as by and test, found {value!r}; write {{by: fraction}}"
+        )
     return value
 
 
@@ -222,7 +253,9 @@ def _number(content: Mapping[str, Any], key: str, default: int) -> int:
     value = content.get(key, default)
     low, high = _NUMBER_LIMITS[key]
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{key}: expected an integer from {low} to {high}, found {value!r}")
+        raise ValueError(
+            f"{key}: expected an integer from {low} to {high}, found {value!r}; correct it"
+        )
     return value
 
 

@@ -50,7 +50,10 @@ def _labels(part: DataPart) -> str:
 
 
 def _features(report: DataReport) -> list[str]:
-    """Returns a line for each feature; missing and unknown values are those of all rows."""
+    """Returns a line for each feature; missing and unknown values are those of all rows.
+
+    Unknown values are a share of the rows, or of the ids where a table has bags.
+    """
     counts, description = report.counts, report.description or {}
     assert counts is not None
     rows = sum(description.get("rows_by_file") or [])
@@ -61,7 +64,9 @@ def _features(report: DataReport) -> list[str]:
         f"ids of {names}; missing and unknown values as records.json counts them",
         _line("feature", "table rows", "ids seen", "ten hottest", "missing", "unknown"),
     ]
+    bags = {bag["table"] for bag in description.get("bags", [])}
     for table, size in enumerate(counts.vocab_sizes):
+        ids = int(counts.of_table(table).sum()) if table in bags else rows
         lines.append(
             _line(
                 f"{table}",
@@ -69,7 +74,7 @@ def _features(report: DataReport) -> list[str]:
                 f"{counts.rows_seen(table):,}",
                 f"{counts.hottest_share(table):.2%}",
                 _share(missing, table, rows),
-                _share(unknown, table, rows),
+                _share(unknown, table, ids),
             )
         )
     return lines
@@ -79,7 +84,7 @@ def _line(*cells: str) -> str:
     return "".join(cell.rjust(width) for cell, width in zip(cells, (7, 13, 13, 13, 9, 9)))
 
 
-def _share(counts: Any, table: int, rows: int) -> str:
-    if not isinstance(counts, list) or table >= len(counts) or not rows:
+def _share(counts: Any, table: int, total: int) -> str:
+    if not isinstance(counts, list) or table >= len(counts) or not total:
         return "-"
-    return f"{counts[table] / rows:.2%}"
+    return f"{counts[table] / total:.2%}"

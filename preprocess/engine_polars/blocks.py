@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from isal import igzip, igzip_lib
 
-from preprocess.columns import BYTE_ORDER_MARK, LogColumns
+from preprocess.columns import BYTE_ORDER_MARK, UNIT_SEPARATOR, LogColumns, list_fault
 from preprocess.schema import Schema
 
 _LINE_END = ord("\n")
@@ -149,9 +149,13 @@ def _text_blocks(
                     continue
                 text = b"".join((rest, memoryview(data)[:cut])) if data else rest
                 rest = data[cut:]
-                if isinstance(schema, LogColumns) and offset == 0:
-                    offset = len(BYTE_ORDER_MARK) * text.startswith(BYTE_ORDER_MARK)
-                    text = text[offset:]
+                if isinstance(schema, LogColumns):
+                    if offset == 0:
+                        offset = len(BYTE_ORDER_MARK) * text.startswith(BYTE_ORDER_MARK)
+                        text = text[offset:]
+                    # Empty lines at the end of a file are no rows; others come with the next block.
+                    full = _without_empty_end(text)
+                    text, rest = text[:full], text[full:] + rest
                 if header and text:
                     names, _, remainder = text.partition(b"\n")
                     _check_header(path, schema, names)
@@ -194,16 +198,19 @@ def _parquet_blocks(
 ) -> Iterator[TextBlock]:
     """Yields the blocks of a Parquet file; its rows become lines, and nulls become empty fields."""
     try:
-        names = set(pl.read_parquet_schema(path))
+        types = pl.read_parquet_schema(path)
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"{path}: expected a Parquet file, found {error}") from None
-    absent = [name for name in schema.names if name not in names]
+    absent = [name for name in schema.names if name not in types]
     if absent:
-        raise ValueError(f"{path}: expected columns {', '.join(absent)}, found none of these names")
-    # Characters that would end a field or a line become spaces.
-    columns = [
-        pl.col(name).cast(pl.String).str.replace_all(r"[\t\r\n]", " ") for name in schema.names
-    ]
+        raise ValueError(
+            f"{path}: expected columns {', '.join(absent)}, found none of these names; correct the"
+            " schema's columns"
+        )
+    lists = schema.list_columns if isinstance(schema, LogColumns) else ()
+    for name in schema.names:
+        _check_type(path, name, types[name], name in lists)
+    columns = [_parquet_text(name, name in lists) for name in schema.names]
     log = pl.scan_parquet(path)
     total = int(log.select(pl.len()).collect().item())
     size = path.stat().st_size
@@ -217,6 +224,31 @@ def _parquet_blocks(
         ).encode()
         stop = first + frame.height
         yield TextBlock(start.file, first + 1, text, size * stop // total, frame.height, stop)
+
+
+def _check_type(path: Path, name: str, found: pl.DataType, is_list: bool) -> None:
+    """Refuses a column of a Parquet file that cannot become text."""
+    inner = found.inner if isinstance(found, pl.List) else None
+    fault = list_fault(inner is not None, is_list, inner is not None and inner.is_nested())
+    if fault:
+        raise ValueError(f"{path}: column {name}: {fault}")
+
+
+def _parquet_text(name: str, is_list: bool) -> pl.Expr:
+    """Returns a column of a Parquet file as text, in which nothing ends a field or a line."""
+    column = pl.col(name)
+    if not is_list:
+        return column.cast(pl.String).str.replace_all(r"[\t\r\n]", " ")
+    item = pl.element().fill_null("").str.replace_all(rf"[\t\r\n{UNIT_SEPARATOR}]", " ")
+    return column.cast(pl.List(pl.String)).list.eval(item).list.join(UNIT_SEPARATOR)
+
+
+def _without_empty_end(text: bytes) -> int:
+    """Returns the number of bytes without the empty lines at the end."""
+    if not text.endswith((b"\n\n", b"\n\r\n")) and text not in (b"\n", b"\r\n"):
+        return len(text)
+    full = len(text.rstrip(b"\r\n"))
+    return text.find(b"\n", full) + 1 if full else 0
 
 
 def _line_ends(text: bytes) -> int:

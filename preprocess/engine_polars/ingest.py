@@ -16,7 +16,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from dlrm.formats import atomic_files
-from dlrm.formats import packed_ids as packing
 from dlrm.formats.checksums import FileSum
 from dlrm.formats.folder_lock import lock_folder
 from preprocess.days import check_new_day, counted_days
@@ -29,13 +28,15 @@ from preprocess.dictionary_files import (
     write_table,
 )
 from preprocess.engine_polars.final_ids import assigned_ids
+from preprocess.engine_polars.first_pass import FirstPass
 from preprocess.engine_polars.learn import learn_columns, load_learned
-from preprocess.engine_polars.vocabulary import FirstPass, build_vocabulary
-from preprocess.engine_polars.write import WritePlan, WriteProgress, write
+from preprocess.engine_polars.output_writers import WritePlan, WriteProgress
+from preprocess.engine_polars.vocabulary import build_vocabulary
+from preprocess.engine_polars.write import write
 from preprocess.files import write_all
 from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
-from preprocess.outputs import WORK, Journal, LocalStore, publish
+from preprocess.outputs import WORK, Journal, LocalStore, packing, publish
 from preprocess.progress import Progress
 from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary
@@ -220,7 +221,8 @@ class PolarsIngest:
                 final[:-1], np.arange(len(final) - 1, dtype=np.int32)
             )
             ids.append(None if unchanged else final)
-        pack = packing.plan(statistics.vocab_sizes).pack if options.pack_ids else None
+        packed = packing(options, statistics.vocab_sizes)
+        pack = packed.pack if packed else None
         plan = WritePlan(self._work, options, state["parts"], self._splits(statistics), ids, pack)
 
         def save(written: Any) -> None:

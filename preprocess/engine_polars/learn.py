@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from dlrm.formats import atomic_files
 from preprocess import row_expressions
 from preprocess.bad_rows import BadRows
+from preprocess.bag_expressions import bag_items
 from preprocess.columns import LogColumns
 from preprocess.dictionary_files import read_description
 from preprocess.engine_polars.blocks import ResumePoint, read_blocks
 from preprocess.engine_polars.column_parser import block_lines
-from preprocess.field_frame import DIALECT, FieldFrames
+from preprocess.field_frame import FieldFrames
 from preprocess.learned import (
     STATISTICS,
     TEXTS_SCHEMA,
@@ -30,6 +31,7 @@ from preprocess.learned import (
     statistics_text,
 )
 from preprocess.options import Options
+from preprocess.polars_dialect import DIALECT
 from preprocess.progress import PassProgress
 from preprocess.splits import NAMES, TRAIN, RowRange
 from preprocess.transforms import DenseStatistics, learn, sample_stride
@@ -106,6 +108,8 @@ def learn_columns(
             bad.add(len(wrong), shown)
             frame = frame.filter(pl.Series(good))
             for i, series in enumerate(frame.select(reader.texts)):
+                if series.dtype == pl.List:
+                    series = series.explode()
                 for text in series.unique(maintain_order=True):
                     if text and text not in numbers[i]:
                         numbers[i][text] = following[i]
@@ -138,10 +142,13 @@ class _LearntExpressions:
     def __init__(self, log: LogColumns, options: Options) -> None:
         self.frames = FieldFrames(log)
         fields = self.frames.fields
-        self.texts = [
-            fields[log.categories[table].column].alias(f"table_{table}")
-            for table in log.text_tables
-        ]
+        self.texts = []
+        for table in log.text_tables:
+            column = log.categories[table]
+            texts = fields[column.column]
+            if column.bag:
+                texts = bag_items(DIALECT, log, column, fields).ids
+            self.texts.append(texts.alias(f"table_{table}"))
         self.dense = [
             row_expressions.raw_number(DIALECT, column, fields[column.column], float("nan")).alias(
                 f"dense_{i}"

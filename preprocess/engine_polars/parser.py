@@ -30,11 +30,14 @@ class ParsedRows:
         file: The index of the file.
         columns: The columns of the records, int32 [width, rows]: label, dense values, categories,
             of which the 32 bits are those of a uint32, and with a split field its tag. Missing
-            values are 0.
+            values are 0. Tables with bags have their numbers of ids instead.
         missing: Whether a category is missing, bool [rows, tables].
         missing_counts: Number of rows in which it is missing, int64 [tables].
         bad_rows: Number of bad rows.
         first_bad_rows: Descriptions of the first ten of them.
+        bags: For each table with bags the words of its ids, int32 [ids, 1 or 2]: the value and, if
+            it has weights, the bits of the weight as float32.
+        shortened_bags: For each of them the number of bags that had more ids.
     """
 
     file: int
@@ -43,6 +46,8 @@ class ParsedRows:
     missing_counts: NDArray[np.int64]
     bad_rows: int = 0
     first_bad_rows: Sequence[str] = ()
+    bags: Sequence[NDArray[np.int32]] = ()
+    shortened_bags: Sequence[int] = ()
 
 
 class LogParser:

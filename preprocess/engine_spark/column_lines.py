@@ -13,8 +13,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as sf
 
 from preprocess import row_expressions
-from preprocess.columns import VALUE, LogColumns
-from preprocess.row_expressions import Dialect, Expression
+from preprocess.bag_expressions import bag_items
+from preprocess.columns import VALUE, CategoryColumn, LogColumns
+from preprocess.engine_spark.spark_dialect import DIALECT, OUTER_BLANKS
 from preprocess.schema import HEX, TEXT
 from preprocess.splits import SplitRule
 from preprocess.text_patterns import delimiter_pattern, field_pattern, json_path, line_pattern
@@ -22,51 +23,6 @@ from preprocess.transforms import DenseStatistics
 
 BAD_MARK = b"!"
 """What a bad line begins with: no number does."""
-
-_OUTER_BLANKS = r"\A[ \t]+|[ \t]+\z"
-
-
-class SparkDialect(Dialect):
-    """The operations of `Dialect` as columns of Spark."""
-
-    def literal(self, value: float | int | str) -> Expression:
-        """Returns a constant."""
-        return sf.lit(value)
-
-    def where(self, condition: Expression, chosen: Expression, other: Expression) -> Expression:
-        """Returns `chosen` where the condition holds and `other` elsewhere."""
-        return sf.when(condition, chosen).otherwise(other)
-
-    def matches(self, text: Expression, pattern: str) -> Expression:
-        """Whether a text matches a regular expression."""
-        return text.rlike(pattern)
-
-    def number(self, text: Expression) -> Expression:
-        """Returns the float64 that a text stands for; null if it is no number."""
-        return text.try_cast("double")
-
-    def piece(self, text: Expression, start: int, length: int) -> Expression:
-        """Returns the characters of a text from `start`, counted from 0."""
-        return sf.substring(text, start + 1, length)
-
-    def is_in(self, text: Expression, texts: Sequence[str]) -> Expression:
-        """Whether a text is one of some."""
-        return text.isin(list(texts))
-
-    def floor(self, number: Expression) -> Expression:
-        """Returns the largest whole number that is not above a float64."""
-        return sf.floor(number).cast("double")
-
-    def log(self, number: Expression) -> Expression:
-        """Returns the natural logarithm of Java's StrictMath."""
-        return sf.log(number)
-
-    def digits(self, number: Expression) -> Expression:
-        """Returns a whole number as text."""
-        return number.cast("bigint").cast("string")
-
-
-DIALECT = SparkDialect()
 
 
 def field_columns(log: LogColumns) -> dict[str, str]:
@@ -134,15 +90,44 @@ def _pieces(log: LogColumns, line: Column) -> Column:
 def _cleaned(log: LogColumns, text: Column) -> Column:
     """Returns a field without quotes and blanks, and "" where it stands for no value."""
     if log.quoted:
-        bare = sf.regexp_replace(text, _OUTER_BLANKS, "")
+        bare = sf.regexp_replace(text, OUTER_BLANKS, "")
         inner = sf.substr(bare, sf.lit(2), sf.greatest(sf.length(bare) - 2, sf.lit(0)))
         inner = sf.replace(inner, sf.lit('""'), sf.lit('"'))
         text = sf.when(sf.startswith(bare, sf.lit('"')), inner).otherwise(text)
     if log.trim:
-        text = sf.regexp_replace(text, _OUTER_BLANKS, "")
+        text = DIALECT.trimmed(text)
     if log.absent:
         text = sf.when(text.isin(list(log.absent)), "").otherwise(text)
     return text
+
+
+def _bag_fields(
+    log: LogColumns, category: CategoryColumn, fields: Mapping[str, Column]
+) -> list[Column]:
+    """Returns the fields of a bag: those of its slots, and whether it had more ids than these."""
+    assert category.bag
+    items, most = bag_items(DIALECT, log, category, dict(fields)), category.bag.max_ids
+
+    def number(text: Column) -> Column:
+        if category.kind == VALUE:
+            return sf.hex(text)
+        if category.kind == TEXT:
+            return sf.crc32(text).cast("string")
+        return sf.conv(text, 16, 10) if category.kind == HEX else text
+
+    found = [_slots(sf.transform(items.ids, number), most)]
+    if items.weights is not None:
+        floats = sf.transform(
+            items.weights, lambda text: DIALECT.number(text).cast("float").cast("string")
+        )
+        found.append(_slots(floats, most))
+    return [*found, sf.when(items.found > most, "1").otherwise("0")]
+
+
+def _slots(texts: Column, most: int) -> Column:
+    """Returns so many fields as one text, of which a list fills the first."""
+    empty = most - sf.greatest(sf.size(texts), sf.lit(1))
+    return sf.concat(sf.array_join(texts, "\t"), sf.repeat(sf.lit("\t"), empty))
 
 
 def column_lines(
@@ -167,6 +152,9 @@ def column_lines(
         value = row_expressions.dense(DIALECT, column, fields[column.column], known)
         numbers.append(value.cast("float"))
     for table, category in enumerate(log.categories):
+        if category.bag:
+            numbers += _bag_fields(log, category, fields)
+            continue
         text = row_expressions.category(DIALECT, category, fields[category.column])
         if category.kind == VALUE:
             # A broadcast join leaves the rows where they are, in their order.

@@ -12,25 +12,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Callable
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as sf
 
 from dlrm.formats.checksums import FileSum
 from dlrm.formats.file_names import RECORDS
-from dlrm.formats.packed_ids import plan
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.bad_rows import BadRows
 from preprocess.days import check_new_day, counted_days
 from preprocess.dictionary_files import check_first_id, check_reuse
-from preprocess.engine_spark.column_lines import column_lines
 from preprocess.engine_spark.dictionary_output import write_locally, write_remotely
-from preprocess.engine_spark.learn import learn_dense, stage_texts
+from preprocess.engine_spark.learnt_columns import LearntColumns
 from preprocess.engine_spark.lookup import records
 from preprocess.engine_spark.parse import (
     StagedFile,
-    file_lines,
     row_offsets,
     stage_file,
     staged_rows,
@@ -54,10 +50,9 @@ from preprocess.engine_spark.write import (
     read_markers,
     write_buckets,
 )
-from preprocess.learned import STATISTICS, parse_statistics, statistics_text
 from preprocess.log_statistics import LogStatistics, describe
 from preprocess.options import Options
-from preprocess.outputs import WORK, Journal, LocalStore, publish
+from preprocess.outputs import WORK, Journal, LocalStore, packing, publish
 from preprocess.progress import Progress
 from preprocess.splits import RowRange, check_training
 from preprocess.summary import Summary
@@ -124,6 +119,8 @@ class SparkIngest:
         self._progress = progress
         self._journal = journal
         self._work = files.child(files.path(output), WORK)
+        log = options.schema.columns
+        self._columns = LearntColumns(session, files, output, options) if log is not None else None
 
     def _stage(self, name: str) -> str:
         return str(self._files.child(self._work, name).toString())
@@ -138,36 +135,11 @@ class SparkIngest:
         Args:
             state: The state that the journal has; empty at first.
         """
-        log, options = self._options.schema.columns, self._options
-        if log is None or state:
+        if self._columns is None or state:
             return state
         with self._progress("pass 0, columns", 0):
-            files = [file_lines(self._session, name, options.schema) for name in self._sources]
-            if log.text_tables:
-                stage_texts(self._session, files, self._stage("texts"), options)
-            if options.dictionary:
-                text = self._files.store(options.dictionary).read(STATISTICS)
-                dense = parse_statistics(log, text, options.dictionary_flag)
-            else:
-                dense = learn_dense(files, self._names, options)
-        store = self._files.store(self._output)
-        store.write(f"{WORK}/{STATISTICS}", statistics_text(log, dense))
+            self._columns.learn(self._sources)
         return self._save({"files": {}})
-
-    def _converter(self) -> Callable[[DataFrame], DataFrame] | None:
-        """Returns what makes lines for `LineParser`; None if the log's own lines are such."""
-        log = self._options.schema.columns
-        if log is None:
-            return None
-        text = self._files.store(self._output).read(f"{WORK}/{STATISTICS}")
-        dense = parse_statistics(log, text, self._output)
-        texts = {table: self._texts(table) for table in log.text_tables}
-        return lambda lines: column_lines(lines, log, self._options.split, dense, texts)
-
-    def _texts(self, table: int) -> DataFrame:
-        """Returns the texts of a table as (value, text)."""
-        texts = self._session.read.parquet(self._stage("texts"))
-        return texts.filter(sf.col("feature") == table).select("value", "text")
 
     def build_vocabulary(self, state: dict[str, Any]) -> dict[str, Any]:
         """Stages rows and values; returns the state before pass two.
@@ -231,13 +203,14 @@ class SparkIngest:
         left = [n for n in range(len(self._sources)) if str(n) not in done]
         if left:
             left.sort(key=lambda number: -self._sizes[number])
-        guard, convert = threading.Lock(), self._converter()
+        guard = threading.Lock()
+        conversion = self._columns.conversion() if self._columns else None
         with self._progress("pass 1, text", sum(self._sizes)) as display:
 
             def stage(number: int) -> None:
                 target = self._targets()[number]
                 found = stage_file(
-                    self._session, self._sources[number], number, target, self._options, convert
+                    self._session, self._sources[number], number, target, self._options, conversion
                 )
                 with guard:
                     done[str(number)] = asdict(found)
@@ -260,6 +233,9 @@ class SparkIngest:
             positives=sum(file.positives for file in staged),
             raised_dense=sum(file.raised for file in staged),
             missing=[sum(counts) for counts in zip(*(file.missing for file in staged))],
+            shortened_bags=[
+                sum(file.shortened[bag.table] for file in staged) for bag in self._options.bags
+            ],
             bad_rows=bad.count,
             first_bad_rows=bad.first,
         )
@@ -309,9 +285,9 @@ class SparkIngest:
                 made = records(
                     self._session, chunks, assignment.arguments(done), dictionary, options
                 )
-                packing = plan(statistics.vocab_sizes) if options.pack_ids else None
+                packed = packing(options, statistics.vocab_sizes)
                 write_buckets(
-                    self._session, self._files, self._work, made, buckets, options, packing
+                    self._session, self._files, self._work, made, buckets, options, packed
                 )
             sums = join_buckets(self._files, self._work, buckets, options)
         return self._save({
@@ -332,9 +308,7 @@ class SparkIngest:
         return grown_ids(old, self._stage("value_counts"), fresh)
 
     def _write_dictionary(self, dictionary: DataFrame, vocab_sizes: list[int]) -> None:
-        log = self._options.schema.columns
-        tables = log.text_tables if log is not None else ()
-        texts = {table: self._texts(table) for table in tables}
+        texts = self._columns.texts() if self._columns else {}
         store = self._files.store(self._output)
         if isinstance(store, LocalStore):
             first_ids = [self._options.rules.first_id(table) for table in range(len(vocab_sizes))]

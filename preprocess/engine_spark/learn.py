@@ -11,12 +11,14 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as sf
 
 from preprocess import row_expressions
+from preprocess.bag_expressions import bag_items
 from preprocess.columns import LogColumns
-from preprocess.engine_spark.column_lines import DIALECT, columns_of, with_fields
+from preprocess.engine_spark.column_lines import columns_of, with_fields
+from preprocess.engine_spark.spark_dialect import DIALECT
 from preprocess.options import Options
 from preprocess.splits import NAMES, TRAIN
 from preprocess.transforms import DenseStatistics, learn, sample_stride
@@ -46,15 +48,10 @@ def stage_texts(
     found = []
     for number, lines in enumerate(files):
         row = _good_rows(lines, log).withColumn("at", sf.monotonically_increasing_id())
-        pairs = [
-            sf.struct(
-                sf.lit(table).alias("feature"), fields[log.categories[table].column].alias("text")
-            )
-            for table in log.text_tables
-        ]
+        pairs = sf.flatten(sf.array(*(_pairs(log, table, fields) for table in log.text_tables)))
         found.append(
-            row.select("at", sf.explode(sf.array(*pairs)).alias("pair"))
-            .select("pair.*", sf.struct(sf.lit(number).alias("file"), "at").alias("at"))
+            row.select("at", sf.posexplode(pairs).alias("place", "pair"))
+            .select("pair.*", sf.struct(sf.lit(number).alias("file"), "at", "place").alias("at"))
             .filter("text != ''")
         )
     first = reduce(DataFrame.union, found).groupBy("feature", "text").agg(sf.min("at").alias("at"))
@@ -67,6 +64,17 @@ def stage_texts(
         "text",
     )  # fmt: skip
     known.select("feature", "value", "text").union(numbered).write.mode("overwrite").parquet(target)
+
+
+def _pairs(log: LogColumns, table: int, fields: dict[str, Column]) -> Column:
+    """Returns the list of (feature, text) that a row has of a table."""
+    column = log.categories[table]
+    texts = sf.array(fields[column.column])
+    if column.bag:
+        texts = bag_items(DIALECT, log, column, fields).ids
+    return sf.transform(
+        texts, lambda text: sf.struct(sf.lit(table).alias("feature"), text.alias("text"))
+    )
 
 
 def learn_dense(

@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from preprocess.engine_spark.java import java_classes
+from preprocess.engine_spark.slots import Slots
 from preprocess.options import Options
 
 _HOT_VALUES = 1 << 22  # 16 to 32 bytes each, on every worker
@@ -49,25 +50,28 @@ def records(
         options: The options of the run.
 
     Returns:
-        Rows (bucket, slice, key, feature, id) for Java's `RecordWriter`, in any order. A row has
-        either a slice of records, or the id of `feature` in the record with that key.
+        Rows (bucket, slice, key, slot, id) for Java's `RecordWriter`, in any order. A row has
+        either a slice of records, or the id of a slot in the record with that key.
     """
     java = java_classes(session)
     hot = _hot(session, dictionary, options)
-    shared = [options.num_dense, options.num_categorical, *assignment, hot.ids, hot.slots]
+    slots = Slots(options)
+    shared = [slots.floats, slots.text, *assignment, hot.ids, hot.slots]
     slices = java.rows(chunks, java.new("RecordMaker", *shared), "bucket int, slice binary")
     found = slices.selectExpr(
-        "bucket", "slice", "cast(null as bigint) as key", "cast(null as int) as feature",
+        "bucket", "slice", "cast(null as bigint) as key", "cast(null as int) as slot",
         "cast(null as int) as id",
     )  # fmt: skip
     if not hot.least:
         return found
     cold = java.rows(
-        chunks, java.new("ColdValues", *shared), "bucket int, key bigint, feature int, value bigint"
+        chunks,
+        java.new("ColdValues", *shared),
+        "bucket int, key bigint, slot int, feature int, value bigint",
     )
     rare = dictionary.filter(sf.col("count") < hot.least).drop("count")
     corrections = cold.join(rare, ["feature", "value"]).selectExpr(
-        "bucket", "cast(null as binary) as slice", "key", "feature", "id"
+        "bucket", "cast(null as binary) as slice", "key", "slot", "id"
     )
     return found.union(corrections)
 

@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from functools import reduce
+from typing import Any, Callable, NamedTuple
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
+from dlrm.formats.bags import BagTable
 from preprocess.bad_rows import NAMED
-from preprocess.columns import LogColumns
+from preprocess.columns import VALUE
 from preprocess.engine_spark.column_lines import BAD_MARK
 from preprocess.engine_spark.java import java_classes
+from preprocess.engine_spark.log_lines import file_lines
+from preprocess.engine_spark.slots import Slots
 from preprocess.field_frame import FieldFrames
 from preprocess.options import Options
 from preprocess.schema import CATEGORICAL, DENSE, FLOAT, HEX, INTEGER, LABEL, SPLIT, TEXT, Schema
@@ -30,8 +34,11 @@ _STAGED = (
 )
 """`before`: rows of the partition before the chunk; `summary`: only in the partition's last row."""
 
-_ROLES = (LABEL, DENSE, CATEGORICAL, SPLIT)
-_KINDS = (INTEGER, HEX, TEXT, FLOAT)
+_ROLES = (LABEL, DENSE, CATEGORICAL, SPLIT, "shortened", "ignored")
+KNOWN = "known"
+"""The kind of a text, in hexadecimal digits, whose number a table of texts has."""
+
+_KINDS = (INTEGER, HEX, TEXT, FLOAT, KNOWN)
 
 
 @dataclass
@@ -45,6 +52,7 @@ class StagedFile:
         missing: Number of rows without a value, by table.
         bad_rows: Number of bad rows, which are skipped.
         first_bad_rows: Descriptions of the first ten bad rows.
+        shortened: Number of bags that had more than `max_ids` ids, by table.
     """
 
     rows: list[int]
@@ -53,6 +61,19 @@ class StagedFile:
     missing: list[int] = field(default_factory=list)
     bad_rows: int = 0
     first_bad_rows: list[str] = field(default_factory=list)
+    shortened: list[int] = field(default_factory=list)
+
+
+class LineConversion(NamedTuple):
+    """How lines that `LineParser` reads are made of those of a log.
+
+    Attributes:
+        convert: Makes them, in the same order.
+        texts: The result of `known_texts`.
+    """
+
+    convert: Callable[[DataFrame], DataFrame]
+    texts: Any
 
 
 def stage_file(
@@ -61,7 +82,7 @@ def stage_file(
     number: int,
     target: str,
     options: Options,
-    convert: Callable[[DataFrame], DataFrame] | None = None,
+    conversion: LineConversion | None = None,
 ) -> StagedFile:
     """Parses a file and writes its good rows to `target`.
 
@@ -71,15 +92,16 @@ def stage_file(
         number: The index of the file among all files.
         target: The folder to write.
         options: The options of the run.
-        convert: Makes lines that `LineParser` reads of those of the file; None leaves them.
+        conversion: Makes lines that `LineParser` reads of those of the file; None leaves them.
 
     Raises:
         ValueError: The partitions of the file are not in order, or its header is wrong.
     """
     java = java_classes(session)
-    parser = java.new("LineParser", number, *_parser_arguments(options))
+    texts = conversion.texts if conversion else None
+    parser = java.new("LineParser", number, *_parser_arguments(options, texts))
     lines = file_lines(session, source, options.schema)
-    lines = convert(lines) if convert else lines
+    lines = conversion.convert(lines) if conversion else lines
     java.rows(lines, parser, _STAGED).write.mode("overwrite").parquet(target)
     summaries = (
         session.read.schema(_STAGED)
@@ -104,31 +126,47 @@ def _measured(source: str, partitions: list[dict[str, Any]], options: Options) -
         [found["rows"] for found in partitions],
         positives=sum(found["positives"] for found in partitions),
         raised=sum(found["raised"] for found in partitions),
-        missing=[
-            sum(found["missing"][table] for found in partitions)
-            for table in range(options.num_categorical)
-        ],
+        missing=_sums([found["missing"] for found in partitions], options),
+        shortened=_sums([found["shortened"] for found in partitions], options),
     )
     # Spark splits a text file anywhere, so a partition can number only its own lines.
-    before = 0
+    before, total = 0, _lines(partitions, options)
     describe = _fault_finder(options.schema)
     for found in partitions:
         for line, text in found["bad"]:
+            if before + line > total:
+                break
             fault = describe(bytes.fromhex(text))
             staged.first_bad_rows.append(f"{source}, line {before + line}: {fault}")
         before += found["lines"]
     header = _has_header(options.schema) and before > 0
     staged.first_bad_rows = staged.first_bad_rows[:NAMED]
-    staged.bad_rows = before - header - sum(staged.rows)
+    staged.bad_rows = total - header - sum(staged.rows)
     return staged
 
 
-def _parser_arguments(options: Options) -> list[Any]:
+def _lines(partitions: list[dict[str, Any]], options: Options) -> int:
+    """Returns the number of lines of a file; empty ones at its end are none of a log's columns."""
+    total = sum(found["lines"] for found in partitions)
+    for found in reversed(partitions if options.schema.columns is not None else []):
+        total -= found["empty_end"]
+        if found["empty_end"] < found["lines"]:
+            break
+    return total
+
+
+def _sums(counts: Sequence[Sequence[int]], options: Options) -> list[int]:
+    """Returns the sum of the counts of all partitions, by table."""
+    return [sum(found[table] for found in counts) for table in range(options.num_categorical)]
+
+
+def _parser_arguments(options: Options, texts: Any) -> list[Any]:
     """Returns the arguments of `LineParser` after the number of the file."""
-    schema, rules = options.schema, options.rules
+    schema, rules, slots = options.schema, options.rules, Slots(options)
+    bags = {bag.table: bag for bag in options.bags}
     lines = []
     for position, entry in enumerate(schema.fields):
-        role = _ROLES.index(entry.role) if entry.role in _ROLES else len(_ROLES)
+        role = _ROLES.index(entry.role)
         column = limit = 0
         if entry.role == DENSE:
             column = schema.dense.index(position)
@@ -136,6 +174,9 @@ def _parser_arguments(options: Options) -> list[Any]:
         elif entry.role == CATEGORICAL:
             column = schema.categorical.index(position)
             limit = rules.modulus(column) or 0
+            if column in bags:
+                lines += _bag_fields(options, slots, bags[column], limit)
+                continue
         lines.append(f"{role} {_KINDS.index(entry.kind)} {column} {limit}")
     tags: Mapping[str, int] = {}
     if schema.columns is not None:  # the lines made of them hold the tag itself
@@ -143,16 +184,51 @@ def _parser_arguments(options: Options) -> list[Any]:
     elif schema.split is not None:
         tags = options.split.tags
     return [
-        options.num_dense,
-        options.num_categorical,
+        slots.floats,
+        slots.text,
         _has_header(schema),
         NAMED,
+        texts,
         schema.delimiter,
         schema.format == "csv",
         rules.missing_is_value,
         "\n".join(lines),
         "\n".join(f"{tag} {text.encode().hex()}" for text, tag in tags.items()),
     ]
+
+
+def _bag_fields(options: Options, slots: Slots, bag: BagTable, modulus: int) -> list[str]:
+    """Returns what `Fields` reads of the fields that `column_lines` makes of a bag."""
+    log = options.schema.columns
+    assert log
+    kind = KNOWN if log.categories[bag.table].kind == VALUE else INTEGER
+    category, dense, shortened = map(_ROLES.index, (CATEGORICAL, DENSE, "shortened"))
+    first, weight = slots.first_slot(bag.table), slots.weights(bag) - 1
+    fields = [f"{category} {_KINDS.index(kind)} {first + i} {modulus}" for i in range(bag.max_ids)]
+    if bag.weights:
+        floats = range(weight, weight + bag.max_ids)
+        fields += [f"{dense} {_KINDS.index(FLOAT)} {column} 0" for column in floats]
+    return [*fields, f"{shortened} 0 {bag.table} 0"]
+
+
+def known_texts(session: SparkSession, texts: Mapping[int, DataFrame], options: Options) -> Any:
+    """Broadcasts the numbers of the texts that bags hold; returns None if there are none.
+
+    Args:
+        session: Spark.
+        texts: For each table whose values are texts, (value, text).
+        options: The options of the run.
+    """
+    frames = [
+        texts[bag.table].select(sf.lit(bag.table), sf.hex("text"), sf.col("value").cast("bigint"))
+        for bag in options.bags
+        if bag.table in texts
+    ]
+    if not frames:
+        return None
+    rows = reduce(DataFrame.union, frames)._jdf.collectAsList()
+    numbers = java_classes(session).new("KnownTexts").numbers(rows)
+    return session.sparkContext._jsc.broadcast(numbers)
 
 
 def _has_header(schema: Schema) -> bool:
@@ -165,66 +241,6 @@ def _fault_finder(schema: Schema) -> Callable[[bytes], str | None]:
         return schema.fault
     frames = FieldFrames(schema.columns)
     return lambda line: frames.faults([line.removeprefix(BAD_MARK)])[0]
-
-
-def file_lines(session: SparkSession, source: str, full: Schema) -> DataFrame:
-    """Reads the lines of a file as bytes, without LF.
-
-    Raises:
-        ValueError: The partitions of the file are not in order, or its header is wrong.
-    """
-    schema = full.columns or full
-    if schema.format == "parquet":
-        frame = session.read.parquet(source)
-        absent = [name for name in schema.names if name not in frame.columns]
-        if absent:
-            raise ValueError(
-                f"{source}: expected columns {', '.join(absent)}, found none of these names"
-            )
-        # Characters that would end a field or a line become spaces.
-        texts = [
-            sf.coalesce(
-                sf.regexp_replace(sf.col(f"`{name}`").cast("string"), r"[\t\r\n]", " "),
-                sf.lit(""),
-            )
-            for name in schema.names
-        ]
-        value = sf.concat_ws("\t", *texts)
-    else:
-        frame = session.read.option("lineSep", "\n").text(source)
-        value = sf.col("value")
-    lines = frame.select(value.cast("binary").alias("value"), "_metadata.file_block_start")
-    _check_order(lines, source)
-    lines = lines.select("value")
-    if schema.header:
-        _check_header(lines, source, schema)
-    return lines
-
-
-def _check_header(lines: DataFrame, source: str, schema: Schema | LogColumns) -> None:
-    first = lines.first()
-    fault = first and schema.header_fault(bytes(first["value"]).removesuffix(b"\r"))
-    if fault:
-        raise ValueError(f"{source}, line 1: {fault}; correct the schema's columns")
-
-
-def _check_order(lines: DataFrame, source: str) -> None:
-    """Checks that the partitions of a file follow each other in it, as row numbers assume.
-
-    The offsets are taken from Spark's plan, so that no text is read.
-    """
-    jvm_partitions: Any = lines._jdf.queryExecution().toRdd().partitions()
-    starts = []
-    for partition in jvm_partitions:
-        if not hasattr(partition, "files"):
-            return
-        for file in partition.files():
-            starts.append(int(file.start()))
-    if starts != sorted(starts):
-        raise ValueError(
-            f"{source}: expected Spark to read the file in order, found another order; set"
-            " --engine=polars"
-        )
 
 
 def staged_rows(session: SparkSession, targets: Sequence[str]) -> DataFrame:

@@ -11,6 +11,7 @@ from pyspark.sql import functions as sf
 
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.engine_spark.java import java_classes
+from preprocess.engine_spark.slots import Slots
 from preprocess.options import Options
 
 _LOW_BITS = 33  # of monotonically_increasing_id: the number of the row within its partition
@@ -23,7 +24,7 @@ class TableStatistics:
 
     Attributes:
         distinct: Number of distinct values.
-        unknown: Number of rows whose value does not have its own id.
+        unknown: Number of rows, or ids of bags, whose value does not have its own id.
         kept: Number of values that get a new id.
     """
 
@@ -42,8 +43,8 @@ def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Op
         options: The options of the run.
     """
     java = java_classes(chunks.sparkSession)
-    shape = (options.num_dense, options.num_categorical)
-    counter = java.new("ValueCounter", *shape, offsets, _VALUES_AT_ONCE)
+    slots = Slots(options)
+    counter = java.new("ValueCounter", slots.floats, slots.text, offsets, _VALUES_AT_ONCE)
     (
         java.rows(chunks, counter, "feature int, value bigint, count bigint, first bigint")
         .groupBy("feature", "value")

@@ -7,6 +7,7 @@ again. A worker holds one bucket at a time.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from dlrm.formats import checksums, splitmix64
 from dlrm.formats.packed_ids import Packing
 from dlrm.formats.zip_strict import zip_strict
 from preprocess.engine_spark.java import java_classes
+from preprocess.engine_spark.slots import Slots
 from preprocess.engine_spark.storage import HadoopFiles
 from preprocess.options import Options
-from preprocess.outputs import OutputFile, output_files
+from preprocess.outputs import IDS, OFFSETS, WEIGHTS, OutputFile, output_files
 from preprocess.rules import shuffle_seed
 from preprocess.splits import NAMES, RowRange
 
@@ -36,10 +38,12 @@ class Buckets:
 
     Attributes:
         rows: The number of rows of each bucket.
+        ids: For each bucket, the number of ids of each table with bags.
         size: The number of buckets reserved for each split.
     """
 
     rows: dict[int, int]
+    ids: dict[int, tuple[int, ...]]
     size: int
 
     def of_split(self, name: str) -> list[int]:
@@ -50,14 +54,20 @@ class Buckets:
         """Returns the number of rows of each split."""
         return {name: sum(self.rows[bucket] for bucket in self.of_split(name)) for name in names}
 
-    def starts(self) -> list[tuple[int, int, int, int]]:
-        """Returns each bucket with its tag, the rows of the split before it, and its rows."""
+    def starts(self) -> list[tuple[int, ...]]:
+        """Returns where each bucket begins.
+
+        Returns:
+            The bucket, its tag, the rows of the split before it, its rows, and for each table with
+            bags the ids of the split before it.
+        """
         found = []
         for tag, name in enumerate(NAMES):
-            before = 0
+            before, ids = 0, [0] * max(map(len, self.ids.values()), default=0)
             for bucket in self.of_split(name):
-                found.append((bucket, tag, before, self.rows[bucket]))
+                found.append((bucket, tag, before, self.rows[bucket], *ids))
                 before += self.rows[bucket]
+                ids = [sum(pair) for pair in zip_strict(ids, self.ids[bucket])]
         return found
 
 
@@ -79,7 +89,7 @@ class BucketAssignment:
 
     @property
     def _bucket_rows(self) -> int:
-        return max(1, _BUCKET_BYTES // (4 * self.options.width))
+        return max(1, _BUCKET_BYTES // (4 * Slots(self.options).width))
 
     @property
     def _bits(self) -> int:
@@ -114,8 +124,8 @@ class BucketAssignment:
         ]
 
 
-def _words(numbers: Iterable[int]) -> str:
-    return " ".join(map(str, numbers))
+def _words(words: Iterable[object]) -> str:
+    return " ".join(map(str, words))
 
 
 def _signed(word: int) -> int:
@@ -124,13 +134,21 @@ def _signed(word: int) -> int:
 
 
 def count_buckets(chunks: DataFrame, assignment: BucketAssignment) -> Buckets:
-    """Counts the rows of each bucket."""
+    """Counts the rows of each bucket, and the ids of its bags."""
     java = java_classes(chunks.sparkSession)
-    # The bytes of the rows are not read, because their numbers determine the buckets.
-    bare = chunks.selectExpr("file", "partition", "before", "rows", "tags", "null as data")
-    counter = java.new("BucketCounter", *assignment.arguments())
-    counts = java.rows(bare, counter, "bucket int, rows bigint").groupBy("bucket").sum("rows")
-    return Buckets({row[0]: row[1] for row in counts.collect()}, assignment.split_buckets)
+    options = assignment.options
+    slots, ids = Slots(options), [f"ids_{bag.table}" for bag in options.bags]
+    if not ids:
+        # The bytes of the rows are not read, because their numbers determine the buckets.
+        chunks = chunks.selectExpr("file", "partition", "before", "rows", "tags", "null as data")
+    counter = java.new("BucketCounter", slots.floats, slots.text, *assignment.arguments())
+    schema = ", ".join(["bucket int", *(f"{name} bigint" for name in ("rows", *ids))])
+    counts = java.rows(chunks, counter, schema).groupBy("bucket").sum("rows", *ids).collect()
+    return Buckets(
+        {row[0]: row[1] for row in counts},
+        {row[0]: tuple(row[2:]) for row in counts},
+        assignment.split_buckets,
+    )
 
 
 def read_markers(files: HadoopFiles, work: Any) -> dict[int, Marker]:
@@ -186,24 +204,31 @@ def write_buckets(
         "RecordWriter",
         work.toUri().getPath() if local else work.toString(),
         local,
-        "\n".join(_file_line(output, packing) for output in outputs),
-        options.width,
-        options.num_categorical,
+        "\n".join(_file_line(output, packing, options) for output in outputs),
+        Slots(options).width,
+        Slots(options).count,
         "\n".join(map(_words, buckets.starts())),
         files.settings(),
     )
     # Null sorts before numbers, so that slices come before the ids that correct them.
-    ordered = records.repartition("bucket").sortWithinPartitions("bucket", "feature")
+    ordered = records.repartition("bucket").sortWithinPartitions("bucket", "slot")
     java.rows(ordered, writer, "bucket int").count()
 
 
-def _file_line(output: OutputFile, packing: Packing | None) -> str:
-    numbers = [NAMES.index(output.split), output.start, output.stop]
+def _file_line(output: OutputFile, packing: Packing | None, options: Options) -> str:
+    slots, tag, bag = Slots(options), NAMES.index(output.split), output.bag
+    if bag:
+        first = slots.weights(bag) if output.content == WEIGHTS else slots.ids(bag)
+        words = -1 - (IDS, OFFSETS, WEIGHTS).index(output.content)
+        place = [slots.ids(bag), options.bags.index(bag)]
+        return _words([tag, first, first + bag.max_ids, words, output.name, *place])
+    start = slots.column(output.start)
+    numbers = [tag, start, start + output.stop - output.start]
     words, fields = 0, []
     if output.packed and packing:
         words = packing.words
         fields = [number for field in packing.fields for number in (field.word, field.shift)]
-    return " ".join(map(str, [*numbers, words, output.name, *fields]))
+    return _words([*numbers, words, output.name, *fields])
 
 
 def join_buckets(
@@ -227,7 +252,11 @@ def join_buckets(
             sums[output.name] = checksums.FileSum(size, f"{crc:08x}")
             target = files.child(work, output.name)
             if not mine:
-                files.system(target).create(target, True).close()
+                nothing = bytes(8 if output.content == OFFSETS else 0)
+                stream = files.system(target).create(target, True)
+                stream.write(bytearray(nothing))
+                stream.close()
+                sums[output.name] = checksums.FileSum(len(nothing), f"{zlib.crc32(nothing):08x}")
             elif not files.is_local(work):
                 parts = [files.child(work, f"parts/{output.name}.{bucket:09}") for bucket in mine]
                 # A run killed while joining left only the first part, then complete, or none.

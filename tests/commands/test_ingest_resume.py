@@ -101,10 +101,10 @@ def test_a_kill_after_each_state_and_before_the_next(
     shuffle: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dies right after each durable state in turn, with files that are longer than it knows."""
-    import preprocess.engine_polars.write as write
+    from preprocess.engine_polars import buckets, write
     from preprocess.outputs import Journal
 
-    monkeypatch.setattr(write, "_BUCKET_BYTES", 300_000)
+    monkeypatch.setattr(buckets, "_BUCKET_BYTES", 300_000)
     monkeypatch.setattr(write, "_COPY_ROWS", 700)
     logs = _logs(tmp_path, 24_000)
     flags = ["--rules=dlrm", "--frequency_threshold=2", "--part_mib=1", "--block_mib=1", *shuffle]

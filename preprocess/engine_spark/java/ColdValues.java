@@ -7,7 +7,7 @@ import org.apache.spark.api.java.function.MapPartitionsFunction;
 import org.apache.spark.broadcast.Broadcast;
 import org.apache.spark.sql.RowFactory;
 
-/** Finds the values in chunks that `HotIds` lacks, as rows (bucket, key, table, value). */
+/** Finds the values in chunks that `HotIds` lacks, as rows (bucket, key, slot, table, value). */
 public final class ColdValues implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
 
@@ -20,7 +20,7 @@ public final class ColdValues implements MapPartitionsFunction {
   /** The parameters are those of `RecordMaker`. */
   public ColdValues(
       int dense,
-      int tables,
+      String tables,
       String offsets,
       String parts,
       String sizes,
@@ -53,12 +53,13 @@ public final class ColdValues implements MapPartitionsFunction {
         return null;
       }
       List found = new ArrayList();
-      for (int table = 0; table < layout.tables; table++) {
-        int value = rows.rows.getInt(rows.row + layout.value(table));
-        if (!layout.isMissing(rows.rows, rows.row, table) && hot.find(ids, table, value) < 0) {
+      for (int slot = 0; slot < layout.slots; slot++) {
+        int table = layout.tables[slot];
+        int value = rows.rows.getInt(rows.row + layout.value(slot));
+        if (!layout.isMissing(rows.rows, rows.row, slot) && hot.find(ids, table, value) < 0) {
           Object[] fields = {
-            Integer.valueOf(rows.bucket), Long.valueOf(rows.key), Integer.valueOf(table),
-            Long.valueOf(value & 0xFFFFFFFFL)
+            Integer.valueOf(rows.bucket), Long.valueOf(rows.key), Integer.valueOf(slot),
+            Integer.valueOf(table), Long.valueOf(value & 0xFFFFFFFFL)
           };
           found.add(RowFactory.create(fields));
         }

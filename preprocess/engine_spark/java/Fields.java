@@ -10,10 +10,12 @@ final class Fields implements Serializable {
   static final int DENSE = 1;
   static final int CATEGORICAL = 2;
   static final int SPLIT = 3;
+  static final int SHORTENED = 4;
   static final int INTEGER = 0;
   static final int HEX = 1;
   static final int TEXT = 2;
   static final int FLOAT = 3;
+  static final int KNOWN = 4;
 
   final byte delimiter;
   final boolean quotes;
@@ -31,8 +33,9 @@ final class Fields implements Serializable {
    * @param delimiter the character between fields
    * @param quotes whether text that begins with a quote is bad
    * @param missingIsValue whether a missing category is the value 0
-   * @param fields a line for each field: its role, its kind, its column or table, and the lowest
-   *     value of a dense field or the modulus of a categorical one (0 for none)
+   * @param fields a line for each field: its role, its kind, its column, its slot or the table
+   *     whose bag it says to be shortened, and the lowest value of a dense field or the modulus of
+   *     a categorical one (0 for none)
    * @param tags a line for each text of the split field: its tag and its bytes in hexadecimal
    */
   Fields(String delimiter, boolean quotes, boolean missingIsValue, String fields, String tags) {

@@ -6,8 +6,10 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.Iterator;
 import java.util.List;
+import java.util.Map;
 import org.apache.spark.TaskContext;
 import org.apache.spark.api.java.function.MapPartitionsFunction;
+import org.apache.spark.broadcast.Broadcast;
 import org.apache.spark.sql.Row;
 import org.apache.spark.sql.RowFactory;
 
@@ -25,22 +27,25 @@ public final class LineParser implements MapPartitionsFunction {
   private final Layout layout;
   private final boolean header;
   private final int named;
+  private final Broadcast texts;
   private final Fields fields;
 
   /**
    * @param file index of the file
    * @param dense number of dense columns
-   * @param tables number of tables
+   * @param tables the parameter of `Layout`
    * @param header whether the file's first line names the columns
    * @param named maximal number of bad lines that a partition reports
+   * @param texts the result of `KnownTexts.numbers`, a broadcast variable; null without such texts
    * @param delimiter this and the following parameters are those of `Fields`
    */
   public LineParser(
       int file,
       int dense,
-      int tables,
+      String tables,
       boolean header,
       int named,
+      Broadcast texts,
       String delimiter,
       boolean quotes,
       boolean missingIsValue,
@@ -50,6 +55,7 @@ public final class LineParser implements MapPartitionsFunction {
     this.layout = new Layout(dense, tables);
     this.header = header;
     this.named = named;
+    this.texts = texts;
     this.fields = new Fields(delimiter, quotes, missingIsValue, fields, tags);
   }
 
@@ -62,10 +68,12 @@ public final class LineParser implements MapPartitionsFunction {
     final Iterator lines;
     final int partition = TaskContext.getPartitionId();
     final int chunkRows = Math.max(1, CHUNK_BYTES / layout.rowBytes);
-    final LineReader reader = new LineReader(fields, layout);
-    final long[] missing = new long[layout.tables];
+    final LineReader reader = new LineReader(fields, layout, texts == null ? null : (Map) texts.value());
+    final long[] missing = new long[layout.bags.length];
+    final long[] shortened = new long[layout.bags.length];
     final List bad = new ArrayList();
     long read = 0;
+    long emptyEnd = 0;
     long rows = 0;
     long positives = 0;
     long raised = 0;
@@ -90,6 +98,8 @@ public final class LineParser implements MapPartitionsFunction {
         if (length > 0 && line[length - 1] == '\r') {
           length--;
         }
+        // A bad line has a mark before it if the lines are those of `column_lines.py`.
+        emptyEnd = length == 0 || length == 1 && line[0] == '!' ? emptyEnd + 1 : 0;
         int row = filled * layout.rowBytes;
         if (!reader.read(line, length, chunk, row)) {
           if (bad.size() < named) {
@@ -129,8 +139,14 @@ public final class LineParser implements MapPartitionsFunction {
     private void count(int label) {
       positives += label;
       raised += reader.raised;
-      for (int i = 0; i < reader.absentTables; i++) {
-        missing[reader.absent[i]]++;
+      for (int i = 0; i < reader.absentSlots; i++) {
+        int table = layout.tables[reader.absent[i]];
+        if (reader.absent[i] == layout.firstSlots[table]) {
+          missing[table]++;
+        }
+      }
+      for (int table = 0; table < shortened.length; table++) {
+        shortened[table] += reader.shortened[table] ? 1 : 0;
       }
     }
 
@@ -138,7 +154,9 @@ public final class LineParser implements MapPartitionsFunction {
       StringBuilder text = new StringBuilder();
       text.append("{\"lines\":").append(read).append(",\"rows\":").append(rows);
       text.append(",\"positives\":").append(positives).append(",\"raised\":").append(raised);
-      text.append(",\"missing\":").append(Arrays.toString(missing)).append(",\"bad\":[");
+      text.append(",\"missing\":").append(Arrays.toString(missing));
+      text.append(",\"empty_end\":").append(emptyEnd);
+      text.append(",\"shortened\":").append(Arrays.toString(shortened)).append(",\"bad\":[");
       for (int i = 0; i < bad.size(); i++) {
         Object[] entry = (Object[]) bad.get(i);
         text.append(i > 0 ? "," : "").append('[').append(entry[0]).append(",\"");

@@ -3,6 +3,7 @@ package dlrm.ingest;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
+import java.util.Map;
 import java.util.zip.CRC32;
 import org.apache.spark.unsafe.types.UTF8String;
 
@@ -15,10 +16,13 @@ final class LineReader {
   private static final long NO_NUMBER = Long.MIN_VALUE;
   private static final long MAX_UINT32 = 0xFFFFFFFFL;
 
-  /** Tables without a value in the last row, in the first `absentTables` elements. */
+  /** Slots without a value in the last row, in the first `absentSlots` elements. */
   final int[] absent;
 
-  int absentTables;
+  int absentSlots;
+
+  /** Whether the bag of each table had more ids than its slots in the last row. */
+  final boolean[] shortened;
 
   /** Number of dense values of the last row that were raised to the lowest one allowed. */
   int raised;
@@ -28,14 +32,18 @@ final class LineReader {
 
   private final Fields fields;
   private final Layout layout;
+  private final Map texts;
   private final CRC32 crc = new CRC32();
   private ByteBuffer chunk;
   private int row;
 
-  LineReader(Fields fields, Layout layout) {
+  /** @param texts the number of each known text, by the result of `KnownTexts.key` */
+  LineReader(Fields fields, Layout layout, Map texts) {
     this.fields = fields;
     this.layout = layout;
-    this.absent = new int[layout.tables];
+    this.texts = texts;
+    this.absent = new int[layout.slots];
+    this.shortened = new boolean[layout.bags.length];
   }
 
   /**
@@ -49,7 +57,7 @@ final class LineReader {
   boolean read(byte[] line, int length, ByteBuffer chunk, int row) {
     this.chunk = chunk;
     this.row = row;
-    absentTables = 0;
+    absentSlots = 0;
     raised = 0;
     for (int at = layout.missing(0); at < layout.rowBytes; at += 4) {
       chunk.putInt(row + at, 0);
@@ -94,6 +102,9 @@ final class LineReader {
         return dense(field, start == stop ? 0 : integer(line, start, stop, true));
       case Fields.CATEGORICAL:
         return category(field, line, start, stop);
+      case Fields.SHORTENED:
+        shortened[fields.columns[field]] = line[start] == '1';
+        return true;
       case Fields.SPLIT:
         tag = tagOf(line, start, stop);
         return true;
@@ -118,7 +129,7 @@ final class LineReader {
   private boolean decimal(int field, byte[] line, int start, int stop) {
     float number;
     try {
-      number = Float.parseFloat(new String(line, start, stop - start, StandardCharsets.UTF_8));
+      number = start == stop ? 0 : Float.parseFloat(new String(line, start, stop - start, StandardCharsets.UTF_8));
     } catch (NumberFormatException error) {
       return false;
     }
@@ -127,13 +138,13 @@ final class LineReader {
   }
 
   private boolean category(int field, byte[] line, int start, int stop) {
-    int table = fields.columns[field];
+    int slot = fields.columns[field];
     long value = 0;
     if (start == stop) {
-      absent[absentTables++] = table;
+      absent[absentSlots++] = slot;
       if (!fields.missingIsValue) {
-        int word = row + layout.missing(table);
-        chunk.putInt(word, chunk.getInt(word) | 1 << (table & 31));
+        int word = row + layout.missing(slot);
+        chunk.putInt(word, chunk.getInt(word) | 1 << (slot & 31));
       }
     } else if (fields.kinds[field] == Fields.HEX) {
       if (stop - start > 8) {
@@ -151,6 +162,9 @@ final class LineReader {
       if (value == NO_NUMBER) {
         return false;
       }
+    } else if (fields.kinds[field] == Fields.KNOWN) {
+      String text = new String(line, start, stop - start, StandardCharsets.US_ASCII);
+      value = ((Long) texts.get(KnownTexts.key(layout.tables[slot], text))).longValue();
     } else {
       crc.reset();
       crc.update(line, start, stop - start);
@@ -159,7 +173,7 @@ final class LineReader {
     if (fields.limits[field] > 0) {
       value %= fields.limits[field];
     }
-    chunk.putInt(row + layout.value(table), (int) value);
+    chunk.putInt(row + layout.value(slot), (int) value);
     return true;
   }
 

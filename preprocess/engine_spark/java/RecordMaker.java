@@ -13,7 +13,8 @@ import org.apache.spark.sql.RowFactory;
  * Makes records with final ids from chunks, in slices (bucket, bytes).
  *
  * <p>A slice holds rows of one bucket: first their keys as int64, then their records. A value that
- * `HotIds` lacks gets id 0 here; `ColdValues` finds these values.
+ * `HotIds` lacks gets id 0 here; `ColdValues` finds these values. A slot that a bag does not fill
+ * gets NO_ID.
  */
 public final class RecordMaker implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
@@ -29,7 +30,7 @@ public final class RecordMaker implements MapPartitionsFunction {
   /** Takes the columns, the parameters of `RowNumbers` and `BucketAssignment`, and the ids. */
   public RecordMaker(
       int dense,
-      int tables,
+      String tables,
       String offsets,
       String parts,
       String sizes,
@@ -42,7 +43,7 @@ public final class RecordMaker implements MapPartitionsFunction {
     this.assignment = new BucketAssignment(parts, sizes, shuffle, done);
     this.hot = hot;
     this.slots = slots;
-    this.recordBytes = 4 * (1 + dense + tables);
+    this.recordBytes = 4 * (1 + dense + layout.slots);
   }
 
   /** Returns the slices of one partition. */
@@ -78,13 +79,14 @@ public final class RecordMaker implements MapPartitionsFunction {
     private void record(int at) {
       int copied = 4 * (1 + layout.dense);
       System.arraycopy(rows.rows.array(), rows.row, records.array(), at, copied);
-      for (int table = 0; table < layout.tables; table++) {
-        int id = 0;
-        if (!layout.isMissing(rows.rows, rows.row, table)) {
-          int value = rows.rows.getInt(rows.row + layout.value(table));
+      for (int slot = 0; slot < layout.slots; slot++) {
+        int table = layout.tables[slot];
+        int id = layout.bags[table] ? RecordWriter.NO_ID : 0;
+        if (!layout.isMissing(rows.rows, rows.row, slot)) {
+          int value = rows.rows.getInt(rows.row + layout.value(slot));
           id = Math.max(0, hot.find(ids, table, value));
         }
-        records.putInt(at + copied + 4 * table, id);
+        records.putInt(at + copied + 4 * slot, id);
       }
     }
 

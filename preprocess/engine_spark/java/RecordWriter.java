@@ -25,7 +25,7 @@ import org.apache.spark.sql.RowFactory;
 /**
  * Writes records as little-endian int32, for which Spark has no sink.
  *
- * <p>Rows are (bucket, slice, key, table, id), sorted by bucket: first the slices of a bucket, as
+ * <p>Rows are (bucket, slice, key, slot, id), sorted by bucket: first the slices of a bucket, as
  * `RecordMaker` makes them, then ids of single values, which replace the id in the record of their
  * key. A bucket is small and is sorted in memory. It is written to the output files of its split:
  * at a known offset on a file system that all workers mount, or to a separate file elsewhere. When
@@ -35,6 +35,12 @@ import org.apache.spark.sql.RowFactory;
 public final class RecordWriter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
   private static final int BUFFER_BYTES = 1 << 20;
+  private static final int IDS = -1;
+  private static final int OFFSETS = -2;
+  private static final int WEIGHTS = -3;
+
+  /** What stands in the slots that a bag does not fill. */
+  static final int NO_ID = -1;
 
   private final String folder;
   private final boolean offsets;
@@ -42,7 +48,7 @@ public final class RecordWriter implements MapPartitionsFunction {
   private final String[] names;
   private final int[][] layouts;
   private final int width;
-  private final int firstTable;
+  private final int firstSlot;
   private final HashMap buckets;
 
   /**
@@ -50,11 +56,12 @@ public final class RecordWriter implements MapPartitionsFunction {
    * @param offsets whether outputs are written at offsets, through the local file system
    * @param files a line for each output file: its split, its first column, the column after its
    *     last, the words of a packed row or 0, its name, and if packed the word and shift of each
-   *     column
+   *     column; of a bag, instead of the words one of IDS, OFFSETS and WEIGHTS, and behind the name
+   *     the column of its first id and its number among the bags
    * @param width number of words of a record
-   * @param tables number of its last words, which are ids
-   * @param buckets a line for each bucket: its number, its split, the rows of the split before it
-   *     and its rows
+   * @param slots number of its last words, which are ids
+   * @param buckets a line for each bucket: its number, its split, the rows of the split before it,
+   *     its rows, and for each table with bags the ids of the split before it
    * @param settings Hadoop's settings, as XML
    */
   public RecordWriter(
@@ -62,7 +69,7 @@ public final class RecordWriter implements MapPartitionsFunction {
       boolean offsets,
       String files,
       int width,
-      int tables,
+      int slots,
       String buckets,
       String settings) {
     this.folder = folder;
@@ -82,7 +89,7 @@ public final class RecordWriter implements MapPartitionsFunction {
       }
     }
     this.width = width;
-    this.firstTable = width - tables;
+    this.firstSlot = width - slots;
     this.buckets = new HashMap();
     lines = buckets.split("\n");
     for (int i = 0; i < lines.length; i++) {
@@ -128,6 +135,7 @@ public final class RecordWriter implements MapPartitionsFunction {
     final int number;
     final int split;
     final long before;
+    final long[] numbers;
     final long[] keys;
     final ByteBuffer records;
     int size = 0;
@@ -138,6 +146,7 @@ public final class RecordWriter implements MapPartitionsFunction {
       this.number = (int) numbers[0];
       this.split = (int) numbers[1];
       this.before = numbers[2];
+      this.numbers = numbers;
       this.keys = new long[(int) numbers[3]];
       this.records = Layout.words(new byte[4 * width * keys.length]);
     }
@@ -166,12 +175,12 @@ public final class RecordWriter implements MapPartitionsFunction {
       }
     }
 
-    void correct(long key, int table, int id) {
+    void correct(long key, int slot, int id) {
       if (order == null) {
         sort();
       }
       int record = order[Arrays.binarySearch(sorted, key)];
-      records.putInt(4 * (width * record + firstTable + table), id);
+      records.putInt(4 * (width * record + firstSlot + slot), id);
     }
 
     void finish() throws IOException {
@@ -181,7 +190,8 @@ public final class RecordWriter implements MapPartitionsFunction {
       StringBuilder marker = new StringBuilder().append(number);
       for (int i = 0; i < names.length; i++) {
         if (layouts[i][0] == split) {
-          Sink sink = new Sink(names[i], layouts[i], number, before);
+          long ids = layouts[i][3] < 0 ? numbers[4 + layouts[i][5]] : 0;
+          Sink sink = new Sink(names[i], layouts[i], number, before, ids);
           for (int rank = 0; rank < size; rank++) {
             sink.add(records, 4 * width * order[rank]);
           }
@@ -208,18 +218,31 @@ public final class RecordWriter implements MapPartitionsFunction {
     final ByteBuffer buffer = ByteBuffer.allocate(BUFFER_BYTES).order(ByteOrder.LITTLE_ENDIAN);
     final CRC32 crc = new CRC32();
     long size = 0;
+    long ids;
     long position;
     FileChannel channel;
     FSDataOutputStream stream;
     Path path;
     Path temporary;
 
-    Sink(String name, int[] layout, int bucket, long before) throws IOException {
+    /**
+     * @param before rows of the split before this bucket
+     * @param ids ids of the split before it, of a table with bags
+     */
+    Sink(String name, int[] layout, int bucket, long before, long ids) throws IOException {
       this.name = name;
       this.layout = layout;
       this.width = layout[3] > 0 ? layout[3] : layout[2] - layout[1];
-      this.words = new int[layout[3]];
-      this.position = 4L * width * before;
+      this.words = new int[Math.max(0, layout[3])];
+      this.ids = ids;
+      if (layout[3] == OFFSETS) {
+        this.position = before == 0 ? 0 : 8 * (1 + before);
+        if (before == 0) {
+          buffer.putLong(0);
+        }
+      } else {
+        this.position = 4L * (layout[3] < 0 ? ids : width * before);
+      }
       if (offsets) {
         channel =
             FileChannel.open(
@@ -235,11 +258,15 @@ public final class RecordWriter implements MapPartitionsFunction {
 
     /** Writes the columns of the record that begins at offset `at` of `records`. */
     void add(ByteBuffer records, int at) throws IOException {
-      if (buffer.remaining() < 4 * width) {
+      if (buffer.remaining() < Math.max(8, 4 * width)) {
         flush();
       }
       int first = layout[1];
       int stop = layout[2];
+      if (layout[3] < 0) {
+        addBag(records, at);
+        return;
+      }
       if (layout[3] == 0) {
         buffer.put(records.array(), at + 4 * first, 4 * width);
         return;
@@ -253,6 +280,22 @@ public final class RecordWriter implements MapPartitionsFunction {
       }
       for (int word = 0; word < width; word++) {
         buffer.putInt(words[word]);
+      }
+    }
+
+    /** Writes the ids, the offset or the weights of a bag. */
+    private void addBag(ByteBuffer records, int at) {
+      int slots = layout[2] - layout[1];
+      int first = at + 4 * layout[4];
+      int count = 0;
+      while (count < slots && records.getInt(first + 4 * count) != NO_ID) {
+        count++;
+      }
+      ids += count;
+      if (layout[3] == OFFSETS) {
+        buffer.putLong(ids);
+      } else {
+        buffer.put(records.array(), at + 4 * layout[1], 4 * count);
       }
     }
 

@@ -8,7 +8,7 @@ import org.apache.spark.sql.Row;
 import org.apache.spark.sql.RowFactory;
 
 /**
- * Counts the values of chunks within a task: (table, value, rows with the value, first row).
+ * Counts the values of chunks within a task: (table, value, ids of the value, first place).
  *
  * <p>A task counts in one hash table and passes the counts on when it is full, so that its memory
  * does not grow with the number of values; Spark sums the counts of all tasks.
@@ -16,7 +16,7 @@ import org.apache.spark.sql.RowFactory;
 public final class ValueCounter implements MapPartitionsFunction {
   private static final long serialVersionUID = 1L;
   private static final int FIRST_BITS = 6;
-  private static final int ENTRY = 3; // table and value, plus 1; rows; first row
+  private static final int ENTRY = 3; // table and value, plus 1; ids; first place
   private static final long MULTIPLIER = 0x9E3779B97F4A7C15L;
 
   private final Layout layout;
@@ -25,11 +25,11 @@ public final class ValueCounter implements MapPartitionsFunction {
 
   /**
    * @param dense number of dense columns
-   * @param tables number of tables
+   * @param tables the parameter of `Layout`
    * @param offsets the parameter of `RowNumbers`
    * @param most approximate number of values at which the hash table is full
    */
-  public ValueCounter(int dense, int tables, String offsets, int most) {
+  public ValueCounter(int dense, String tables, String offsets, int most) {
     this.layout = new Layout(dense, tables);
     this.numbers = new RowNumbers(offsets);
     this.most = most;
@@ -63,10 +63,10 @@ public final class ValueCounter implements MapPartitionsFunction {
       ByteBuffer rows = Layout.words((byte[]) chunk.get(5));
       long number = numbers.first(chunk);
       for (int row = 0; row < rows.capacity(); row += layout.rowBytes, number++) {
-        for (int table = 0; table < layout.tables; table++) {
-          if (!layout.isMissing(rows, row, table)) {
-            long value = rows.getInt(row + layout.value(table)) & 0xFFFFFFFFL;
-            add(((long) table << 32 | value) + 1, 1, number);
+        for (int slot = 0; slot < layout.slots; slot++) {
+          if (!layout.isMissing(rows, row, slot)) {
+            long value = rows.getInt(row + layout.value(slot)) & 0xFFFFFFFFL;
+            add(((long) layout.tables[slot] << 32 | value) + 1, 1, number * layout.slots + slot);
           }
         }
       }

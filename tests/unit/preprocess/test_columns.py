@@ -246,6 +246,19 @@ def test_a_bad_row_is_named(
     assert _run(tmp_path, text, SMALL, "--max_bad_rows=1", "--restart") == 0
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n\r\n", "\n" * 2000])
+def test_empty_lines_at_the_end_are_no_rows(
+    end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the files of UCI; between rows an empty line is a bad row, also over many blocks."""
+    text = "y,x,c\n1,1,a\n0,2,b\n"
+    assert _run(tmp_path, text + end, SMALL) == 0
+    assert _columns(tmp_path, "train", 1, 1)[1].tolist() == [[1.0], [2.0]]
+    middle = f"{text}{end}0,3,c\n"
+    assert _run(tmp_path, middle + end, SMALL, "--restart") == 1
+    assert "line 4: expected 3 comma-separated fields, found 1" in capsys.readouterr().err
+
+
 BAD_FILES = [
     (b"", {}, "expected rows, found none"),
     (b"y,x,c\n", {}, "expected rows, found none"),
@@ -306,6 +319,9 @@ def test_a_bad_file_is_named(
         ({"label": ["y", "z"]}, "label: expected one column, found 2: a model has one label"),
         ({"label": {"name": "y", "positives": [1]}}, "found positives; did you mean positive?"),
         ({"label": {"name": "y", "above": 1, "positive": [1]}}, "expected above, or positive"),
+        ({"label": {"name": "y", "negative": [1]}}, "found only negative; add positive"),
+        ({"label": {"above": 3}}, "expected a name among its keys"),
+        ({"label": None}, "expected the name of a column, found none"),
         ({"label": {"name": "y", "above": "high"}}, "above: expected a number, found 'high'"),
         ({"label": {"name": "y", "positive": [1], "negative": [1]}}, "found '1' in both lists"),
         ({"label": {"name": "y", "positive": [True]}}, "in quotes, found [True]"),
@@ -318,13 +334,20 @@ def test_a_bad_file_is_named(
         ({"dense": [{"name": "x", "missing": "mode"}]}, "refuse or: expected a number"),
         ({"dense": []}, "dense: expected at least one column, found none"),
         ({"categorical": [{"name": "c", "modulo": 9}]}, "type: text is the CRC-32 of the text"),
-        ({"categorical": [{"name": "c", "separator": "|"}]}, "expected one value in a field"),
         ({"categorical": ["c", "c"]}, "expected features of different names, found 'c'"),
         ({"categoricals": ["c"]}, "found categoricals; did you mean categorical?"),
         ({"delimiter": "::"}, "delimiter: expected one character such as ';' or '|'"),
         ({"format": "xlsx"}, "format: expected one of tsv, csv, parquet, jsonl, found 'xlsx'"),
         ({"dense_type": "float64"}, "dense_type: expected one of float32, found 'float64'"),
         ({"split": {"by": "time", "column": "t"}}, "columns: expected t among them"),
+        ({"split": {"by": "time", "column": "y", "test": [1, 2]}}, "the time of its first row"),
+        ({"split": {"test": "many"}}, "test: expected a fraction such as 0.1, found 'many'"),
+        ({"split": 3}, "split: expected keys such as by and test, found 3"),
+        ({"columns": "y"}, "columns: expected a list of names, found 'y'"),
+        ({"dense": "x"}, "dense: expected a list of columns, found 'x'"),
+        ({"dense": [{"type": "hour"}]}, "found {'type': 'hour'}; add name: COLUMN"),
+        ({"threshold": -1}, "threshold: expected an integer from 0"),
+        ({"zzz": 1}, "found zzz; remove it"),
         ({"split": {"by": "fraction", "tests": 0.1}}, "found tests; did you mean test?"),
     ],
 )  # fmt: skip
@@ -332,6 +355,7 @@ def test_a_wrong_schema_of_columns_is_named(change: dict[str, Any], message: str
     with pytest.raises(ValueError, match="expected") as caught:
         parse_user_schema({**SMALL, **change})
     assert message in str(caught.value)
+    assert "; " in str(caught.value), "a remedy"
     assert "\n" not in str(caught.value)
 
 
@@ -424,4 +448,4 @@ def test_the_schema_in_the_documents_is_valid() -> None:
     text = (root / "preprocess" / "schema_any_log.yaml").read_text(encoding="utf-8")
     assert text in (root / "docs" / "preprocessing.md").read_text(encoding="utf-8")
     schema = parse_user_schema(yaml.safe_load(text)).schema
-    assert (len(schema.dense), len(schema.categorical)) == (4, 3)
+    assert (len(schema.dense), len(schema.categorical)) == (4, 4)
