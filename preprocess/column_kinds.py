@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+
+from preprocess.columns import UNIT_SEPARATOR
 
 _ABSENT = ("?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", r"\N")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
@@ -19,6 +21,9 @@ _IDS = re.compile(r"(?i).*(id|user|item|movie|ad|site|hash|code|zip)([_0-9].*)?|
 _TIMES = re.compile(r"(?i).*(time|date|stamp|when|ts).*")
 _POSITIVE = re.compile(r"(?i)(1|1\.0|true|yes|y|t|click.*|>.*|pos.*)\.?")
 _FEW = 12
+_SEPARATORS = "|;,"
+_LONGEST_ITEM = 40
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _DENSE_NAME = re.compile(r"(?i)i[0-9]+")
 
 
@@ -57,12 +62,15 @@ def is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text) is not None
 
 
-def guess_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Guess:
+def guess_columns(
+    names: Sequence[str], rows: Sequence[Sequence[str]], lists: Collection[str] = ()
+) -> Guess:
     """Guesses the roles of columns.
 
     Args:
         names: The columns.
         rows: The fields of each row.
+        lists: The columns of lists, whose elements `UNIT_SEPARATOR` separates.
     """
     guess = Guess()
     columns = {name: Counter(row[i] for row in rows) for i, name in enumerate(names)}
@@ -75,7 +83,7 @@ def guess_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Guess:
         guess.label, guess.label_reason = _label(label, columns[label])
     for name, texts in columns.items():
         if name != label:
-            _feature(guess, name, texts)
+            _feature(guess, name, texts, name in lists)
     if guess.dense and not guess.categorical:
         names = [column.name for column in guess.dense if column.name in columns]
         name = min(names, key=lambda name: len(columns[name]))
@@ -133,10 +141,14 @@ def _with_dot(text: str) -> str:
     return json.dumps(forms, ensure_ascii=False)
 
 
-def _feature(guess: Guess, name: str, texts: Counter[str]) -> None:
+def _feature(guess: Guess, name: str, texts: Counter[str], is_list: bool) -> None:
     """Adds a column to the dense or categorical features, or to those without a role."""
     if len(texts) < 2:
         guess.unused.append((name, "one value" if texts else "no value"))
+        return
+    separator = UNIT_SEPARATOR if is_list else _separator(texts)
+    if separator:
+        guess.categorical.append(_bag(name, texts, separator))
         return
     shown = json.dumps(name, ensure_ascii=False)
     is_time = all(map(_DATE.fullmatch, texts)) or (
@@ -164,3 +176,39 @@ def _dense(name: str, texts: Counter[str]) -> ColumnGuess:
     if low >= 0 and high > 10 * max(median, 1):
         return ColumnGuess(name, ", transform: log1p", f"{reason}: a long tail")
     return ColumnGuess(name, ", transform: standardise, missing: mean", reason)
+
+
+def _separator(texts: Counter[str]) -> str | None:
+    """Returns what separates the ids of a bag in texts; None if they seem to be one value each.
+
+    The texts of bags hold different numbers of short items, which are fewer than the texts, as they
+    occur in several of them. Those of names with a comma, or of decimal commas, do not.
+    """
+    for separator in _SEPARATORS:
+        bags = [_items(text, separator) for text in texts]
+        items = {item for bag in bags for item in bag}
+        sizes = {len(bag) for bag in bags}
+        many = sum(count for text, count in texts.items() if separator in text)
+        if (
+            10 * many >= sum(texts.values())
+            and len(sizes) > 1
+            and len(items) < len(texts)
+            and max(map(len, items), default=0) <= _LONGEST_ITEM
+            and not any(map(_DECIMAL_COMMA.fullmatch, texts))
+        ):
+            return separator
+    return None
+
+
+def _items(text: str, separator: str) -> list[str]:
+    return [item.strip() for item in text.split(separator) if item.strip()]
+
+
+def _bag(name: str, texts: Counter[str], separator: str) -> ColumnGuess:
+    bags = [_items(text, separator) for text in texts]
+    most = max(1, *map(len, bags))
+    distinct = len({item for bag in bags for item in bag})
+    split = "" if separator == UNIT_SEPARATOR else f", separator: {json.dumps(separator)}"
+    keys = f"{split}, max_ids: {most}, pooling: mean"
+    reason = f"bags of up to {most} of {distinct:,} texts in the sample; of more the first are kept"
+    return ColumnGuess(name, keys, reason)

@@ -19,6 +19,7 @@ from typing import Any
 
 from dlrm import cli
 from preprocess.column_kinds import ColumnGuess, guess_columns, is_number
+from preprocess.columns import UNIT_SEPARATOR
 
 _SAMPLE_ROWS = 20_000
 _SAMPLE_BYTES = 16 << 20
@@ -36,6 +37,8 @@ class LogSample:
         names: The columns.
         rows: The fields of each row.
         whole: Whether these are all rows.
+        lists: The columns of lists, whose elements `UNIT_SEPARATOR` separates in the texts.
+        nested: The names of columns that cannot become text.
     """
 
     format: str
@@ -44,6 +47,8 @@ class LogSample:
     names: list[str]
     rows: list[list[str]]
     whole: bool
+    lists: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
 
 
 def read_sample(path: Path) -> LogSample:
@@ -83,16 +88,30 @@ def _parquet_sample(path: Path) -> LogSample:
 
     try:
         scan = pl.scan_parquet(path)
-        names = scan.collect_schema().names()
-        frame = scan.select(pl.all().cast(pl.String)).head(_SAMPLE_ROWS).collect()
+        types = scan.collect_schema()
+        inner = {name: kind.inner for name, kind in types.items() if isinstance(kind, pl.List)}
+        lists = [name for name, kind in inner.items() if not kind.is_nested()]
+        nested = [name for name, kind in types.items() if kind.is_nested() and name not in lists]
+        texts = [
+            pl.col(name).cast(pl.List(pl.String)).list.join(UNIT_SEPARATOR)
+            if name in lists
+            else pl.col(name).cast(pl.String)
+            for name in types
+            if name not in nested
+        ]
+        frame = scan.select(texts).head(_SAMPLE_ROWS).collect()
     except pl.exceptions.PolarsError as error:
         raise ValueError(
-            f"{path}: expected a Parquet file of numbers and texts, found {error}"
+            f"{path}: expected a Parquet file of numbers and texts, found {error}; write the schema"
+            " by hand (docs/preprocessing.md)"
         ) from None
     if not frame.height:
         raise ValueError(f"{path}: expected rows, found none; give a log with rows")
     rows = [[text or "" for text in row] for row in frame.rows()]
-    return LogSample("parquet", "\t", False, names, rows, frame.height < _SAMPLE_ROWS)
+    whole = frame.height < _SAMPLE_ROWS
+    return LogSample(
+        "parquet", "\t", False, frame.columns, rows, whole, tuple(lists), tuple(nested)
+    )
 
 
 def _json_sample(path: Path, lines: list[str], whole: bool) -> LogSample:
@@ -110,12 +129,24 @@ def _json_sample(path: Path, lines: list[str], whole: bool) -> LogSample:
         objects.append(content)
     names = list(dict.fromkeys(name for content in objects for name in content))
     rows = [[_json_text(content.get(name)) for name in names] for content in objects]
-    return LogSample("jsonl", "\n", False, names, rows, whole)
+    lists = tuple(
+        name
+        for name in names
+        if all(content.get(name) is None or _is_list(content[name]) for content in objects)
+        and any(content.get(name) for content in objects)
+    )
+    return LogSample("jsonl", "\n", False, names, rows, whole, lists)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(v, (list, dict, bool)) for v in value)
 
 
 def _json_text(value: Any) -> str:
     if value is None:
         return ""
+    if _is_list(value):
+        return UNIT_SEPARATOR.join(_json_text(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -166,7 +197,8 @@ def schema_text(path: Path, sample: LogSample) -> str:
     Raises:
         ValueError: No column can be the label, or none is left for a feature.
     """
-    guess = guess_columns(sample.names, sample.rows)
+    guess = guess_columns(sample.names, sample.rows, sample.lists)
+    guess.unused += [(name, "parts within parts") for name in sample.nested]
     if guess.label is None:
         raise ValueError(
             f"{path}: expected a column of two values or of ratings as the label, found none; write"

@@ -162,7 +162,7 @@ dense:
 categorical:
   - userId
   - title
-  - genres                  # each combination is its own value
+  - {name: genres, separator: "|", max_ids: 16, pooling: mean}
 split: {by: fraction, test: 0.1}
 """
     return ExampleLog(lines, schema, logits, labels)
