@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.engine_polars.bag_words import BagWords, Rows
+from preprocess.engine_polars.bag_words import BagWords, Int32, Rows
 from preprocess.engine_polars.first_pass import RECORD_TYPE, words_file
 from preprocess.engine_polars.output_writers import WritePlan, WriteProgress
 from preprocess.files import write_all
@@ -107,7 +107,7 @@ def sorted_bucket(plan: WritePlan, written: WriteProgress, bucket: int) -> Rows:
     keyed = np.fromfile(bucket_file(plan, bucket), RECORD_TYPE)
     keyed = keyed.reshape(-1, 2 + plan.options.width)
     keys = np.ascontiguousarray(keyed[:, :2]).view("<u8")[:, 0]
-    words = np.zeros(0, RECORD_TYPE)
+    words: Int32 = np.zeros(0, RECORD_TYPE)
     if written.word_sizes and written.word_sizes[bucket]:
         words = np.fromfile(bucket_words_file(plan, bucket), RECORD_TYPE)
     return BagWords(plan.options).take(Rows(keyed[:, 2:], words), np.argsort(keys))
