@@ -19,7 +19,7 @@ from preprocess.options import Options
 Int32 = NDArray[np.int32]
 
 
-class Rows(NamedTuple):
+class StoredRows(NamedTuple):
     """Records and the words of their bags.
 
     Attributes:
@@ -69,7 +69,7 @@ class BagWords:
             words[owners == bag] = own.reshape(-1)
         return words
 
-    def cut(self, rows: Rows) -> list[Int32]:
+    def cut(self, rows: StoredRows) -> list[Int32]:
         """Returns the words of each table with bags, int32 [ids, 1 or 2]: the inverse of `join`."""
         if len(self) == 1:
             return [rows.words.reshape(-1, self._widths[0])]
@@ -79,19 +79,19 @@ class BagWords:
             for bag, width in enumerate(self._widths.tolist())
         ]
 
-    def take(self, rows: Rows, chosen: slice | NDArray[np.intp]) -> Rows:
+    def take(self, rows: StoredRows, chosen: slice | NDArray[np.intp]) -> StoredRows:
         """Returns some of the rows, in the order in which they are chosen."""
         records = rows.records[chosen]
         if not len(self):
-            return Rows(records, rows.words)
+            return StoredRows(records, rows.words)
         ends = np.cumsum(self.sizes(rows.records))
         sizes = self.sizes(records)
         starts = ends[chosen] - sizes
         if isinstance(chosen, slice):
             first = int(starts[0]) if len(starts) else 0
-            return Rows(records, rows.words[first : first + int(sizes.sum())])
+            return StoredRows(records, rows.words[first : first + int(sizes.sum())])
         shifts = starts - (np.cumsum(sizes) - sizes)
-        return Rows(records, rows.words[np.repeat(shifts, sizes) + np.arange(sizes.sum())])
+        return StoredRows(records, rows.words[np.repeat(shifts, sizes) + np.arange(sizes.sum())])
 
     def _owners(self, records: Int32) -> NDArray[np.uint16]:
         """Returns which table with bags each word belongs to, by its index among them."""

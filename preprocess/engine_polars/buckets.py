@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.engine_polars.bag_words import BagWords, Int32, Rows
+from preprocess.engine_polars.bag_words import BagWords, Int32, StoredRows
 from preprocess.engine_polars.first_pass import RECORD_TYPE, words_file
 from preprocess.engine_polars.output_writers import WritePlan, WriteProgress
 from preprocess.files import write_all
@@ -52,7 +52,9 @@ def bucket_files(plan: WritePlan, written: WriteProgress) -> list[Path]:
     return records + [bucket_words_file(plan, bucket) for bucket, size in words if size]
 
 
-def scatter(plan: WritePlan, written: WriteProgress, keys: NDArray[np.uint64], rows: Rows) -> None:
+def scatter(
+    plan: WritePlan, written: WriteProgress, keys: NDArray[np.uint64], rows: StoredRows
+) -> None:
     """Appends rows, each record preceded by its key, to the files of their buckets.
 
     Args:
@@ -102,7 +104,7 @@ def _append(
         sizes[bucket] += len(data)
 
 
-def sorted_bucket(plan: WritePlan, written: WriteProgress, bucket: int) -> Rows:
+def sorted_bucket(plan: WritePlan, written: WriteProgress, bucket: int) -> StoredRows:
     """Returns the rows of a bucket in the order of their keys."""
     keyed = np.fromfile(bucket_file(plan, bucket), RECORD_TYPE)
     keyed = keyed.reshape(-1, 2 + plan.options.width)
@@ -110,4 +112,4 @@ def sorted_bucket(plan: WritePlan, written: WriteProgress, bucket: int) -> Rows:
     words: Int32 = np.zeros(0, RECORD_TYPE)
     if written.word_sizes and written.word_sizes[bucket]:
         words = np.fromfile(bucket_words_file(plan, bucket), RECORD_TYPE)
-    return BagWords(plan.options).take(Rows(keyed[:, 2:], words), np.argsort(keys))
+    return BagWords(plan.options).take(StoredRows(keyed[:, 2:], words), np.argsort(keys))

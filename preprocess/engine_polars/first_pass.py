@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlrm.formats.zip_strict import zip_strict
-from preprocess.engine_polars.bag_words import BagWords, Rows
+from preprocess.engine_polars.bag_words import BagWords, StoredRows
 from preprocess.engine_polars.blocks import ResumePoint
 from preprocess.engine_polars.dictionary import Dictionary
 from preprocess.log_statistics import LogStatistics
@@ -121,7 +121,7 @@ def _recount(work: Path, part: int, options: Options, dictionaries: Sequence[Dic
             dictionaries[bag.table].count(words[:, 0])
 
 
-def stored_rows(work: Path, part: int, options: Options, most: int) -> Iterator[Rows]:
+def stored_rows(work: Path, part: int, options: Options, most: int) -> Iterator[StoredRows]:
     """Yields the provisional records of a part with the words of their bags, `most` at a time."""
     columns, layout = record_columns(options), BagWords(options)
     with contextlib.ExitStack() as stack:
@@ -132,7 +132,7 @@ def stored_rows(work: Path, part: int, options: Options, most: int) -> Iterator[
         while len(flat := np.fromfile(file, RECORD_TYPE, most * columns)):
             records = flat.reshape(-1, columns)
             if words is None:
-                yield Rows(records, _NO_WORDS)
+                yield StoredRows(records, _NO_WORDS)
                 continue
             size = int(layout.sizes(records).sum())
-            yield Rows(records, np.fromfile(words, RECORD_TYPE, size))
+            yield StoredRows(records, np.fromfile(words, RECORD_TYPE, size))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dlrm.formats import atomic_files, file_names
 from dlrm.formats.bag_files import OFFSET_TYPE
-from preprocess.engine_polars.bag_words import BagWords, Rows
+from preprocess.engine_polars.bag_words import BagWords, StoredRows
 from preprocess.engine_polars.first_pass import RECORD_TYPE
 from preprocess.files import write_all
 from preprocess.options import Options
@@ -115,7 +115,7 @@ class Outputs:
                 if output.content == OFFSETS and not size:
                     self._append(output, file, np.zeros(1, OFFSET_TYPE))
 
-    def append(self, split: str, rows: Rows) -> None:
+    def append(self, split: str, rows: StoredRows) -> None:
         """Appends rows, whose records are final and the ids of their bags provisional."""
         self._written.samples[split] += len(rows.records)
         bags = dict(zip(self._plan.options.bags, self._layout.cut(rows))) if rows.words.size else {}

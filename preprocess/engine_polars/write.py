@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.engine_polars.background_saver import BackgroundSaver
-from preprocess.engine_polars.bag_words import BagWords, Int32, Rows
+from preprocess.engine_polars.bag_words import BagWords, Int32, StoredRows
 from preprocess.engine_polars.buckets import (
     bucket_file,
     bucket_files,
@@ -77,7 +77,7 @@ def write(
     return written
 
 
-def _final_rows(plan: WritePlan, part: int) -> Iterator[Rows]:
+def _final_rows(plan: WritePlan, part: int) -> Iterator[StoredRows]:
     """Yields the rows of a part with final ids in their records; those of bags are provisional."""
     most = _COPY_ROWS if plan.options.shuffle is None else _SCATTER_ROWS
     single = plan.ids[: plan.options.num_single]
@@ -92,13 +92,13 @@ def _final_rows(plan: WritePlan, part: int) -> Iterator[Rows]:
 
 
 def _distribute(
-    plan: WritePlan, written: WriteProgress, outputs: Outputs, first: int, rows: Rows
+    plan: WritePlan, written: WriteProgress, outputs: Outputs, first: int, rows: StoredRows
 ) -> None:
     """Writes consecutive rows, the first one with number `first`, to their splits or buckets."""
     layout = BagWords(plan.options)
     for split, chosen in _splits(plan, first, rows.records):
         records, words = layout.take(rows, chosen)
-        final = Rows(records[:, : plan.options.width], words)
+        final = StoredRows(records[:, : plan.options.width], words)
         if split == TRAIN and plan.options.shuffle is not None:
             numbers = np.arange(first, first + len(rows.records), dtype=np.uint64)[chosen]
             scatter(plan, written, shuffle_key(plan.options.shuffle, numbers), final)

@@ -288,7 +288,9 @@ def test_later_bags_have_the_ids_of_the_first(
     found = _read_bags(tmp_path / "later" / "out" / "train", 1, weights=True)
     assert [[number for number, _ in bag] for bag in found] == wanted
     names = ["site", "genres", "pages", "shares"]
-    without = {**schema, "categorical": [{"name": name, "type": "text"} for name in names]}
+    singles: list[dict[str, Any]] = [{"name": name, "type": "text"} for name in names]
+    singles[2]["modulo"] = 90
+    without = {**schema, "categorical": singles}
     assert _run(tmp_path / "other", _text(rows[400:], ",", "|"), without, flag) == 1
     error = "expected bags of ids in tables [], found [1, 2, 3]; give the same schema"
     assert error in capsys.readouterr().err
