@@ -16,16 +16,17 @@ from dlrm.checkpoint.manifest import Manifest, ModelShape
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.data.batch import Source
-from dlrm.data.decode import check_ids, refuse_bags
+from dlrm.data.decode import check_ids
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
+from dlrm.formats.bags import BagLayout
+from serving.id_columns import NO_ID, IdColumns, SampleIds
 
 PIECE_SAMPLES = 4096
 
 _READ_BLOCKS = 4  # blocks of each rank's file that are read at a time
 
 Floats = NDArray[np.float32]
-Ids = NDArray[np.int32]
 Piece = tuple[int, int]  # first sample, and the one after the last
 
 
@@ -40,7 +41,7 @@ def check_fit(folder: Path, source: Source, model: ModelShape) -> None:
     Raises:
         ValueError: The data has other dense columns or tables than the model.
     """
-    refuse_bags(folder, source.bag_layout)
+    bags = source.bag_layout or BagLayout((), ())
     for part, expected, found in (
         ("dense columns", model.num_dense, source.num_dense),
         ("tables", len(model.vocab_sizes), len(source.vocab_sizes)),
@@ -48,6 +49,8 @@ def check_fit(folder: Path, source: Source, model: ModelShape) -> None:
             (f"rows of table {table}", *sizes)
             for table, sizes in enumerate(zip(model.vocab_sizes, source.vocab_sizes))
         ),
+        ("bags", ",".join(model.pooling) or "none", ",".join(bags.pooling) or "none"),
+        ("weights", model.weighted, bags.weights),
     ):
         if expected != found:
             raise ValueError(
@@ -66,6 +69,7 @@ class ModelSamples:
     Attributes:
         folder: The split folder.
         num_samples: Number of samples, at least one.
+        columns: The columns of their ids, C of them.
         fingerprint: The fingerprint of the samples.
 
     Raises:
@@ -78,37 +82,37 @@ class ModelSamples:
         self.folder = folder
         self.num_samples, self.fingerprint = self._source.num_samples, self._source.fingerprint
         self._sizes = model.vocab_sizes
+        self.columns = IdColumns.of_model(model)
         check_fit(folder, self._source, model)
         if not self.num_samples:
             raise ValueError(f"{folder}: expected samples, found none; name another split folder")
 
-    def read(self, start: int, stop: int) -> tuple[Floats, Ids, Floats]:
-        """Reads samples [start, stop): dense [n, D], ids [n, T] and labels [n].
+    def read(self, start: int, stop: int) -> tuple[Floats, SampleIds, Floats]:
+        """Reads samples [start, stop): dense [n, D], ids [n, C] and labels [n].
 
         Raises:
             ValueError: A value is bad, or an id is outside its table.
             OSError: A file cannot be read.
         """
         dense, ids, labels = self._source.read(start, stop)
-        assert isinstance(ids, np.ndarray), "check_fit refuses bags"
         check_ids(self.folder, start, ids, self._sizes)
-        return dense, ids, labels
+        return dense, self.columns.lay_out(ids), labels
 
     def read_keys(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Reads the keys of samples [start, stop), int64 [n, T].
+        """Reads the keys of samples [start, stop), int64 [n, C], `NO_ID` where there is no id.
 
         Raises:
             ValueError: An id is outside its table.
             OSError: A file cannot be read.
         """
         ids = self._source.read_ids(start, stop)
-        assert isinstance(ids, np.ndarray), "check_fit refuses bags"
         check_ids(self.folder, start, ids, self._sizes)
-        return self.keys_of(ids)
+        return self.keys_of(self.columns.lay_out(ids))
 
-    def keys_of(self, ids: Ids) -> NDArray[np.int64]:
-        """The keys of ids [n, T], int64 [n, T]."""
-        return ids + key_offsets(self._sizes)
+    def keys_of(self, ids: SampleIds) -> NDArray[np.int64]:
+        """The keys of ids [n, C], int64 [n, C], `NO_ID` where there is no id."""
+        keys = ids.ids + key_offsets(self._sizes)[self.columns.tables]
+        return np.where(ids.ids == NO_ID, NO_ID, keys) if self.columns.bags else keys
 
     def pieces(self, wanted: int) -> list[Piece]:
         """Ranges of samples at equal distances, `wanted` samples in all, or all that there are."""
@@ -145,20 +149,42 @@ class CheckpointSamples:
         self, checkpoint: Path, manifest: Manifest, samples: ModelSamples, pieces: Sequence[Piece]
     ) -> None:
         self._samples, self._pieces = samples, pieces
-        self._keys = np.unique(
+        self._pooling = manifest.model.pooling
+        named = np.unique(
             np.concatenate([np.unique(samples.read_keys(*piece)) for piece in pieces])
         )
+        self._keys = named[named != NO_ID]
         self.rows = _read_rows(checkpoint, manifest, self._keys)
 
     def __iter__(self) -> Iterator[tuple[Floats, Floats, Floats]]:
         """Yields dense [n, D], vectors [n, T, W] and labels [n] of each piece, float32."""
         for piece in self._pieces:
             dense, ids, labels = self._samples.read(*piece)
-            yield dense, self.rows[self.places(ids)], labels
+            yield dense, self.vectors(self.places(ids)), labels
 
-    def places(self, ids: Ids) -> NDArray[np.int64]:
-        """Where in `rows` the vectors of ids [n, T] lie, int64 [n, T]; the pieces name the ids."""
-        return np.searchsorted(self._keys, self._samples.keys_of(ids))
+    def places(self, ids: SampleIds) -> SampleIds:
+        """Where in `rows` those of ids [n, C] lie, int64 [n, C]; the pieces name the ids."""
+        keys = self._samples.keys_of(ids)
+        places = np.searchsorted(self._keys, keys)
+        return SampleIds(np.where(keys == NO_ID, NO_ID, places), ids.weights)
+
+    def vectors(self, places: SampleIds) -> Floats:
+        """The rows at places [n, C], of bags their sums or means, float32 [n, T, W]."""
+        columns = self._samples.columns
+        if not columns.bags:
+            return self.rows[places.ids]
+        vectors = np.empty((len(places.ids), len(columns.counts), self.rows.shape[1]), np.float32)
+        for table, kind in enumerate(self._pooling):
+            part = columns.of_table(table)
+            there = places.ids[:, part] != NO_ID  # [n, ids of the table]
+            factors = there.astype(np.float32)
+            if places.weights is not None:
+                factors *= places.weights[:, part]
+            if kind == "mean":
+                factors /= np.maximum(there.sum(axis=1, keepdims=True), 1)
+            rows = self.rows[np.where(there, places.ids[:, part], 0)]
+            np.einsum("nc,ncw->nw", factors, rows, out=vectors[:, table])
+        return vectors
 
 
 def _read_rows(checkpoint: Path, manifest: Manifest, keys: NDArray[np.int64]) -> Floats:

@@ -20,6 +20,12 @@ def describe(artifact: Artifact) -> Iterator[str]:
     )
     crossed = f", {model.cross_layers} cross layers of rank {model.cross_rank} in float32"
     yield f"interaction: {model.interaction}{crossed if model.cross_layers else ''}"
+    if model.pooling:
+        weights = ", with weights" if model.weighted else ""
+        yield (
+            f"bags: up to {', '.join(map(str, model.max_ids))} ids of each table (0: one id), "
+            f"pooled by {', '.join(model.pooling)}{weights}"
+        )
     width = row_bytes(artifact.tables, model.embedding_dim)
     yield (
         f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}, {artifact.keys:,} rows, "
@@ -27,7 +33,8 @@ def describe(artifact: Artifact) -> Iterator[str]:
     )
     order = "use, most used first" if artifact.row_order else "key"
     yield f"rows: in order of {order}"
-    yield f"packed ids: {artifact.packing.words} words for {len(model.vocab_sizes)} ids"
+    if not model.pooling:
+        yield f"packed ids: {artifact.packing.words} words for {len(model.vocab_sizes)} ids"
     rules = artifact.dictionary
     yield f"raw values: rules {rules['rules']}" if rules else "raw values: no dictionary"
     saved = any(name.startswith(f"{SAVED_MODEL}/") for name in artifact.files)

@@ -131,7 +131,7 @@ def _scores(folder: Path, samples: ModelSamples) -> tuple[NDArray[np.float32], N
         for start in range(0, samples.num_samples, _BATCH):
             stop = min(start + _BATCH, samples.num_samples)
             dense, ids, labels[start:stop] = samples.read(start, stop)
-            logits[start:stop] = scorer.score(dense, ids)
+            logits[start:stop] = scorer.score(dense, *ids)
     return _checked(folder, logits), labels
 
 

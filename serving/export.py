@@ -110,10 +110,10 @@ def export(
     """
     manifest = read_manifest(checkpoint)
     model = manifest.model
-    if model.pooling:
+    if model.pooling and not model.max_ids:
         raise ValueError(
-            f"{checkpoint}: expected one id in each table, found bags of ids, which artifacts do "
-            "not hold; score with main.py --mode=test"
+            f"{checkpoint}: expected the most ids of each table's bags, found a checkpoint of an "
+            "earlier version, without them; resume the run for a step with this version"
         )
     weights = read_dense(checkpoint, manifest)
     calibration = read_calibration(options.calibration) if options.calibration else None

@@ -24,12 +24,13 @@ import tensorflow as tf
 from dlrm.checkpoint.resume import resume
 from dlrm.checkpoint.state import State
 from dlrm.config import Config
-from dlrm.data import Batches, Data
-from dlrm.data.batch import FloatArray, IntArray
-from dlrm.data.decode import check_ids, refuse_bags
+from dlrm.data import Data
+from dlrm.data.batch import FloatArray, Ids
+from dlrm.data.decode import check_ids
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.connect import connect
+from dlrm.formats.bags import Bags
 from dlrm.formats.json_files import write_json_object
 from dlrm.formats.quantities import plural
 from dlrm.reporting.dllogger_lines import DlloggerLines
@@ -41,6 +42,7 @@ from dlrm.train.step import TrainingStep
 from serving import scorer_library
 from serving.artifact import SAVED_MODEL
 from serving.export import ExportOptions, export
+from serving.id_columns import IdColumns, SampleIds
 from serving.latency import Latency, latency_table, measure_in_turn, plot_latency
 from serving.saved_model import quiet
 from serving.scorer import Scorer
@@ -50,23 +52,47 @@ TENSORFLOW, SAVEDMODEL, SCORER = "TensorFlow", "SavedModel", "scorer"
 CLOSE = 1e-5  # logits of two variants, where both compute in float32
 _MOST_SAMPLES = 1 << 18  # that are held; requests beyond them take the same samples again
 
-Score = Callable[[FloatArray, IntArray], FloatArray]  # [B, D], [B, T] -> logits [B]
+
+class Request(NamedTuple):
+    """Samples that are scored together: what a variant takes of them.
+
+    Attributes:
+        dense: float32 [B, D].
+        ids: As data has them, for the trainer: int32 [B, T], or bags of them.
+        columns: As servers take them.
+    """
+
+    dense: FloatArray
+    ids: Ids
+    columns: SampleIds
+
+
+Score = Callable[[Request], FloatArray]  # -> logits [B]
 
 
 class Samples(NamedTuple):
-    """Test samples: dense float32 [n, D] and ids int32 [n, T]."""
+    """Test samples.
+
+    Attributes:
+        dense: float32 [n, D].
+        ids: The columns of their ids, [n, C].
+        columns: What the columns are.
+    """
 
     dense: FloatArray
-    ids: IntArray
+    ids: SampleIds
+    columns: IdColumns
 
-    def requests(self, batch_size: int, count: int) -> list[Samples]:
+    def requests(self, batch_size: int, count: int) -> list[Request]:
         """Cuts at most `count` requests of `batch_size` samples, at least one.
 
         Too few samples are taken again and again.
         """
-        distinct = max(1, min(count, len(self.ids) // batch_size))
-        rows = np.arange(distinct * batch_size).reshape(distinct, batch_size) % len(self.ids)
-        return [Samples(self.dense[row], self.ids[row]) for row in rows]
+        distinct = max(1, min(count, len(self.dense) // batch_size))
+        rows = np.arange(distinct * batch_size).reshape(distinct, batch_size) % len(self.dense)
+        parts = [self.ids.rows(row) for row in rows]
+        data = map(self.columns.data_of, parts)
+        return [Request(self.dense[row], *ids) for row, *ids in zip(rows, data, parts)]
 
 
 def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) -> None:
@@ -92,9 +118,7 @@ def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) 
     devices.claim(collective.local_rank, core_per_operation=False)
     sizes, steps = config.run.inference_benchmark_batch_sizes, config.run.inference_benchmark_steps
     data = open_data(config, collective.rank, collective.size)
-    refuse_bags("--mode=inference_benchmark", data.bag_layout)
-    samples = take(data.test, min(_MOST_SAMPLES, max(sizes) * steps))
-    check_ids("the test data", 0, samples.ids, data.vocab_sizes)
+    samples = take(data, min(_MOST_SAMPLES, max(sizes) * steps))
     trained = Trained(config, collective, data, build_model)
     run_dir = Path(config.report.run_dir) if config.report.run_dir else None
     if run_dir:
@@ -103,7 +127,10 @@ def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) 
         artifact = Path(folder) / "artifact"
         export(trained.checkpoint, artifact, ExportOptions(), lambda line: None)
         with Scorer.open(artifact) as scorer:
-            others = {SAVEDMODEL: saved_model(artifact / SAVED_MODEL), SCORER: scorer.score}
+            others = {
+                SAVEDMODEL: saved_model(artifact / SAVED_MODEL),
+                SCORER: lambda request: scorer.score(request.dense, *request.columns),
+            }
             differences = compare(trained, others, samples.requests(max(sizes), 1)[0])
             latencies = list(measure(trained, others, samples, sizes, steps))
     if config.tracking.log_path is not None:
@@ -165,9 +192,9 @@ class Trained:
             )
         self.checkpoint, self.step = resumed.path, resumed.position.step
 
-    def score(self, dense: FloatArray, ids: IntArray) -> FloatArray:
-        """Computes logits as an evaluation does, [B, D], [B, T] -> [B]."""
-        logits, _ = self._step(len(ids)).score(dense, ids)
+    def score(self, dense: FloatArray, ids: Ids) -> FloatArray:
+        """Computes logits as an evaluation does, [B, D], [B, T] or bags -> [B]."""
+        logits, _ = self._step(len(dense)).score(dense, ids)
         return np.asarray(logits)
 
     def _step(self, batch_size: int) -> TrainingStep:
@@ -193,31 +220,38 @@ def saved_model(folder: Path) -> Score:
     with quiet():
         loaded = tf.saved_model.load(str(folder))
 
-    def score(dense: FloatArray, ids: IntArray) -> FloatArray:
-        signature = loaded.signatures["serving_default"]
-        return np.asarray(signature(dense=tf.constant(dense), ids=tf.constant(ids))["logits"])
+    def score(request: Request) -> FloatArray:
+        inputs = {"dense": request.dense, **request.columns._asdict()}
+        given = {name: tf.constant(array) for name, array in inputs.items() if array is not None}
+        return np.asarray(loaded.signatures["serving_default"](**given)["logits"])
 
     return score
 
 
-def take(batches: Batches, count: int) -> Samples:
+def take(data: Data, count: int) -> Samples:
     """The first `count` samples of the test data, or all of them if there are fewer."""
-    parts: list[tuple[FloatArray, IntArray]] = []
+    columns = IdColumns.of_data(len(data.vocab_sizes), data.bag_layout)
+    dense: list[FloatArray] = []
+    ids: list[SampleIds] = []
     left = count
-    for batch in batches:
+    for batch in data.test:
+        check_ids("the test data", batch.first, batch.ids, data.vocab_sizes)
         valid = min(batch.valid, left)
-        parts.append((batch.dense[:valid], batch.ids[:valid]))
+        found = batch.ids
+        if isinstance(found, Bags):  # padding has no ids, not even in tables of one
+            found = found._replace(lengths=found.lengths[:, : batch.valid])
+        dense.append(batch.dense[:valid])
+        ids.append(columns.lay_out(found).rows(slice(valid)))
         left -= valid
         if not left:
             break
-    dense, ids = zip(*parts)
-    return Samples(np.concatenate(dense), np.concatenate(ids))
+    return Samples(np.concatenate(dense), SampleIds.join(ids), columns)
 
 
-def compare(trained: Trained, others: Mapping[str, Score], samples: Samples) -> dict[str, float]:
+def compare(trained: Trained, others: Mapping[str, Score], request: Request) -> dict[str, float]:
     """The largest difference of each variant's logits from the trainer's."""
-    expected = trained.score(*samples)
-    return {name: float(np.abs(score(*samples) - expected).max()) for name, score in others.items()}
+    expected = trained.score(request.dense, request.ids)
+    return {name: float(np.abs(score(request) - expected).max()) for name, score in others.items()}
 
 
 def measure(
@@ -228,13 +262,16 @@ def measure(
     steps: int,
 ) -> Iterator[Latency]:
     """Measures the variants at each batch size."""
-    scores = {TENSORFLOW: trained.score, **others}
+    scores: dict[str, Score] = {
+        TENSORFLOW: lambda request: trained.score(request.dense, request.ids),
+        **others,
+    }
     for size in sizes:
         say(f"measuring {steps} requests of {size:,}")
         requests = samples.requests(size, steps)
 
-        def calls(score: Score, requests: Sequence[Samples] = requests) -> Callable[[int], object]:
-            return lambda number: score(*requests[number % len(requests)])
+        def calls(score: Score, requests: Sequence[Request] = requests) -> Callable[[int], object]:
+            return lambda number: score(requests[number % len(requests)])
 
         seconds = measure_in_turn({name: calls(score) for name, score in scores.items()}, steps)
         for name, values in seconds.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -16,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.checkpoint.safetensors_file import write_tensors
-from dlrm.data.decode import check_ids, refuse_bags
+from dlrm.data.batch import Ids
+from dlrm.data.decode import check_ids
 from dlrm.data.split_files import SplitSource
 from dlrm.distributed.sharding import key_offsets
 from dlrm.formats import atomic_files
+from dlrm.formats.bags import Bags, ids_of_tables
 from serving.artifact import map_tensors
 
 COUNTS, VOCAB_SIZES = "counts", "vocab_sizes"
@@ -29,7 +30,7 @@ Counts = NDArray[np.int64]
 
 
 def count_samples(folder: Path) -> tuple[Counts, tuple[int, ...]]:
-    """Counts the ids of a split folder, with all cores; holds two blocks of ids at a time.
+    """Counts the ids of a split folder, with all cores; holds two blocks of samples at a time.
 
     Returns:
         The number of samples with each key, int64 [K], and the sizes of the tables.
@@ -39,14 +40,13 @@ def count_samples(folder: Path) -> tuple[Counts, tuple[int, ...]]:
         OSError: A file cannot be read.
     """
     source = SplitSource(folder)
-    refuse_bags(folder, source.bag_layout)
     first_keys = np.append(key_offsets(source.vocab_sizes), sum(source.vocab_sizes))
     counts = np.zeros(first_keys[-1], np.int64)
     add = _adder()
     cores = len(os.sched_getaffinity(0))
     groups = np.array_split(np.arange(len(source.vocab_sizes)), cores)
 
-    def read(start: int) -> NDArray[np.int32]:
+    def read(start: int) -> Ids:
         return source.read_ids(start, min(start + BLOCK_SAMPLES, source.num_samples))
 
     starts = range(0, source.num_samples, BLOCK_SAMPLES)
@@ -56,8 +56,13 @@ def count_samples(folder: Path) -> tuple[Counts, tuple[int, ...]]:
             ids = ahead.result()
             ahead = reader.submit(read, min(start + BLOCK_SAMPLES, starts[-1]))
             # Tables have no keys in common, so each thread adds to counts of its own.
-            count = partial(add, ids, first_keys, counts)
-            if max(pool.map(count, groups)):  # an id is bad
+            parts = [(ids, first_keys, group) for group in groups]
+            if isinstance(ids, Bags):
+                parts = [
+                    (found.reshape(-1, 1), first_keys[table:], groups[0][:1])
+                    for table, found in enumerate(ids_of_tables(ids))
+                ]
+            if max(pool.map(lambda part: add(*part, counts), parts)):  # an id is bad
                 check_ids(folder, start, ids, source.vocab_sizes)
     return counts, source.vocab_sizes
 
@@ -67,7 +72,7 @@ def _adder() -> Callable[..., bool]:
     import numba
 
     @numba.njit(nogil=True)
-    def add(ids: Any, first_keys: Any, counts: Any, tables: Any) -> bool:
+    def add(ids: Any, first_keys: Any, tables: Any, counts: Any) -> bool:
         bad = False
         for sample in range(len(ids)):
             for table in tables:

@@ -13,15 +13,17 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.formats.bags import Bags
 from serving import artifact as files
 from serving import scorer_library as library
 from serving.artifact import Artifact, read_artifact, verify_artifact
-from serving.scorer_inputs import checked, refuse
+from serving.id_columns import IdColumns, SampleIds
+from serving.scorer_inputs import checked, checked_ids, refuse
 from serving.scorer_weights import MappedWeights
 
 Logits = NDArray[np.float32]
@@ -50,10 +52,12 @@ class Scorer:
 
     Attributes:
         artifact: The artifact.
+        columns: The columns of a sample's ids, C of them: one of each table without bags.
     """
 
     def __init__(self, artifact: Artifact, hot_share: float, threads: int, level: str) -> None:
         self.artifact = artifact
+        self.columns = IdColumns.of_model(artifact.model)
         self._library = library.load()
         self._weights = MappedWeights(artifact, hot_share)
         self._fields = np.array(artifact.packing.fields, np.int32)
@@ -151,23 +155,30 @@ class Scorer:
     def _tables(self) -> int:
         return int(self._weights.model.tables)
 
-    def score(self, dense: NDArray[Any], ids: NDArray[Any]) -> Logits:
+    def score(
+        self,
+        dense: NDArray[Any],
+        ids: NDArray[Any] | Bags,
+        weights: NDArray[Any] | None = None,
+    ) -> Logits:
         """Scores samples.
 
         Args:
             dense: float32 [B, D], as the model was trained with them.
-            ids: int32 [B, T].
+            ids: int32 [B, C], of bags as `columns` describes them; or `Bags`, with their weights.
+            weights: float32 [B, C], a factor for each id, where the model takes weights.
 
         Returns:
             The logits, float32 [B].
 
         Raises:
             ValueError: A type or shape is not the model's, an id is not in its table, or a dense
-                value is not finite.
+                value or weight is not finite.
         """
+        if isinstance(ids, Bags):
+            ids, weights = self.columns.lay_out(ids)
         dense = checked("dense", dense, np.float32, self._num_dense)
-        ids = checked("ids", ids, np.int32, self._tables, rows_of=dense)
-        return self._score(dense, ids)
+        return self._score(dense, checked_ids("ids", ids, weights, self.columns, rows_of=dense))
 
     def score_packed(self, dense: NDArray[Any], words: NDArray[Any]) -> Logits:
         """Scores samples whose ids share words, as `artifact.packing` says.
@@ -182,6 +193,8 @@ class Scorer:
         Raises:
             ValueError: As for `score`.
         """
+        if self.columns.bags:
+            raise ValueError("words: expected ids in columns, as the model takes bags, found words")
         dense = checked("dense", dense, np.float32, self._num_dense)
         width = self.artifact.packing.words
         words = checked("words", words, np.int32, width, rows_of=dense)
@@ -190,14 +203,18 @@ class Scorer:
             *(words.ctypes.data, len(words), width),
             *(self._fields.ctypes.data, self._tables, ids.ctypes.data),
         )
-        return self._score(dense, ids)
+        return self._score(dense, SampleIds(ids))
 
-    def score_raw(self, dense: NDArray[Any], values: NDArray[Any]) -> Logits:
+    def score_raw(
+        self, dense: NDArray[Any], values: NDArray[Any], weights: NDArray[Any] | None = None
+    ) -> Logits:
         """Scores samples as they stand in a log, by the dictionary of the artifact.
 
         Args:
             dense: int32 [B, D], 0 where one is missing.
-            values: int64 [B, T], the number of each field, -1 where it is missing.
+            values: int64 [B, C], the number of each field, -1 where it is missing, and for what is
+                left of a bag's columns.
+            weights: As for `score`.
 
         Returns:
             The logits, float32 [B].
@@ -212,7 +229,7 @@ class Scorer:
                 "it with --dictionary"
             )
         dense = checked("dense", dense, np.int32, self._num_dense)
-        values = checked("values", values, np.int64, self._tables, rows_of=dense)
+        values, weights = checked_ids("values", values, weights, self.columns, rows_of=dense)
         lowest = np.array(rules["lowest_dense"], np.int32)
         numbers = np.maximum(dense, lowest).astype(np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):  # an error names the value
@@ -224,10 +241,8 @@ class Scorer:
                 handle, values.ctypes.data, len(values), ids.ctypes.data, ctypes.byref(fault)
             )
         if bad:
-            sample, table = int(fault.sample), int(fault.column)
-            found = values[sample, table]
-            refuse(bad, self.artifact.model.vocab_sizes, f"sample {sample}", table, found)
-        return self._score(numbers, ids)
+            self._refuse(bad, fault, f"sample {fault.sample}", numbers)
+        return self._score(numbers, SampleIds(ids, weights))
 
     def score_candidates(
         self,
@@ -235,14 +250,18 @@ class Scorer:
         user_ids: NDArray[Any],
         item_ids: NDArray[Any],
         user_tables: Sequence[int],
+        user_weights: NDArray[Any] | None = None,
+        item_weights: NDArray[Any] | None = None,
     ) -> Logits:
         """Scores many candidates for one user, whose part is computed once.
 
         Args:
             dense: float32 [D], of the user.
-            user_ids: int32 [U], for the tables `user_tables`.
-            item_ids: int32 [N, T - U], for the other tables in their order.
+            user_ids: int32 [U], the columns of the tables `user_tables`.
+            item_ids: int32 [N, C - U], those of the other tables in their order.
             user_tables: The tables that are looked up for the user.
+            user_weights: float32 [U], where the model takes weights.
+            item_weights: float32 [N, C - U], likewise.
 
         Returns:
             The logits, float32 [N]: those of `score` to rounding.
@@ -258,32 +277,24 @@ class Scorer:
                 f"{tables.tolist()}"
             )
         dense = checked("dense", dense, np.float32, self._num_dense, one=True)
-        user_ids = checked("user_ids", user_ids, np.int32, len(tables), one=True)
-        item_ids = checked("item_ids", item_ids, np.int32, self._tables - len(tables))
-        logits = np.empty(len(item_ids), np.float32)
+        of_user = int(self.columns.counts[tables].sum())
+        user = checked_ids(
+            "user_ids", user_ids, user_weights, self.columns, width=of_user, one=True
+        )
+        of_items = self.columns.width - of_user
+        items = checked_ids("item_ids", item_ids, item_weights, self.columns, width=of_items)
+        logits = np.empty(len(items.ids), np.float32)
         fault = library.LibraryFault()
         with self._using() as handle:
             bad = self._library.scorer_candidates(
-                *(handle, dense.ctypes.data, tables.ctypes.data, user_ids.ctypes.data, len(tables)),
-                *(item_ids.ctypes.data, len(item_ids), logits.ctypes.data, ctypes.byref(fault)),
+                *(handle, dense.ctypes.data, tables.ctypes.data, len(tables)),
+                *map(library.address, (*user, *items)),
+                *(len(items.ids), logits.ctypes.data, ctypes.byref(fault)),
             )
         if bad:
-            sample, column = int(fault.sample), int(fault.column)
-            found: Any = None
-            if bad == library.BAD_ID and sample == library.USER:
-                found = user_ids[tables.tolist().index(column)]
-            elif bad == library.BAD_ID:
-                items = sorted(known.difference(tables.tolist()))
-                found = item_ids[sample, items.index(column)]
-            elif bad == library.BAD_DENSE:
-                sample, found = library.USER, dense[column]
-            refuse(
-                bad,
-                self.artifact.model.vocab_sizes,
-                "user" if sample == library.USER else f"candidate {sample}",
-                column,
-                found,
-            )
+            of_user = bad == library.BAD_DENSE or fault.sample == library.USER
+            where = "user" if of_user else f"candidate {fault.sample}"
+            self._refuse(bad, fault, where, dense[None])
         return logits
 
     def lookups(self) -> Lookups:
@@ -293,18 +304,20 @@ class Scorer:
             self._library.scorer_lookups(handle, ctypes.byref(hot), ctypes.byref(cold))
         return Lookups(hot.value, cold.value)
 
-    def _score(self, dense: NDArray[Any], ids: NDArray[Any]) -> Logits:
-        logits = np.empty(len(ids), np.float32)
+    def _score(self, dense: NDArray[Any], ids: SampleIds) -> Logits:
+        logits = np.empty(len(dense), np.float32)
         fault = library.LibraryFault()
         with self._using() as handle:
             bad = self._library.scorer_score(
-                *(handle, dense.ctypes.data, ids.ctypes.data, len(ids)),
+                *(handle, dense.ctypes.data, *map(library.address, ids), len(dense)),
                 *(logits.ctypes.data, ctypes.byref(fault)),
             )
         if bad:
-            sample, column = int(fault.sample), int(fault.column)
-            found: Any = None
-            if bad != library.NO_MEMORY:
-                found = (dense if bad == library.BAD_DENSE else ids)[sample, column]
-            refuse(bad, self.artifact.model.vocab_sizes, f"sample {sample}", column, found)
+            self._refuse(bad, fault, f"sample {fault.sample}", dense)
         return logits
+
+    def _refuse(
+        self, bad: int, fault: library.LibraryFault, where: str, dense: NDArray[Any]
+    ) -> NoReturn:
+        found = dense[fault.sample, fault.column] if bad == library.BAD_DENSE else fault.value
+        refuse(bad, self.artifact.model.vocab_sizes, where, int(fault.column), found)

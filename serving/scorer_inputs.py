@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving import scorer_library as library
+from serving.id_columns import IdColumns, SampleIds
 
 
 def checked(
@@ -50,6 +51,46 @@ def checked(
     return np.ascontiguousarray(array)
 
 
+def checked_ids(
+    name: str,
+    ids: NDArray[Any],
+    weights: NDArray[Any] | None,
+    columns: IdColumns,
+    *,
+    width: int | None = None,
+    rows_of: NDArray[Any] | None = None,
+    one: bool = False,
+) -> SampleIds:
+    """Ids or raw values with their weights, if they have the types and shapes that are expected.
+
+    Args:
+        name: What the user calls the ids; `values` are int64.
+        ids: The user's array.
+        weights: The user's weights, or None.
+        columns: The columns of the model.
+        width: How many of them are expected; None for all.
+        rows_of: As for `checked`.
+        one: As for `checked`.
+
+    Raises:
+        ValueError: They have not, or there are weights where the model takes none, or none where it
+            takes them.
+    """
+    width = columns.width if width is None else width
+    dtype = np.int64 if name == "values" else np.int32
+    ids = checked(name, ids, dtype, width, rows_of=rows_of, one=one)
+    if (weights is not None) != columns.weights:
+        wanted, found = ("some", "none") if columns.weights else ("none", "some")
+        raise ValueError(
+            f"weights: expected {wanted}, as in the model's training, found {found}; give weights "
+            "exactly where the data had them"
+        )
+    if weights is not None:
+        rows = None if one else ids
+        weights = checked("weights", weights, np.float32, width, rows_of=rows, one=one)
+    return SampleIds(ids, weights)
+
+
 def refuse(bad: int, vocab_sizes: Sequence[int], where: str, column: int, found: Any) -> NoReturn:
     """Raises the error for what the library found.
 
@@ -69,6 +110,11 @@ def refuse(bad: int, vocab_sizes: Sequence[int], where: str, column: int, found:
         raise ValueError(
             f"{where}, dense column {column}: expected a finite value, found {found}; clean the "
             "input"
+        )
+    if bad == library.BAD_WEIGHT:
+        raise ValueError(
+            f"{where}, table {column}: expected finite weights, found one that is not, that of "
+            f"id {found}; clean the input"
         )
     if bad == library.BAD_VALUE:
         raise ValueError(

@@ -18,14 +18,15 @@ REMEDY = "build it with `make serving_core`"
 # The numbers of `serving/core/scorer.h`.
 ROW_TYPES = {"float32": 0, "float16": 1, "int8": 2, "int8_rows": 3}
 INTERACTIONS = {"dot": 0, "concat": 1, "dcnv2": 1, "sum": 2}  # dcnv2 has cross layers behind it
+ONE_ID, POOLINGS = 0, {"sum": 1, "mean": 2}
 LEVELS = {
     name: level
     for level, name in enumerate(
         ("portable", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_amx")
     )
 }
-OK, BAD_ID, BAD_DENSE, BAD_VALUE, NO_MEMORY = range(5)
-USER = -1  # the sample of a fault in the ids of a user
+OK, BAD_ID, BAD_DENSE, BAD_VALUE, BAD_WEIGHT, NO_MEMORY = range(6)
+USER = -1  # the sample of a fault in the ids and weights of a user
 
 _ADDRESS, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
@@ -45,7 +46,8 @@ class LibraryModel(ctypes.Structure):
 
     _fields_ = (
         *((name, _LONG) for name in ("num_dense", "tables", "width")),
-        *(("vocab_sizes", _ADDRESS), ("row_type", _INT), ("table_scales", _ADDRESS)),
+        *((name, _ADDRESS) for name in ("vocab_sizes", "pooling", "max_ids")),
+        *(("row_type", _INT), ("table_scales", _ADDRESS)),
         *(("rows", _ADDRESS), ("rows_mapped", _INT), ("hot_rows", _LONG)),
         *(("positions", _ADDRESS), ("position_bytes", _INT)),
         *(("bottom_count", _INT), ("top_count", _INT)),
@@ -60,7 +62,7 @@ class LibraryModel(ctypes.Structure):
 class LibraryFault(ctypes.Structure):
     """`ScorerFault`."""
 
-    _fields_ = (("sample", _LONG), ("column", _LONG))
+    _fields_ = (("sample", _LONG), ("column", _LONG), ("value", _LONG))
 
 
 @functools.cache
@@ -79,11 +81,11 @@ def load() -> ctypes.CDLL:
         ("supports", ctypes.c_int, (ctypes.c_int,)),
         ("open", _ADDRESS, (ctypes.POINTER(LibraryModel), ctypes.c_int, ctypes.c_int)),
         ("close", None, (_ADDRESS,)),
-        ("score", ctypes.c_int, (_ADDRESS, _ADDRESS, _ADDRESS, _LONG, _ADDRESS, fault)),
+        ("score", ctypes.c_int, (*(_ADDRESS,) * 4, _LONG, _ADDRESS, fault)),
         (
             "candidates",
             ctypes.c_int,
-            (*(_ADDRESS,) * 4, _LONG, _ADDRESS, _LONG, _ADDRESS, fault),
+            (*(_ADDRESS,) * 3, _LONG, *(_ADDRESS,) * 4, _LONG, _ADDRESS, fault),
         ),
         ("look_up", ctypes.c_int, (_ADDRESS, _ADDRESS, _LONG, _ADDRESS, fault)),
         ("unpack", None, (_ADDRESS, _LONG, _LONG, _ADDRESS, _LONG, _ADDRESS)),

@@ -17,10 +17,13 @@ from dlrm.formats.quantities import size_text
 from serving import artifact as files
 from serving.artifact import Artifact
 from serving.dense_weights import cross_shapes
+from serving.id_columns import IdColumns
 from serving.row_encoding import INT8, stored_spec
 from serving.row_order import position_type
 from serving.scorer_library import (
     INTERACTIONS,
+    ONE_ID,
+    POOLINGS,
     ROW_TYPES,
     LibraryLayer,
     LibraryModel,
@@ -66,6 +69,7 @@ class MappedWeights:
         self.model.num_dense = shape.num_dense
         self.model.tables, self.model.width = len(shape.vocab_sizes), shape.embedding_dim
         self.model.vocab_sizes = self._keep(np.array(shape.vocab_sizes, np.int64))
+        self._describe_bags()
         self._map_rows(hot_share)
         self._map_layers(shape.num_dense, shape.bottom_mlp, shape.top_mlp)
         self._map_interaction()
@@ -77,6 +81,17 @@ class MappedWeights:
 
     def _tensors(self, name: str) -> Tensors:
         return Tensors(self._artifact.folder / name)
+
+    def _describe_bags(self) -> None:
+        shape = self._artifact.model
+        columns = IdColumns.of_model(shape)
+        if columns.bags:
+            pooling = [
+                POOLINGS[kind] if most else ONE_ID
+                for kind, most in zip(shape.pooling, shape.max_ids)
+            ]
+            self.model.pooling = self._keep(np.array(pooling, np.int32))
+            self.model.max_ids = self._keep(columns.counts.astype(np.int32))
 
     def _map_rows(self, hot_share: float) -> None:
         artifact, model = self._artifact, self.model

@@ -53,6 +53,9 @@ class ModelShape:
         cross_layers: Number of its cross layers.
         cross_rank: Rank of their matrices.
         pooling: How each table pools its bags of ids; empty if no table has bags.
+        max_ids: The most ids of a bag of each table, 0 of a table without; empty likewise. Data may
+            have others.
+        weighted: Whether ids have weights.
     """
 
     num_dense: int | None
@@ -66,6 +69,8 @@ class ModelShape:
     cross_layers: int = 0
     cross_rank: int = 0
     pooling: tuple[str, ...] = ()
+    max_ids: tuple[int, ...] = ()
+    weighted: bool = False
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelShape:

@@ -88,11 +88,13 @@ class BagLayout:
         pooling: `sum` or `mean` for each table.
         mean_ids: The average number of ids in a bag of each table. Costs are estimated from it.
         weights: Whether ids have weights; those of tables without are 1.
+        max_ids: The most ids of a bag of each table, 0 of a table without bags.
     """
 
     pooling: tuple[str, ...]
     mean_ids: tuple[float, ...]
     weights: bool = False
+    max_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tables: int, bags: Sequence[BagTable], mean_ids: Sequence[float]) -> BagLayout:
@@ -103,14 +105,17 @@ class BagLayout:
             bags: The tables with bags.
             mean_ids: The average number of ids in a bag of each of them.
         """
-        pooling, means = ["sum"] * tables, [1.0] * tables
+        pooling, means, most = ["sum"] * tables, [1.0] * tables, [0] * tables
         for bag, mean in zip(bags, mean_ids):
-            pooling[bag.table], means[bag.table] = bag.pooling, mean
-        return cls(tuple(pooling), tuple(means), any(bag.weights for bag in bags))
+            pooling[bag.table], means[bag.table], most[bag.table] = bag.pooling, mean, bag.max_ids
+        weights = any(bag.weights for bag in bags)
+        return cls(tuple(pooling), tuple(means), weights, tuple(most))
 
     def of_tables(self, tables: slice) -> BagLayout:
         """The layout of some of the tables."""
-        return BagLayout(self.pooling[tables], self.mean_ids[tables], self.weights)
+        return BagLayout(
+            self.pooling[tables], self.mean_ids[tables], self.weights, self.max_ids[tables]
+        )
 
     @property
     def ids_per_sample(self) -> int:

@@ -265,7 +265,7 @@ def state_of(trainer: Trainer) -> State:
 def describe(config: Config, data: Data) -> RunRecord:
     """Describes the run as a checkpoint records it, and must fit it."""
     model = config.model
-    interaction = model.interaction_shape
+    interaction, bags = model.interaction_shape, data.bag_layout
     shape = ModelShape(
         data.num_dense,
         data.vocab_sizes,
@@ -275,7 +275,9 @@ def describe(config: Config, data: Data) -> RunRecord:
         interaction=interaction.kind,
         cross_layers=interaction.cross_layers,
         cross_rank=interaction.cross_rank,
-        pooling=data.bag_layout.pooling if data.bag_layout else (),
+        pooling=bags.pooling if bags else (),
+        max_ids=bags.max_ids if bags else (),
+        weighted=bags is not None and bags.weights,
     )
     affect = frozenset(setting.name for setting in SETTINGS if setting.affects_training)
     return RunRecord(shape, config.flat(), data.fingerprints, affect)

@@ -57,7 +57,6 @@ def _share(text: str) -> float:
 
 def _run(flags: argparse.Namespace) -> int:
     from dlrm.data import open_split
-    from dlrm.data.decode import refuse_bags
     from serving.loadgen.accuracy_log import read_accuracy_log, report
     from serving.loadgen.ground_truth import labels_by_sample, reference_auc
     from serving.loadgen.partition import read_trace
@@ -70,7 +69,6 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.trace and flags.data:
         offsets = read_trace(flags.trace)
         source = open_split(flags.data, per_category=False)
-        refuse_bags(flags.data, source.bag_layout)
         if flags.predictions_only:
             labels_of = labels_by_sample(source, offsets)
     scored = read_accuracy_log(flags.log, labels_of)

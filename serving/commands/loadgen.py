@@ -152,13 +152,12 @@ def _run(flags: argparse.Namespace) -> int:
     import numpy as np
 
     from dlrm.data import open_split
-    from dlrm.data.decode import refuse_bags
+    from serving.id_columns import IdColumns
     from serving.loadgen import partition, summary
     from serving.loadgen.library import SampleLibrary
     from serving.loadgen.settings import Wanted, make_settings
 
     source = open_split(flags.data, per_category=False)
-    refuse_bags(flags.data, source.bag_layout)
     first = (source.num_samples + 1) // 2 if flags.second_half else 0
     if first >= source.num_samples:
         raise ValueError(f"{flags.data}: expected samples, found {source.num_samples}")
@@ -172,7 +171,9 @@ def _run(flags: argparse.Namespace) -> int:
     offsets = partition.partition(first, source.num_samples, sizes, flags.seed)
     if flags.max_samples:
         offsets = offsets[: flags.max_samples + 1]
-    library = SampleLibrary(source, offsets)
+    library = SampleLibrary(
+        source, offsets, IdColumns.of_data(len(source.vocab_sizes), source.bag_layout)
+    )
     wanted = Wanted(
         scenario=flags.scenario,
         mode=flags.mode,
@@ -281,13 +282,11 @@ def _workers(flags: argparse.Namespace) -> int:
 def _judge(flags: argparse.Namespace, library: Any, offsets: Any, output: Path) -> int:
     """Reads the accuracy log of the test that ended; returns the exit code."""
     from dlrm.data import open_split
-    from dlrm.data.decode import refuse_bags
     from serving.loadgen.accuracy_log import read_accuracy_log, report
     from serving.loadgen.ground_truth import labels_by_sample, reference_auc
     from serving.loadgen.summary import ACCURACY
 
     source = open_split(flags.data, per_category=False)
-    refuse_bags(flags.data, source.bag_layout)
     labels_of = labels_by_sample(source, offsets) if flags.predictions_only else None
     scored = read_accuracy_log(output / ACCURACY, labels_of)
     check_complete(output / ACCURACY, scored.samples, len(library.sizes))

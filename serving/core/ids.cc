@@ -21,19 +21,24 @@ int64_t lower_bound(const int64_t* values, int64_t begin, int64_t end, int64_t v
 
 }  // namespace
 
-void Dictionary::open(const ScorerModel& model, Memory& memory) {
-  tables_ = model.tables;
+void Dictionary::open(const ScorerModel& model, const int64_t* tables, int64_t columns,
+                      Memory& memory) {
+  columns_ = columns;
+  tables_ = tables;
   values_ = model.dictionary_values;
   ids_ = model.dictionary_ids;
   missing_is_value_ = model.missing_is_value != 0;
-  int64_t* const moduli = memory.take<int64_t>(tables_);
-  int64_t* const starts = memory.take<int64_t>(tables_ + 1);
-  for (int64_t table = 0; model.moduli && table < tables_; ++table) {
-    moduli[table] = model.moduli[table];
+  int64_t* const moduli = memory.take<int64_t>(model.tables);
+  int64_t* const starts = memory.take<int64_t>(model.tables + 1);
+  bool* const in_bag = memory.take<bool>(model.tables);
+  for (int64_t table = 0; table < model.tables; ++table) {
+    if (model.moduli) moduli[table] = model.moduli[table];
+    in_bag[table] = model.pooling && model.pooling[table] != SCORER_ONE_ID;
   }
-  for (int64_t table = 0; values_ && table <= tables_; ++table) {
+  for (int64_t table = 0; values_ && table <= model.tables; ++table) {
     starts[table] = lower_bound(values_, 0, model.dictionary_count, table << 32);
   }
+  in_bag_ = in_bag;
   moduli_ = moduli;
   starts_ = starts;
 }
@@ -41,14 +46,16 @@ void Dictionary::open(const ScorerModel& model, Memory& memory) {
 int Dictionary::look_up(const int64_t* values, int64_t batch, int32_t* ids,
                         ScorerFault* fault) const {
   for (int64_t sample = 0; sample < batch; ++sample) {
-    for (int64_t table = 0; table < tables_; ++table) {
-      int64_t value = values[sample * tables_ + table];
-      int32_t& id = ids[sample * tables_ + table];
+    for (int64_t column = 0; column < columns_; ++column) {
+      const int64_t table = tables_[column];
+      int64_t value = *values++;
+      int32_t& id = *ids++;
       if (value < -1 || value >> 32 > 0) {
-        *fault = {sample, table};
+        *fault = {sample, table, value};
         return SCORER_BAD_VALUE;
       }
-      id = 0;
+      id = value < 0 && in_bag_[table] ? -1 : 0;
+      if (id < 0) continue;
       if (value < 0 && !missing_is_value_) continue;
       if (value < 0) value = 0;
       if (moduli_[table]) value %= moduli_[table];

@@ -36,7 +36,8 @@ struct LayerCall {
 };
 
 // The rows of `samples` samples: pointers [samples, tables] -> floats. Each goes to the place of
-// its table among the `stride` values of its sample.
+// its table among the `stride` values of its sample. With `starts`, bag i has the rows starts[i] to
+// starts[i + 1] - 1, whose sum or mean goes there; weights are factors on them.
 struct GatherCall {
   int32_t row_type;
   int64_t samples, tables, width, stride;
@@ -44,6 +45,9 @@ struct GatherCall {
   const int64_t* tables_listed;  // [tables]
   const float* scales;           // of every table
   float* output;
+  const int64_t* starts;   // NULL, or [samples * tables + 1]
+  const float* weights;    // NULL, or one for each row
+  const int32_t* pooling;  // of every table
 };
 
 struct Kernels {

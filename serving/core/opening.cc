@@ -31,24 +31,38 @@ bool Scorer::open(const ScorerModel& model) {
   word_stride = rounded_up(rounded_up(widest, kernels.panel) / kernels.group, line) + line;
   split_stride = rounded_up(rounded_up(widest, kernels.panel) / 2, line) + line;
 
-  const int64_t bytes = Memory::needed<int64_t>(tables) * 2 + Memory::needed<int64_t>(tables + 1) +
+  has_bags = model.pooling;
+  int64_t id_columns = 0;
+  for (int64_t i = 0; i < tables; ++i) id_columns += has_bags ? model.max_ids[i] : 1;
+  const int64_t bytes = Memory::needed<int64_t>(tables) * 3 + Memory::needed<int64_t>(tables + 1) +
+                        Memory::needed<int64_t>(id_columns) + Memory::needed<int32_t>(tables) +
                         Memory::needed<float>(tables) + Dictionary::bytes(tables) + packed;
   if (!memory.allocate(bytes)) return false;
   int64_t* const sizes = memory.take<int64_t>(tables);
   int64_t* const listed = memory.take<int64_t>(tables);
+  int64_t* const of_ids = memory.take<int64_t>(tables);
+  int32_t* const pooled = memory.take<int32_t>(tables);
+  int64_t* const table_of_column = memory.take<int64_t>(id_columns);
   int64_t* const keys = memory.take<int64_t>(tables + 1);
   float* const scales = memory.take<float>(tables);
   for (int64_t table = 0; table < tables; ++table) {
     sizes[table] = model.vocab_sizes[table];
     listed[table] = table;
+    of_ids[table] = has_bags ? model.max_ids[table] : 1;
+    pooled[table] = has_bags ? model.pooling[table] : SCORER_ONE_ID;
     keys[table + 1] = keys[table] + sizes[table];
     if (model.table_scales) scales[table] = model.table_scales[table];
   }
+  for (int64_t table = 0, column = 0; table < tables; ++table) {
+    for (int64_t i = 0; i < of_ids[table]; ++i) table_of_column[column++] = table;
+  }
   vocab_sizes = sizes;
-  all_tables = listed;
+  columns = of_ids;
+  pooling = pooled;
+  all_tables = {listed, tables, id_columns};
   first_keys = keys;
   table_scales = scales;
-  dictionary.open(model, memory);
+  dictionary.open(model, table_of_column, id_columns, memory);
   for (const auto& part : parts) {
     pack_mlp(kernels, part.layers, part.count, memory, part.packed);
   }

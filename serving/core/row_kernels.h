@@ -1,4 +1,4 @@
-// Rows of tables of any type, decoded to float32 where the interaction reads them.
+// Rows of tables of any type, decoded to float32 where the interaction reads them, alone or pooled.
 //
 // It knows addresses alone: neither ids nor whether a row lies in memory or in a file.
 #pragma once
@@ -10,6 +10,10 @@
 namespace {
 
 constexpr int kPrefetchRows = 8;  // asked for ahead
+
+ALWAYS_INLINE void prefetch_row(const char* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(row + at);
+}
 
 // The first of kLanes values of one byte as floats.
 template <typename Byte>
@@ -35,18 +39,18 @@ ALWAYS_INLINE Vector load_bytes(const char* from, int64_t count) {
 #endif
 }
 
+// decode(row, table) gives what makes the floats of a row from a place on.
 template <typename Decode>
-ALWAYS_INLINE void gather_rows(const GatherCall& call, int64_t row_bytes, const Decode& decode) {
+ALWAYS_INLINE void copy_rows(const GatherCall& call, int64_t row_bytes, const Decode& decode) {
   const int64_t count = call.samples * call.tables;
   int64_t table = 0;
   float* sample = call.output;
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kPrefetchRows < count) {
-      const char* const coming = call.rows[i + kPrefetchRows];
-      for (int64_t at = 0; at < row_bytes; at += kLine) __builtin_prefetch(coming + at);
-    }
+    if (i + kPrefetchRows < count) prefetch_row(call.rows[i + kPrefetchRows], row_bytes);
     const int64_t place = call.tables_listed[table];
-    decode(call.rows[i], place, sample + place * call.width);
+    const auto values = decode(call.rows[i], place);
+    float* const to = sample + place * call.width;
+    for (int64_t j = 0; j < call.width; j += kLanes) store(to + j, values(j), call.width - j);
     if (++table == call.tables) {
       table = 0;
       sample += call.stride;
@@ -54,40 +58,68 @@ ALWAYS_INLINE void gather_rows(const GatherCall& call, int64_t row_bytes, const 
   }
 }
 
+// The sum or mean of the rows of each bag; that of no rows is 0.
+template <typename Decode>
+ALWAYS_INLINE void pool_rows(const GatherCall& call, int64_t row_bytes, const Decode& decode) {
+  const int64_t* start = call.starts;
+  const int64_t end = start[call.samples * call.tables];
+  float* sample = call.output;
+  for (int64_t s = 0; s < call.samples; ++s, sample += call.stride) {
+    for (int64_t table = 0; table < call.tables; ++table, ++start) {
+      const int64_t place = call.tables_listed[table], ids = start[1] - start[0];
+      const bool mean = call.pooling[place] == SCORER_BAG_MEAN && ids > 1;
+      const Vector scale = Vector{} + (mean ? 1.0f / static_cast<float>(ids) : 1.0f);
+      float* const to = sample + place * call.width;
+      for (int64_t i = start[0]; i < start[1] && i + kPrefetchRows < end; ++i) {
+        prefetch_row(call.rows[i + kPrefetchRows], row_bytes);
+      }
+      for (int64_t j = 0; j < call.width; j += kLanes) {
+        Vector sum = {};
+        for (int64_t i = start[0]; i < start[1]; ++i) {
+          const Vector values = decode(call.rows[i], place)(j);
+          sum += call.weights ? values * (Vector{} + call.weights[i]) : values;
+        }
+        store(to + j, sum * scale, call.width - j);
+      }
+    }
+  }
+}
+
+template <typename Decode>
+ALWAYS_INLINE void gather_rows(const GatherCall& call, int64_t row_bytes, const Decode& decode) {
+  if (call.starts) {
+    pool_rows(call, row_bytes, decode);
+  } else {
+    copy_rows(call, row_bytes, decode);
+  }
+}
+
 void gather(const GatherCall& call) {
   const int64_t width = call.width;
   switch (call.row_type) {
     case SCORER_FLOAT32:
-      gather_rows(call, width * 4, [&](const char* row, int64_t, float* to) {
+      gather_rows(call, width * 4, [width](const char* row, int64_t) {
         const float* const from = reinterpret_cast<const float*>(row);
-        for (int64_t i = 0; i < width; i += kLanes) {
-          store(to + i, load(from + i, width - i), width - i);
-        }
+        return [=](int64_t j) { return load(from + j, width - j); };
       });
       break;
     case SCORER_FLOAT16:
-      gather_rows(call, width * 2, [&](const char* row, int64_t, float* to) {
+      gather_rows(call, width * 2, [width](const char* row, int64_t) {
         const Float16* const from = reinterpret_cast<const Float16*>(row);
-        for (int64_t i = 0; i < width; i += kLanes) {
-          store(to + i, load(from + i, width - i), width - i);
-        }
+        return [=](int64_t j) { return load(from + j, width - j); };
       });
       break;
     case SCORER_INT8:
-      gather_rows(call, width, [&](const char* row, int64_t table, float* to) {
+      gather_rows(call, width, [&call, width](const char* row, int64_t table) {
         const Vector scale = Vector{} + call.scales[table];
-        for (int64_t i = 0; i < width; i += kLanes) {
-          store(to + i, load_bytes<int8_t>(row + i, width - i) * scale, width - i);
-        }
+        return [=](int64_t j) { return load_bytes<int8_t>(row + j, width - j) * scale; };
       });
       break;
     default:
-      gather_rows(call, width + 8, [&](const char* row, int64_t, float* to) {
+      gather_rows(call, width + 8, [width](const char* row, int64_t) {
         const Vector scale = Vector{} + read<float>(row + width);
         const Vector bias = Vector{} + read<float>(row + width + 4);
-        for (int64_t i = 0; i < width; i += kLanes) {
-          store(to + i, load_bytes<uint8_t>(row + i, width - i) * scale + bias, width - i);
-        }
+        return [=](int64_t j) { return load_bytes<uint8_t>(row + j, width - j) * scale + bias; };
       });
   }
 }

@@ -161,6 +161,44 @@ void Rows::find(const int32_t* ids, int64_t samples, const int64_t* tables, int6
     hot += is_hot;
     if (++table == count) table = 0;
   }
+  count_lookups(addresses, all, hot);
+}
+
+void Rows::find_bags(const int32_t* ids, const float* weights, int64_t samples,
+                     const int64_t* tables, int64_t count, const int64_t* columns,
+                     const BagRows& found) {
+  // Keys first, where the addresses will be: positions are asked for ahead.
+  int64_t all = 0;
+  int64_t* start = found.starts;
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    for (int64_t i = 0; i < count; ++i) {
+      *start++ = all;
+      for (int64_t column = 0; column < columns[tables[i]]; ++column, ++ids) {
+        if (*ids >= 0) {
+          const int64_t key = first_keys_[tables[i]] + *ids;
+          found.rows[all] = reinterpret_cast<const char*>(key);
+          if (weights) found.weights[all] = *weights;
+          ++all;
+        }
+        if (weights) ++weights;
+      }
+    }
+  }
+  *start = all;
+  const auto key_at = [&](int64_t i) { return reinterpret_cast<int64_t>(found.rows[i]); };
+  int64_t hot = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    if (positions_ && i + kAhead < all) prefetch_position(key_at(i + kAhead));
+    const int64_t row = position(key_at(i));
+    const bool is_hot = row < hot_rows_;
+    found.rows[i] = (is_hot ? hot_ : mapped_) + row * row_bytes_;
+    hot += is_hot;
+  }
+  count_lookups(found.rows, all, hot);
+}
+
+// Counts what was found, and asks for cold rows where that is worth it.
+void Rows::count_lookups(const char* const* addresses, int64_t all, int64_t hot) {
   if (hot < all && this_process_ >= 0 && disk_is_read()) read_ahead(addresses, all);
   hot_lookups_.fetch_add(hot, std::memory_order_relaxed);
   cold_lookups_.fetch_add(all - hot, std::memory_order_relaxed);

@@ -8,6 +8,13 @@
 #include "scorer.h"
 #include "threads.h"
 
+// The rows of the bags of some samples: bag i has the rows starts[i] to starts[i + 1] - 1.
+struct BagRows {
+  const char** rows;  // [ids]
+  float* weights;     // [ids], or NULL
+  int64_t* starts;    // [bags + 1]
+};
+
 class Rows {
  public:
   Rows() = default;
@@ -22,6 +29,11 @@ class Rows {
   void find(const int32_t* ids, int64_t samples, const int64_t* tables, int64_t count,
             const char** addresses);
 
+  // Finds the rows of bags: ids [samples, columns of the tables listed], of which those of -1 have
+  // no row, and their weights or NULL -> the rows of each bag.
+  void find_bags(const int32_t* ids, const float* weights, int64_t samples, const int64_t* tables,
+                 int64_t count, const int64_t* columns, const BagRows& found);
+
   int64_t row_bytes() const { return row_bytes_; }
   void lookups(int64_t* hot, int64_t* cold) const {
     *hot = hot_lookups_;
@@ -32,6 +44,7 @@ class Rows {
   int64_t position(int64_t key) const;
   bool disk_is_read();
   void read_ahead(const char* const* addresses, int64_t count) const;
+  void count_lookups(const char* const* addresses, int64_t all, int64_t hot);
   void prefetch_position(int64_t key) const;
 
   const char* mapped_ = nullptr;

@@ -57,7 +57,7 @@ struct Layers {
 };
 
 bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t interaction,
-         int32_t cross_count) {
+         int32_t cross_count, bool bags) {
   const int64_t tables = static_cast<int64_t>(shape.vocab_sizes.size());
   const int64_t pairs = tables * (tables + 1) / 2, all = (tables + 1) * shape.width;
   const int64_t columns[] = {(shape.width + pairs + 7) / 8 * 8, all, shape.width};
@@ -69,6 +69,16 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t int
   Layers v(std::vector<int64_t>{all, 5}, false, false),
       w(std::vector<int64_t>{5, all}, false, false);
   const ScorerLayer cross[] = {v.layers[0], w.layers[0], v.layers[0], w.layers[0]};
+  // One id, sums and means of up to two and of up to three.
+  Values<int32_t> pooling(tables), max_ids(tables);
+  std::vector<int64_t> table_of_column;
+  for (int64_t table = 0; table < tables; ++table) {
+    pooling.begin()[table] = bags ? static_cast<int32_t>(table % 3) : SCORER_ONE_ID;
+    max_ids.begin()[table] = pooling.begin()[table] + 1;
+    for (int32_t i = 0; i < max_ids.begin()[table]; ++i) table_of_column.push_back(table);
+  }
+  const int64_t columns_of_ids = static_cast<int64_t>(table_of_column.size());
+  const int64_t item_columns = columns_of_ids - 1;
   int64_t keys = 0;
   for (int64_t size : shape.vocab_sizes) keys += size;
   const int64_t row_bytes[] = {shape.width * 4, shape.width * 2, shape.width, shape.width + 8};
@@ -89,6 +99,10 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t int
   model.tables = tables;
   model.width = shape.width;
   model.vocab_sizes = shape.vocab_sizes.data();
+  if (bags) {
+    model.pooling = pooling.begin();
+    model.max_ids = max_ids.begin();
+  }
   model.row_type = row_type;
   model.table_scales = scales.begin();
   model.rows = rows.begin() + 3;
@@ -111,26 +125,36 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t int
   bool good = true;
   for (int64_t batch : {0, 1, 2, 5, 17, 130}) {
     Values<float> dense(batch * shape.num_dense), logits(batch);
-    Values<int32_t> ids(batch * tables), items(batch * (tables - 1));
-    Values<int64_t> values(batch * tables);
+    const int64_t count = batch * columns_of_ids;
+    Values<int32_t> ids(count), items(batch * item_columns);
+    Values<int64_t> values(count);
+    Values<float> factors(count);
+    const float* const weights = bags ? factors.begin() : nullptr;
     ScorerFault fault;
     good &= scorer_look_up(scorer, values.begin(), batch, ids.begin(), &fault) == SCORER_OK;
-    for (int64_t i = 0; i < batch * tables; ++i) {
-      ids.begin()[i] = static_cast<int32_t>(i % shape.vocab_sizes[i % tables]);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t table = table_of_column[static_cast<size_t>(i % columns_of_ids)];
+      const bool none = pooling.begin()[table] != SCORER_ONE_ID && i % 7 < 3;
+      const int64_t id = i % shape.vocab_sizes[static_cast<size_t>(table)];
+      ids.begin()[i] = none ? -1 : static_cast<int32_t>(id);
     }
-    good &= scorer_score(scorer, dense.begin(), ids.begin(), batch, logits.begin(), &fault) ==
-            SCORER_OK;
+    const auto score = [&]() {
+      return scorer_score(scorer, dense.begin(), ids.begin(), weights, batch, logits.begin(),
+                          &fault);
+    };
+    good &= score() == SCORER_OK;
     if (batch == 0) continue;
     Values<int32_t> user_tables(1), user_ids(1);
     user_tables.begin()[0] = 0;
     user_ids.begin()[0] = 0;
-    for (int64_t i = 0; i < batch * (tables - 1); ++i) items.begin()[i] = 0;
-    good &= scorer_candidates(scorer, dense.begin(), user_tables.begin(), user_ids.begin(), 1,
-                              items.begin(), batch, logits.begin(), &fault) == SCORER_OK;
-    ids.begin()[batch * tables - 1] = -1;
-    good &= scorer_score(scorer, dense.begin(), ids.begin(), batch, logits.begin(), &fault) ==
-                SCORER_BAD_ID &&
-            fault.sample == batch - 1 && fault.column == tables - 1;
+    for (int64_t i = 0; i < batch * item_columns; ++i) items.begin()[i] = 0;
+    Values<float> user_weights(1);
+    good &= scorer_candidates(scorer, dense.begin(), user_tables.begin(), 1, user_ids.begin(),
+                              bags ? user_weights.begin() : nullptr, items.begin(), weights, batch,
+                              logits.begin(), &fault) == SCORER_OK;
+    ids.begin()[count - 1] = -2;
+    good &= score() == SCORER_BAD_ID && fault.sample == batch - 1 && fault.column == tables - 1 &&
+            fault.value == -2;
   }
   scorer_close(scorer);
   return good;
@@ -155,11 +179,13 @@ int main() {
           const int others = type == SCORER_FLOAT32 ? SCORER_SUM : SCORER_DOT;
           for (int32_t kind = SCORER_DOT; kind <= others; ++kind) {
             for (int32_t crossed = 0; crossed <= (kind == SCORER_CONCAT ? 2 : 0); crossed += 2) {
-              if (!run(shape, level, type, int8, kind, crossed)) {
-                printf("level %d, rows of type %d, interaction %d: failed\n", level, type, kind);
-                return EXIT_FAILURE;
+              for (bool bags : {false, true}) {
+                if (!run(shape, level, type, int8, kind, crossed, bags)) {
+                  printf("level %d, rows of type %d, interaction %d: failed\n", level, type, kind);
+                  return EXIT_FAILURE;
+                }
+                ++runs;
               }
-              ++runs;
             }
           }
         }

@@ -31,7 +31,17 @@ enum {
   SCORER_LEVELS
 };
 
-enum { SCORER_OK, SCORER_BAD_ID, SCORER_BAD_DENSE, SCORER_BAD_VALUE, SCORER_NO_MEMORY };
+// What a table has of a sample: one id, or a bag of ids whose rows become one vector.
+enum { SCORER_ONE_ID, SCORER_BAG_SUM, SCORER_BAG_MEAN };
+
+enum {
+  SCORER_OK,
+  SCORER_BAD_ID,
+  SCORER_BAD_DENSE,
+  SCORER_BAD_VALUE,
+  SCORER_BAD_WEIGHT,
+  SCORER_NO_MEMORY
+};
 
 // One layer of an MLP. A float layer computes x K + b. An int8 layer takes every column j of its
 // input as q = clip(rint(x / input_scale[j]) + input_zero[j], 0, 255) and computes
@@ -51,6 +61,8 @@ typedef struct {
 typedef struct {
   int64_t num_dense, tables, width;
   const int64_t* vocab_sizes;  // [tables]
+  // [tables], copied; NULLs where every table has one id. A table has max_ids columns of ids.
+  const int32_t *pooling, *max_ids;
   int32_t row_type;
   const float* table_scales;  // [tables], only for SCORER_INT8
   const void* rows;           // of all tables; must outlive the scorer
@@ -72,9 +84,9 @@ typedef struct {
   int32_t missing_is_value;
 } ScorerModel;
 
-// Where the first bad input is.
+// Where the first bad input is, and the id or raw value that is bad.
 typedef struct {
-  int64_t sample, column;
+  int64_t sample, column, value;
 } ScorerFault;
 
 typedef struct Scorer Scorer;
@@ -87,19 +99,25 @@ int scorer_supports(int level);
 Scorer* scorer_open(const ScorerModel* model, int level, int threads);
 void scorer_close(Scorer* scorer);
 
-// dense [batch, num_dense], ids [batch, tables] -> logits [batch]. Returns SCORER_OK, or the kind
-// of `fault`, whose column is that of the dense feature or the table; nothing is written then.
-int scorer_score(Scorer* scorer, const float* dense, const int32_t* ids, int64_t batch,
-                 float* logits, ScorerFault* fault);
+// dense [batch, num_dense], ids [batch, columns] -> logits [batch]. The columns are those of one
+// table after the other: one of each, or max_ids, of which those without an id hold -1. `weights`
+// of the same shape are factors on the rows, or NULL for 1; that of no id is not looked at. Returns
+// SCORER_OK, or the kind of `fault`, whose column is that of the dense feature or the table;
+// nothing is written then.
+int scorer_score(Scorer* scorer, const float* dense, const int32_t* ids, const float* weights,
+                 int64_t batch, float* logits, ScorerFault* fault);
 
-// One user and `batch` candidates: dense [num_dense], user_ids [user_count] for the tables that
-// user_tables lists, item_ids [batch, tables - user_count] for the others in order -> logits
-// [batch]. The user's part is computed once. The sample of a fault in user_ids is -1.
+// One user and `batch` candidates: dense [num_dense], user_ids [their columns] for the user_count
+// tables that user_tables lists, item_ids [batch, other columns] for the others in order -> logits
+// [batch]; weights as for scorer_score. The user's part is computed once. The sample of a fault in
+// user_ids or user_weights is -1.
 int scorer_candidates(Scorer* scorer, const float* dense, const int32_t* user_tables,
-                      const int32_t* user_ids, int64_t user_count, const int32_t* item_ids,
-                      int64_t batch, float* logits, ScorerFault* fault);
+                      int64_t user_count, const int32_t* user_ids, const float* user_weights,
+                      const int32_t* item_ids, const float* item_weights, int64_t batch,
+                      float* logits, ScorerFault* fault);
 
-// values [batch, tables] -> ids [batch, tables]; -1 is a missing value, others are below 2^32.
+// values [batch, columns] -> ids [batch, columns]; -1 is a missing value, or none where a table has
+// bags; others are below 2^32.
 int scorer_look_up(const Scorer* scorer, const int64_t* values, int64_t batch, int32_t* ids,
                    ScorerFault* fault);
 

@@ -60,7 +60,10 @@ Scratch* Scorer::take_scratch() {
                         Memory::needed<float>(kBlock * width) +
                         Memory::needed<float>(kGathered * tables * width) +
                         Memory::needed<float>(kBlock * interaction_width) * (cross.count ? 3 : 1) +
-                        Memory::needed<const char*>(kBlock * tables) +
+                        Memory::needed<const char*>(kBlock * all_tables.columns) +
+                        (has_bags ? Memory::needed<float>(kBlock * all_tables.columns) +
+                                        Memory::needed<int64_t>(kBlock * tables + 1)
+                                  : 0) +
                         Memory::needed<uint32_t>(kernels.parts * kBlock * split_stride);
   if (!scratch || !scratch->memory.allocate(bytes)) {
     delete scratch;
@@ -74,7 +77,11 @@ Scratch* Scorer::take_scratch() {
     scratch->crossed = scratch->memory.take<float>(kBlock * interaction_width);
     scratch->factor = scratch->memory.take<float>(kBlock * interaction_width);
   }
-  scratch->rows = scratch->memory.take<const char*>(kBlock * tables);
+  scratch->found.rows = scratch->memory.take<const char*>(kBlock * all_tables.columns);
+  if (has_bags) {
+    scratch->found.weights = scratch->memory.take<float>(kBlock * all_tables.columns);
+    scratch->found.starts = scratch->memory.take<int64_t>(kBlock * tables + 1);
+  }
   scratch->split = scratch->memory.take<uint32_t>(kernels.parts * kBlock * split_stride);
   return scratch;
 }
@@ -129,19 +136,36 @@ void Scorer::run_layers(const PanelLayer* layers, int layer_count, const float* 
   }
 }
 
-// The rows of samples [samples, count] -> vectors, each in the slot of its table.
-void Scorer::gather(const char* const* addresses, int64_t samples, const int64_t* listed,
-                    int64_t count, float* vectors) const {
+// Ids of samples [samples, columns of the tables listed] -> their rows.
+void Scorer::find(const Ids& ids, int64_t samples, const TableList& listed, const BagRows& found) {
+  if (has_bags) {
+    rows.find_bags(ids.ids, ids.weights, samples, listed.tables, listed.count, columns, found);
+  } else {
+    rows.find(ids.ids, samples, listed.tables, listed.count, found.rows);
+  }
+}
+
+// Rows of samples [first, first + samples) of what was found for `ids` -> vectors, each in the slot
+// of its table.
+void Scorer::gather(const BagRows& found, const Ids& ids, int64_t first, int64_t samples,
+                    const TableList& listed, float* vectors) const {
   GatherCall call = {};
   call.row_type = row_type;
   call.samples = samples;
-  call.tables = count;
+  call.tables = listed.count;
   call.width = width;
   call.stride = tables * width;
-  call.rows = addresses;
-  call.tables_listed = listed;
+  call.tables_listed = listed.tables;
   call.scales = table_scales;
   call.output = vectors;
+  if (has_bags) {
+    call.rows = found.rows;
+    call.starts = found.starts + first * listed.count;
+    call.weights = ids.weights ? found.weights : nullptr;
+    call.pooling = pooling;
+  } else {
+    call.rows = found.rows + first * listed.count;
+  }
   kernels.gather(call);
 }
 
@@ -183,17 +207,17 @@ bool Scorer::interact(const Request& request, int64_t first, int64_t count, cons
                       Scratch* own) const {
   const User* const user = request.user;
   if (user) {
-    for (int64_t i = 0; i < user->count; ++i) {
+    for (int64_t i = 0; i < user->listed.count; ++i) {
+      const int64_t table = user->listed.tables[i];
       for (int64_t sample = 0; sample < count && sample < kGathered; ++sample) {
-        memcpy(own->vectors + (sample * tables + user->tables[i]) * width,
-               user->vectors + user->tables[i] * width, static_cast<size_t>(width) * sizeof(float));
+        memcpy(own->vectors + (sample * tables + table) * width, user->vectors + table * width,
+               static_cast<size_t>(width) * sizeof(float));
       }
     }
   }
   for (const int64_t end = first + count; first < end; first += kGathered) {
     const int64_t samples = end - first < kGathered ? end - first : kGathered;
-    gather(block.rows + first * request.count, samples, request.tables, request.count,
-           own->vectors);
+    gather(block.found, request.ids, first, samples, request.listed, own->vectors);
     if (interaction != SCORER_DOT) {
       combine(block.bottom + first * width, own->vectors, samples,
               block.interaction + first * interaction_width);
@@ -216,8 +240,10 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
   if (!scratch) return false;
   // By the request, so that neither threads nor blocks decide on the bits of a logit.
   const bool split = kernels.split && request.batch >= kSplitBatch;
-  rows.find(request.ids + first * request.count, count, request.tables, request.count,
-            scratch->rows);
+  const int64_t before = first * request.listed.columns;
+  const Ids ids = {request.ids.ids + before,
+                   request.ids.weights ? request.ids.weights + before : nullptr};
+  find(ids, count, request.listed, scratch->found);
   if (request.user) {
     for (int64_t i = 0; i < count; ++i) {
       memcpy(scratch->bottom + i * width, request.user->bottom,
@@ -266,12 +292,12 @@ bool Scorer::score(const Request& request) {
   return good;
 }
 
-bool Scorer::compute_user(const float* dense, const int32_t* ids, const User& user) {
+bool Scorer::compute_user(const float* dense, const Ids& ids, const User& user) {
   Scratch* const scratch = take_scratch();
   if (!scratch) return false;
   run_mlp(bottom, dense, num_dense, 1, user.bottom, width, scratch, nullptr, false);
-  rows.find(ids, 1, user.tables, user.count, scratch->rows);
-  gather(scratch->rows, 1, user.tables, user.count, user.vectors);
+  find(ids, 1, user.listed, scratch->found);
+  gather(scratch->found, ids, 0, 1, user.listed, user.vectors);
   scratches.put(scratch);
   return true;
 }

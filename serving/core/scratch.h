@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "memory.h"
+#include "rows.h"
 
 struct Scratch {
   Memory memory;
@@ -15,7 +16,7 @@ struct Scratch {
   float* interaction;  // [block, interaction width]
   float* crossed;      // [block, interaction width]: outputs of cross layers, if there are any
   float* factor;       // likewise: what the first input is multiplied by
-  const char** rows;   // [block, tables]
+  BagRows found;       // [block, columns] rows; without bags there are rows alone
   uint32_t* split;     // inputs of a layer in parts, [parts, block, split stride]
   Scratch* next;
 };

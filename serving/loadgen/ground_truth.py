@@ -68,6 +68,7 @@ def reference_auc(artifact: Path, data: Path, first: int, stop: int) -> float:
         check_fit(data, source, scorer.artifact.model)
         for start in range(first, stop, _BATCH):
             dense, ids, its_labels = source.read(start, min(start + _BATCH, stop))
-            predictions.append(probabilities(scorer.score(dense, ids)))
+            ids = scorer.columns.lay_out(ids)
+            predictions.append(probabilities(scorer.score(dense, *ids)))
             labels.append(its_labels)
     return exact_auc(np.concatenate(predictions), np.concatenate(labels))

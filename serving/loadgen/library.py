@@ -11,13 +11,14 @@ from typing import Callable, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.data.batch import FloatArray, IntArray, Source
+from dlrm.data.batch import FloatArray, Source
 from dlrm.distributed.host_memory import free_host_memory
 from dlrm.formats.quantities import memory_text
 from dlrm.metrics import probabilities
+from serving.id_columns import IdColumns, SampleIds
 from serving.loadgen.system import Answers
 
-_VALUE_BYTES = 4  # of dense values, ids and labels alike
+_VALUE_BYTES = 4  # of dense values, ids, weights and labels alike
 _READ_PAIRS = 1 << 16  # at a time; what a read holds beside its result is bounded by this
 
 
@@ -26,13 +27,13 @@ class Pairs(NamedTuple):
 
     Attributes:
         dense: Dense values, float32 [pairs, num_dense].
-        ids: Ids, int32 [pairs, tables].
+        ids: Their ids, [pairs, columns].
         labels: Labels, float32 [pairs].
         sizes: Number of pairs of each sample, int64 [samples].
     """
 
     dense: FloatArray
-    ids: IntArray
+    ids: SampleIds
     labels: FloatArray
     sizes: NDArray[np.int64]
 
@@ -43,15 +44,17 @@ class SampleLibrary:
     Args:
         source: The data.
         offsets: int64 [samples + 1]; see `partition.partition`.
+        columns: The columns of the ids.
 
     Attributes:
         sizes: Number of pairs of each sample, int64 [samples].
     """
 
-    def __init__(self, source: Source, offsets: NDArray[np.int64]) -> None:
+    def __init__(self, source: Source, offsets: NDArray[np.int64], columns: IdColumns) -> None:
         self.sizes = np.diff(offsets)
         self._source = source
         self._offsets = offsets
+        self._columns = columns
         self._rows = np.full(len(self.sizes), -1, np.int64)  # where each loaded sample begins
         self._loaded: Pairs | None = None
 
@@ -64,8 +67,8 @@ class SampleLibrary:
         self.unload(samples)
         chosen = np.unique(np.asarray(samples, np.int64))
         total = int(self.sizes[chosen].sum())
-        tables = len(self._source.vocab_sizes)
-        need = total * _VALUE_BYTES * (self._source.num_dense + tables + 1)
+        columns, weights = self._columns.width, self._columns.weights
+        need = total * _VALUE_BYTES * (self._source.num_dense + columns * (1 + weights) + 1)
         free = free_host_memory()
         if free is not None and need > free:
             raise ValueError(
@@ -76,7 +79,10 @@ class SampleLibrary:
             )
         loaded = Pairs(
             np.empty((total, self._source.num_dense), np.float32),
-            np.empty((total, tables), np.int32),
+            SampleIds(
+                np.empty((total, columns), np.int32),
+                np.empty((total, columns), np.float32) if weights else None,
+            ),
             np.empty(total, np.float32),
             self.sizes[chosen],
         )
@@ -87,8 +93,11 @@ class SampleLibrary:
             stop = int(self._offsets[run[-1] + 1])
             for first in range(int(self._offsets[run[0]]), stop, _READ_PAIRS):
                 count = min(_READ_PAIRS, stop - first)
-                for target, part in zip(loaded[:3], self._source.read(first, first + count)):
-                    target[row : row + count] = part
+                dense, ids, labels = self._source.read(first, first + count)
+                parts = (dense, *self._columns.lay_out(ids), labels)
+                for target, part in zip((loaded.dense, *loaded.ids, loaded.labels), parts):
+                    if target is not None:
+                        target[row : row + count] = part
                 row += count
         self._loaded = loaded
 
@@ -107,28 +116,26 @@ class SampleLibrary:
         rows = [slice(first, first + size) for first, size in zip(firsts.tolist(), sizes.tolist())]
         dense, ids, labels, _ = self._loaded
         if len(rows) == 1:
-            return Pairs(dense[rows[0]], ids[rows[0]], labels[rows[0]], sizes)
+            return Pairs(dense[rows[0]], ids.rows(rows[0]), labels[rows[0]], sizes)
         return Pairs(
             np.concatenate([dense[r] for r in rows]),
-            np.concatenate([ids[r] for r in rows]),
+            SampleIds.join([ids.rows(r) for r in rows]),
             np.concatenate([labels[r] for r in rows]),
             sizes,
         )
 
 
-def pair_answers(
-    score: Callable[[FloatArray, IntArray], FloatArray], with_labels: bool
-) -> Callable[[Pairs], Answers]:
+def pair_answers(score: Callable[..., FloatArray], with_labels: bool) -> Callable[[Pairs], Answers]:
     """Makes a function that answers samples with the probabilities of their pairs.
 
     Args:
-        score: Returns the logits, float32 [pairs], of dense values and ids.
+        score: Returns the logits, float32 [pairs], of dense values, ids and weights or None.
         with_labels: Whether an answer is a pair (prediction, label) for each user-item pair, or
             the prediction alone.
     """
 
     def answer(pairs: Pairs) -> Answers:
-        predictions = probabilities(score(pairs.dense, pairs.ids))
+        predictions = probabilities(score(pairs.dense, *pairs.ids))
         if not with_labels:
             return Answers(predictions, pairs.sizes)
         return Answers(np.stack([predictions, pairs.labels], axis=1).ravel(), 2 * pairs.sizes)

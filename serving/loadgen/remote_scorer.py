@@ -11,8 +11,9 @@ import threading
 import numpy as np
 
 from dlrm.data.batch import FloatArray, IntArray
-from serving.triton.client import GRPC, ScoringClient
-from serving.triton.model_config import DENSE, IDS, LOGIT
+from serving.id_columns import SampleIds
+from serving.triton.client import GRPC, ScoringClient, inputs_of
+from serving.triton.model_config import LOGIT
 
 
 class RemoteScorer:
@@ -34,14 +35,16 @@ class RemoteScorer:
     def __exit__(self, *_: object) -> None:
         self._connections.close()
 
-    def score(self, dense: FloatArray, ids: IntArray) -> FloatArray:
+    def score(
+        self, dense: FloatArray, ids: IntArray, weights: FloatArray | None = None
+    ) -> FloatArray:
         """Returns the logits, float32 [pairs], of one request.
 
         Raises:
             OSError: The client is not installed, or the server refused or did not answer.
         """
         try:
-            inputs = {DENSE: np.ascontiguousarray(dense), IDS: np.ascontiguousarray(ids)}
+            inputs = inputs_of(np.ascontiguousarray(dense), SampleIds(ids, weights))
             return self._client().outputs(inputs)[LOGIT]
         except ConnectionError as error:  # which names the address and the remedy
             raise OSError(f"--url={error}") from None

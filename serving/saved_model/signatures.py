@@ -3,7 +3,8 @@
 Every operation is TensorFlow's own. Variables that may be large begin empty, with an unknown number
 of rows; who fills them, and from which files, is no concern of this module.
 
-Shapes: B samples of D dense features and T tables; K rows of W values in all tables together.
+Shapes: B samples of D dense features, T tables, C columns of ids (`IdColumns`; T without bags), K
+rows of W values in all tables together.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any, Callable
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import ModelShape
 from dlrm.formats.packed_ids import Packing
 from dlrm.train.dense_part import as_tf_variable
+from serving.id_columns import NO_ID, IdColumns
 from serving.row_encoding import FLOAT16, INT8, INT8_ROWS, stored_spec
 from serving.row_order import position_type
 
@@ -82,7 +85,10 @@ class SavedScorer(tf.Module):
         self._shape, self._tables, self._packing, self._rules = shape, tables, packing, rules
         self._weights = [as_tf_variable(weight) for weight in model.variables]
         sizes = np.array(shape.vocab_sizes, np.int64)
-        self._offsets = np.cumsum(sizes) - sizes  # [T]
+        self._columns = IdColumns.of_model(shape)
+        of_column = self._columns.tables
+        self._sizes = sizes[of_column]  # [C]
+        self._offsets = (np.cumsum(sizes) - sizes)[of_column]  # [C]
         dtype, values = stored_spec(tables, shape.embedding_dim)
         # TensorFlow restores float16 in one piece only, so these are the bits.
         stored = tf.int16 if tables == FLOAT16 else tf.as_dtype(dtype)
@@ -102,44 +108,43 @@ class SavedScorer(tf.Module):
         return {name: getattr(self, name).dtype for name in _PENDING if hasattr(self, name)}
 
     def signatures(self) -> dict[str, Any]:
-        """Makes the signatures: `serving_default`, `packed` and, with a dictionary, `raw`.
+        """Makes the signatures: `serving_default`; `packed` without bags; `raw` with a dictionary.
 
         Each returns `logits` and `probabilities`, float32 [B].
         """
-        columns, tables = self._shape.num_dense, len(self._shape.vocab_sizes)
+        columns, width = self._shape.num_dense, self._columns.width
         dense = tf.TensorSpec([None, columns], tf.float32, "dense")
-        ids = tf.TensorSpec([None, tables], tf.int32, "ids")
-        words = tf.TensorSpec([None, self._packing.words], tf.int32, "words")
-        made = {
-            "serving_default": tf.function(
-                self.score, input_signature=[dense, ids], autograph=False
-            ),
-            "packed": tf.function(
-                self.score_packed, input_signature=[dense, words], autograph=False
-            ),
-        }
+        weights = [tf.TensorSpec([None, width], tf.float32, "weights")] * self._columns.weights
+        made = {"serving_default": (self.score, dense, _ids_spec(width, tf.int32, "ids"), *weights)}
+        if not self._columns.bags:
+            words = _ids_spec(self._packing.words, tf.int32, "words")
+            made["packed"] = (self.score_packed, dense, words)
         if self._rules is not None:
             raw = tf.TensorSpec([None, columns], tf.int32, "dense")
-            values = tf.TensorSpec([None, tables], tf.int64, "values")
-            made["raw"] = tf.function(
-                self.score_raw, input_signature=[raw, values], autograph=False
-            )
-        return made
+            made["raw"] = (self.score_raw, raw, _ids_spec(width, tf.int64, "values"), *weights)
+        return {
+            name: tf.function(function, input_signature=specs, autograph=False)
+            for name, (function, *specs) in made.items()
+        }
 
-    def score(self, dense: tf.Tensor, ids: tf.Tensor) -> Outputs:
+    def score(self, dense: tf.Tensor, ids: tf.Tensor, weights: tf.Tensor | None = None) -> Outputs:
         """Scores samples.
 
         Args:
             dense: float32 [B, D], as the model was trained on them.
-            ids: int32 [B, T].
+            ids: int32 [B, C].
+            weights: float32 [B, C], where the model takes weights.
         """
-        sizes = tf.constant(self._shape.vocab_sizes, tf.int64)
+        sizes = tf.constant(self._sizes)
         wide = tf.cast(ids, tf.int64)
+        none = (wide == NO_ID) & tf.constant(self._columns.may_be_empty)
+        good = (wide >= 0) & (wide < sizes)
         checks = [
             _check(
-                (wide >= 0) & (wide < sizes),
+                good | none if self._columns.bags else good,
                 "sample {}, table {}: expected an id in [0, {}), found {}",
-                lambda sample, table: [sizes[table], ids[sample, table]],
+                lambda sample, column: [sizes[column], ids[sample, column]],
+                self._columns.tables,
             ),
             _check(
                 tf.math.is_finite(dense),
@@ -147,9 +152,14 @@ class SavedScorer(tf.Module):
                 lambda sample, column: [dense[sample, column]],
             ),
         ]
+        if weights is not None:
+            text = "sample {}, table {}: expected finite weights, found {}"
+            good = tf.math.is_finite(weights) | none
+            checks.append(_check(good, text, lambda *place: [weights[place]], self._columns.tables))
         with tf.control_dependencies(checks):
-            keys = wide + tf.constant(self._offsets)  # [B, T]
-        logits = self._call(dense, self._vectors(keys))
+            keys = wide + tf.constant(self._offsets)  # [B, C]
+        vectors = self._pooled(keys, ~none, weights) if self._columns.bags else self._vectors(keys)
+        logits = self._call(dense, vectors)
         return {"logits": logits, "probabilities": tf.sigmoid(logits)}
 
     def score_packed(self, dense: tf.Tensor, words: tf.Tensor) -> Outputs:
@@ -166,55 +176,99 @@ class SavedScorer(tf.Module):
         shifted = tf.bitwise.right_shift(tf.bitcast(columns, tf.uint32), shifts)
         return self.score(dense, tf.bitcast(tf.bitwise.bitwise_and(shifted, masks), tf.int32))
 
-    def score_raw(self, dense: tf.Tensor, values: tf.Tensor) -> Outputs:
+    def score_raw(
+        self, dense: tf.Tensor, values: tf.Tensor, weights: tf.Tensor | None = None
+    ) -> Outputs:
         """Scores samples as they stand in a log.
 
         Args:
             dense: int32 [B, D], 0 for a missing value.
-            values: int64 [B, T], the fields' numbers of 32 bits, -1 for a missing one.
+            values: int64 [B, C], the fields' numbers of 32 bits, -1 for a missing one and for what
+                is left of a bag's columns.
+            weights: As for `score`.
         """
         assert self._rules is not None
         good = _check(
             (values >= -1) & (values < 1 << _VALUE_BITS),
             "sample {}, table {}: expected a value of 32 bits or -1, found {}",
-            lambda sample, table: [values[sample, table]],
+            lambda sample, column: [values[sample, column]],
+            self._columns.tables,
         )
         with tf.control_dependencies([good]):
             ids = self._ids(values)
         raised = tf.maximum(dense, tf.constant(self._rules.lowest_dense, tf.int32))
         offset = tf.constant(self._rules.dense_log_offset, tf.float32)
-        return self.score(tf.math.log(tf.cast(raised, tf.float32) + offset), ids)
+        return self.score(tf.math.log(tf.cast(raised, tf.float32) + offset), ids, weights)
 
     def _ids(self, values: tf.Tensor) -> tf.Tensor:
-        """Looks raw values up in the dictionary; those that it lacks get id 0, int32 [B, T]."""
+        """Looks raw values up in the dictionary; those that it lacks get id 0, int32 [B, C]."""
         assert self._rules is not None
-        divisors = np.array(self._rules.moduli, np.int64)
+        divisors = np.array(self._rules.moduli, np.int64)[self._columns.tables]
         divisors[divisors == 0] = 1 << _VALUE_BITS
         found = tf.maximum(values, 0) % tf.constant(divisors)
-        tables = np.arange(len(divisors), dtype=np.int64) << _VALUE_BITS
-        keys = tf.reshape(found + tf.constant(tables), [-1])  # [B T]
+        tables = self._columns.tables << _VALUE_BITS
+        keys = tf.reshape(found + tf.constant(tables), [-1])  # [B C]
         entries = tf.shape(self.dictionary_values, out_type=tf.int64)[0]
         places = tf.searchsorted(self.dictionary_values, keys, out_type=tf.int64)
         places = tf.maximum(tf.minimum(places, entries - 1), 0)
         known = tf.gather(self.dictionary_values, places) == keys
         ids = tf.where(known, tf.gather(self.dictionary_ids, places), 0)
         ids = tf.reshape(ids, tf.shape(values))
-        return ids if self._rules.missing_is_value else tf.where(values < 0, 0, ids)
+        missing = values < 0
+        if not self._rules.missing_is_value:
+            ids = tf.where(missing, 0, ids)
+        return tf.where(missing & tf.constant(self._columns.may_be_empty), NO_ID, ids)
+
+    def _pooled(self, keys: tf.Tensor, there: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
+        """The sums and means of bags, float32 [B, T, W].
+
+        Args:
+            keys: int64 [B, C].
+            there: bool [B, C], whether there is an id.
+            weights: float32 [B, C], or None.
+        """
+        tables = len(self._shape.vocab_sizes)
+        place = tf.where(there)  # [V, 2]: sample and column
+        table = tf.gather(tf.constant(self._columns.tables), place[:, 1])  # [V]
+        rows = self._rows(tf.gather_nd(keys, place), table)  # [V, W]
+        if weights is not None:
+            rows *= tf.gather_nd(weights, place)[:, None]
+        bags = tf.shape(keys, out_type=tf.int64)[0] * tables
+        bag = place[:, 0] * tables + table
+        sums = tf.math.unsorted_segment_sum(rows, bag, bags)  # [B T, W]
+        counts = tf.math.unsorted_segment_sum(tf.ones_like(bag, tf.float32), bag, bags)
+        means = np.array(self._shape.pooling) == "mean"
+        counts = tf.where(tf.constant(means), tf.reshape(tf.maximum(counts, 1), [-1, tables]), 1)
+        return tf.reshape(sums, [-1, tables, self._shape.embedding_dim]) / counts[:, :, None]
 
     def _vectors(self, keys: tf.Tensor) -> tf.Tensor:
         """Looks up keys, int64 [B, T], and decodes their rows, float32 [B, T, W]."""
+        return self._rows(keys, tf.range(keys.shape[1]))
+
+    def _rows(self, keys: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
+        """Looks up keys, int64 [..., n], of tables [n], and decodes their rows [..., n, W]."""
         places = tf.gather(self.positions, keys) if self._ordered else keys
         rows = tf.gather(self.rows, places)
         if self._tables == FLOAT16:
             return tf.cast(tf.bitcast(rows, tf.float16), tf.float32)
         if self._tables == INT8:
-            return tf.cast(rows, tf.float32) * self.table_scales[:, None]
+            return tf.cast(rows, tf.float32) * tf.gather(self.table_scales, tables)[:, None]
         if self._tables == INT8_ROWS:
             width = self._shape.embedding_dim
-            tail = tf.reshape(rows[..., width:], [-1, rows.shape[1], 2, tf.float32.size])
-            numbers = tf.bitcast(tail, tf.float32)  # [B, T, 2]: scale and bias
+            tail = rows[..., width:]
+            tail = tf.reshape(tail, [*_shape_of(keys), 2, tf.float32.size])
+            numbers = tf.bitcast(tail, tf.float32)  # [..., n, 2]: scale and bias
             return tf.cast(rows[..., :width], tf.float32) * numbers[..., :1] + numbers[..., 1:]
         return rows
+
+
+def _ids_spec(columns: int, dtype: tf.DType, name: str) -> tf.TensorSpec:
+    return tf.TensorSpec([None, columns], dtype, name)
+
+
+def _shape_of(tensor: tf.Tensor) -> list[Any]:
+    """The sizes of a tensor of which the first may be unknown."""
+    return [-1, *tensor.shape[1:]]
 
 
 def _empty(name: str, dtype: tf.DType, *width: int) -> tf.Variable:
@@ -224,7 +278,10 @@ def _empty(name: str, dtype: tf.DType, *width: int) -> tf.Variable:
 
 
 def _check(
-    good: tf.Tensor, text: str, found: Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]
+    good: tf.Tensor,
+    text: str,
+    found: Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]],
+    names: NDArray[np.int64] | None = None,
 ) -> tf.Tensor:
     """Refuses values that are not all good.
 
@@ -232,6 +289,7 @@ def _check(
         good: bool [B, columns].
         text: The message, with gaps for the sample, the column, and what `found` adds.
         found: Gives what fills the further gaps, from sample and column.
+        names: What each column is called, int64 [columns]; None for its number.
 
     Returns:
         What the use of the values must wait for, bool [].
@@ -239,7 +297,8 @@ def _check(
 
     def refuse() -> tf.Tensor:
         sample, column = tf.unstack(tf.where(~good)[0])
-        message = tf.strings.format(text, [sample, column, *found(sample, column)])
+        name = column if names is None else tf.constant(names)[column]
+        message = tf.strings.format(text, [sample, name, *found(sample, column)])
         with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
             return tf.constant(False)
 

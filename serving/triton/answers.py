@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.scorer import Scorer
-from serving.triton.model_config import DENSE, IDS, PACKED_IDS, RAW_DENSE, RAW_VALUES
+from serving.triton.model_config import DENSE, IDS, PACKED_IDS, RAW_DENSE, RAW_VALUES, WEIGHTS
 
 FloatArray = NDArray[np.float32]
 Request = Mapping[str, NDArray[Any]]
 Answer = Union[FloatArray, ValueError]
 
 # The inputs of each form of a request, in the order of the arguments of the scorer's method.
-_FORMS: dict[tuple[str, str], Callable[[Scorer], Callable[..., FloatArray]]] = {
+_FORMS: dict[tuple[str, ...], Callable[[Scorer], Callable[..., FloatArray]]] = {
     (DENSE, IDS): lambda scorer: scorer.score,
     (DENSE, PACKED_IDS): lambda scorer: scorer.score_packed,
     (RAW_DENSE, RAW_VALUES): lambda scorer: scorer.score_raw,
+    (DENSE, IDS, WEIGHTS): lambda scorer: scorer.score,
+    (RAW_DENSE, RAW_VALUES, WEIGHTS): lambda scorer: scorer.score_raw,
 }
 _FORM_OF = {frozenset(names): names for names in _FORMS}
 
@@ -54,7 +56,7 @@ def answer(scorer: Scorer, requests: Sequence[Request]) -> list[Answer]:
 
 
 def _answer_form(
-    scorer: Scorer, names: tuple[str, str], requests: Sequence[Request]
+    scorer: Scorer, names: tuple[str, ...], requests: Sequence[Request]
 ) -> list[Answer]:
     """The answers to requests that have the same inputs."""
     columns = ([request[name] for request in requests] for name in names)
@@ -71,6 +73,6 @@ def _answer_form(
 
 
 def _unknown_form(request: Request) -> ValueError:
-    forms = ", or ".join(" and ".join(names) for names in _FORMS)
+    forms = ", or ".join(" and ".join(names) for names in _FORMS if WEIGHTS not in names)
     found = ", ".join(sorted(request)) or "none"
     return ValueError(f"expected the inputs {forms}, found {found}")

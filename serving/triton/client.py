@@ -21,8 +21,15 @@ with cli.project_environment():
     from numpy.typing import NDArray
 
     from dlrm.data import open_split
-    from dlrm.data.decode import refuse_bags
-    from serving.triton.model_config import DENSE, IDS, LOGIT, PACKED_IDS, PROBABILITY
+    from serving.id_columns import IdColumns, SampleIds
+    from serving.triton.model_config import (
+        DENSE,
+        IDS,
+        LOGIT,
+        PACKED_IDS,
+        PROBABILITY,
+        WEIGHTS,
+    )
 
 HTTP, GRPC = PROTOCOLS = ("http", "grpc")
 
@@ -72,6 +79,8 @@ class ScoringClient:
                 leaves it to the server.
             inputs: `dense` float32 [samples, columns] with `ids` int32 [samples, tables], or with
                 `packed_ids` int32 [samples, words]; or `raw_dense` int32 and `raw_values` int64.
+                Of a model with bags, ids and values have the columns of `IdColumns`, and `weights`
+                float32 too where it takes weights.
 
         Returns:
             The logits, float32 [samples].
@@ -110,6 +119,12 @@ class ScoringClient:
         )
 
 
+def inputs_of(dense: NDArray[Any], ids: SampleIds) -> dict[str, NDArray[Any]]:
+    """The inputs of a request by name, from dense features [B, D] and ids [B, C]."""
+    inputs = {DENSE: dense, IDS: np.ascontiguousarray(ids.ids)}
+    return inputs if ids.weights is None else {**inputs, WEIGHTS: ids.weights}
+
+
 def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python3 -m serving.triton.client",
@@ -135,9 +150,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if getattr(flags, name) < 1:
             raise ValueError(f"expected --{name} of at least 1, found {getattr(flags, name)}")
     source = open_split(flags.data, per_category=False)
-    refuse_bags(flags.data, source.bag_layout)
-    dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
-    if not len(ids):
+    dense, found_ids, _ = source.read(0, min(flags.samples, source.num_samples))
+    ids = IdColumns.of_data(len(source.vocab_sizes), source.bag_layout).lay_out(found_ids)
+    if not len(dense):
         raise ValueError(f"{flags.data}: expected samples, found none; name another split folder")
     packing = None
     if flags.packed:
@@ -146,11 +161,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         packing = read_artifact(flags.artifact).packing
     logits, seconds = [], []
     with ScoringClient(flags.url, flags.protocol, flags.model) as client:
-        for start in range(0, len(ids), flags.batch_size):
+        for start in range(0, len(dense), flags.batch_size):
             part = slice(start, start + flags.batch_size)
-            named = {IDS: ids[part]} if packing is None else {PACKED_IDS: packing.pack(ids[part])}
+            inputs = inputs_of(dense[part], ids.rows(part))
+            if packing is not None:
+                inputs[PACKED_IDS] = packing.pack(inputs.pop(IDS))
             begin = time.perf_counter()
-            logits.append(client.outputs({DENSE: dense[part], **named})[LOGIT])
+            logits.append(client.outputs(inputs)[LOGIT])
             seconds.append(time.perf_counter() - begin)
     found = np.concatenate(logits)
     print(
@@ -167,14 +184,15 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _compare(
-    folder: Path, dense: NDArray[Any], ids: NDArray[Any], found: NDArray[np.float32], size: int
+    folder: Path, dense: NDArray[Any], ids: SampleIds, found: NDArray[np.float32], size: int
 ) -> int:
     """Says whether the server's logits are the scorer's; the exit code is 1 where they are not."""
     from serving.scorer import Scorer
 
-    parts = [slice(start, start + size) for start in range(0, len(ids), size)]
+    parts = [slice(start, start + size) for start in range(0, len(dense), size)]
     with Scorer.open(folder) as scorer:
-        expected = np.concatenate([scorer.score(dense[part], ids[part]) for part in parts])
+        answers = [scorer.score(dense[part], *ids.rows(part)) for part in parts]
+    expected = np.concatenate(answers)
     equal = int((found == expected).sum())
     largest = float(np.abs(found - expected).max())
     print(f"{equal} of {len(found)} are the scorer's bit for bit; largest difference {largest:.1e}")

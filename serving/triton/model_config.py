@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dlrm.checkpoint.manifest import ModelShape
+from serving.id_columns import IdColumns
 
 DENSE, IDS, PACKED_IDS = "dense", "ids", "packed_ids"
 RAW_DENSE, RAW_VALUES = "raw_dense", "raw_values"
+WEIGHTS = "weights"
 LOGIT, PROBABILITY = "logit", "probability"
 SAVED_MODEL_OUTPUTS = ("logits", "probabilities")
 HOT_SHARE, THREADS, VERIFY = "hot_share", "threads", "verify"  # parameters of the backend
@@ -78,21 +80,24 @@ def scorer_config(
     Args:
         name: The name of the model.
         model: Its shape.
-        words: Words of a sample with packed ids.
+        words: Words of a sample with packed ids, which models without bags take.
         dictionary: Whether the artifact has a dictionary, so that raw samples can be sent.
         options: How requests are batched and queued, and how the scorer runs.
     """
     assert model.num_dense is not None
-    tables = len(model.vocab_sizes)
+    columns = IdColumns.of_model(model)
     inputs = [
         _tensor(DENSE, "TYPE_FP32", model.num_dense, _OPTIONAL if dictionary else ""),
-        _tensor(IDS, "TYPE_INT32", tables, _OPTIONAL),
-        _tensor(PACKED_IDS, "TYPE_INT32", words, _OPTIONAL),
+        _tensor(IDS, "TYPE_INT32", columns.width, _OPTIONAL),
     ]
+    if not columns.bags:
+        inputs.append(_tensor(PACKED_IDS, "TYPE_INT32", words, _OPTIONAL))
+    if columns.weights:
+        inputs.append(_tensor(WEIGHTS, "TYPE_FP32", columns.width, _OPTIONAL))
     if dictionary:
         inputs += [
             _tensor(RAW_DENSE, "TYPE_INT32", model.num_dense, _OPTIONAL),
-            _tensor(RAW_VALUES, "TYPE_INT64", tables, _OPTIONAL),
+            _tensor(RAW_VALUES, "TYPE_INT64", columns.width, _OPTIONAL),
         ]
     parameters = {
         HOT_SHARE: str(options.hot_share),
@@ -113,9 +118,11 @@ def saved_model_config(name: str, model: ModelShape, options: ModelOptions) -> s
         options: How requests are batched and queued; what is the scorer's is left out.
     """
     assert model.num_dense is not None
+    columns = IdColumns.of_model(model)
     inputs = [
         _tensor(DENSE, "TYPE_FP32", model.num_dense),
-        _tensor(IDS, "TYPE_INT32", len(model.vocab_sizes)),
+        _tensor(IDS, "TYPE_INT32", columns.width),
+        *([_tensor(WEIGHTS, "TYPE_FP32", columns.width)] if columns.weights else []),
     ]
     outputs = [_tensor(output, "TYPE_FP32", 1, _ONE_DIMENSION) for output in SAVED_MODEL_OUTPUTS]
     return _config(name, 'platform: "tensorflow_savedmodel"', inputs, outputs, options, {})

@@ -126,7 +126,9 @@ def test_variants_that_disagree_are_an_error(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        benchmark, "saved_model", lambda folder: lambda dense, ids: np.ones(len(ids), np.float32)
+        benchmark,
+        "saved_model",
+        lambda folder: lambda request: np.ones(len(request.dense), np.float32),
     )
     config = checkpoint.config(inference_benchmark_batch_sizes=(2,), inference_benchmark_steps=1)
     assert "expected logits within 1e-05 of TensorFlow's" in refused(config)

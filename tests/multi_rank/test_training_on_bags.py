@@ -81,12 +81,3 @@ def test_ranks_resume_and_reshard(train):
     moved, _ = train("moved", 3)
     for name, value in whole.items():
         np.testing.assert_allclose(moved[name], value, atol=2e-6, err_msg=name)
-
-
-def test_what_cannot_be_done_is_one_line(data, train, tmp_path):
-    train("ready", 1)
-    command = [sys.executable, "-m", "serving", "export", tmp_path / "ready", tmp_path / "out"]
-    ended = run(command, time_limit=60)
-    assert ended.code == 1
-    assert "expected one id in each table, found bags of ids" in ended.output
-    assert "Traceback" not in ended.output

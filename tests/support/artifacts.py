@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrm.formats import packed_ids
+from tests.support.bag_data import TableBags
 from tests.support.reference_interactions import ReferenceDots, ReferenceInteraction
 
 BLOCK = 1 << 20
@@ -63,10 +64,24 @@ class ArtifactReference:
 
     def logits(self, dense: NDArray[Any], ids: NDArray[Any]) -> NDArray[Any]:
         """float [B, D], int [B, T] -> float64 [B]."""
+        return self._logits(dense, [table[column] for table, column in zip(self.tables, ids.T)])
+
+    def bag_logits(self, dense: NDArray[Any], bags: list[TableBags]) -> NDArray[Any]:
+        """float [B, D], the bags of each table -> float64 [B]."""
+        vectors = [np.zeros((len(dense), table.shape[1])) for table in self.tables]
+        for table, vector, of_table in zip(self.tables, vectors, bags):
+            for sample, ids in enumerate(of_table.bags):
+                for place, number in enumerate(ids):
+                    weight = 1.0 if of_table.weights is None else of_table.weights[sample][place]
+                    vector[sample] += weight * table[number]
+                if of_table.pooling == "mean" and len(ids):
+                    vector[sample] /= len(ids)
+        return self._logits(dense, vectors)
+
+    def _logits(self, dense: NDArray[Any], vectors: list[NDArray[Any]]) -> NDArray[Any]:
         values = np.asarray(dense, np.float64)
         for layer in self.bottom:
             values = np.maximum(layer(values), 0)
-        vectors = [table[column] for table, column in zip(self.tables, ids.T)]
         values = self.interaction.forward(np.stack([values, *vectors], axis=1))
         for index, layer in enumerate(self.top):
             values = layer(values)
@@ -106,6 +121,9 @@ def write_artifact(
     interaction: str = "dot",
     cross_layers: int = 0,
     cross_rank: int = 0,
+    pooling: tuple[str, ...] = (),
+    max_ids: tuple[int, ...] = (),
+    weighted: bool = False,
     seed: int = 0,
     step: int = 3,
 ) -> ArtifactReference:
@@ -180,6 +198,11 @@ def write_artifact(
                 # Artifacts of before there were others do not name it.
                 **({} if interaction == "dot" else {"interaction": interaction}),
                 **({"cross_layers": cross_layers, "cross_rank": cross_rank} if cross else {}),
+                **(
+                    {"pooling": list(pooling), "max_ids": list(max_ids), "weighted": weighted}
+                    if pooling
+                    else {}
+                ),
             },
             "tables": tables,
             "dense": dense,

@@ -20,6 +20,7 @@ from dlrm.metrics import exact_auc
 from serving.checkpoint_samples import PIECE_SAMPLES, CheckpointSamples, ModelSamples
 from serving.dense_model import DenseModel
 from serving.dense_weights import read_dense
+from serving.id_columns import SampleIds
 
 WINDOW = 1 << 19  # samples whose rows are read from the checkpoint at a time
 
@@ -89,10 +90,10 @@ class ReportedModel:
             source = CheckpointSamples(self._checkpoint, self.manifest, self.samples, pieces)
             for piece in pieces:
                 dense, ids, its_labels = self.samples.read(*piece)
-                logits.append(self._model.logits(dense, source.rows[source.places(ids)]))
+                logits.append(self._model.logits(dense, source.vectors(source.places(ids))))
                 labels.append(its_labels)
                 if group is not None:
-                    groups.append(ids[:, group])
+                    groups.append(ids.ids[:, self._column_of(group)])
         return SampleScores(
             self._finite(np.concatenate(logits)),
             np.concatenate(labels),
@@ -111,27 +112,45 @@ class ReportedModel:
         """
         pieces = self.samples.pieces(wanted)
         source = CheckpointSamples(self._checkpoint, self.manifest, self.samples, pieces)
-        parts = [self.samples.read(*piece) for piece in pieces]
-        dense, ids, labels = (np.concatenate(part) for part in zip(*parts))
-        places = source.places(ids)
-        whole = exact_auc(self._logits(source.rows, dense, places), labels)
-        for kind, columns in (("dense", dense), ("category", places)):
-            for column in range(columns.shape[1]):
-                kept = columns[:, column].copy()
-                losses = []
-                for repeat in range(repeats):
-                    place = [seed, int(kind == "category"), column, repeat]
-                    columns[:, column] = np.random.default_rng(place).permutation(kept)
-                    logits = self._logits(source.rows, dense, places)
-                    losses.append(whole - exact_auc(logits, labels))
-                columns[:, column] = kept
-                yield Importance(f"{kind} {column}", float(np.mean(losses)), float(np.std(losses)))
+        all_dense, all_ids, all_labels = zip(*(self.samples.read(*piece) for piece in pieces))
+        dense, labels = np.concatenate(all_dense), np.concatenate(all_labels)
+        places = source.places(SampleIds.join(all_ids))
+        whole = exact_auc(self._logits(source, dense, places), labels)
+        tables = range(len(self.samples.columns.counts))
+        shuffled = [
+            ("dense", column, slice(column, column + 1)) for column in range(dense.shape[1])
+        ]
+        shuffled += [("category", table, self.samples.columns.of_table(table)) for table in tables]
+        for kind, column, part in shuffled:
+            # A weight goes with its id.
+            arrays = (dense,) if kind == "dense" else places
+            kept = [(array, array[:, part].copy()) for array in arrays if array is not None]
+            losses = []
+            for repeat in range(repeats):
+                place = [seed, int(kind == "category"), column, repeat]
+                order = np.random.default_rng(place).permutation(len(dense))
+                for array, values in kept:
+                    array[:, part] = values[order]
+                losses.append(whole - exact_auc(self._logits(source, dense, places), labels))
+            for array, values in kept:
+                array[:, part] = values
+            yield Importance(f"{kind} {column}", float(np.mean(losses)), float(np.std(losses)))
 
-    def _logits(self, rows: Floats, dense: Floats, places: NDArray[np.int64]) -> Floats:
+    def _column_of(self, table: int) -> int:
+        """The only column of a table's ids."""
+        columns = self.samples.columns.of_table(table)
+        if self.samples.columns.may_be_empty[columns.start]:
+            raise ValueError(
+                f"--auc_by: expected a column of one id, found bags of them in table {table}; name "
+                "another column"
+            )
+        return columns.start
+
+    def _logits(self, source: CheckpointSamples, dense: Floats, places: SampleIds) -> Floats:
         logits = np.empty(len(dense), np.float32)
         for start in range(0, len(dense), PIECE_SAMPLES):
             part = slice(start, start + PIECE_SAMPLES)
-            logits[part] = self._model.logits(dense[part], rows[places[part]])
+            logits[part] = self._model.logits(dense[part], source.vectors(places.rows(part)))
         return logits
 
     def _finite(self, logits: Floats) -> Floats:

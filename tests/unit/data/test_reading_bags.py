@@ -214,7 +214,7 @@ def test_writer_writes_the_format(folder, columns, tmp_path):
 def test_synthetic_bags_in_memory_and_on_disk(tmp_path):
     hotness = (1, 4, 2)
     source = SyntheticSource((5, 300, 9), 2, 500, SEED, hotness)
-    assert source.bag_layout == BagLayout(("sum",) * 3, (1.0, 4.0, 2.0))
+    assert source.bag_layout == BagLayout(("sum",) * 3, (1.0, 4.0, 2.0), max_ids=(0, 4, 2))
     write_synthetic(tmp_path, source)
     assert check_data(tmp_path, "full").faults == []
     read = SplitSource(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 from dlrm.data import open_split
 from dlrm.metrics import probabilities
+from serving.id_columns import IdColumns
 from serving.loadgen.batching import BatchLimit, BatchQueue, Query
 from serving.loadgen.library import SampleLibrary, pair_answers
 from serving.loadgen.system import Answer, ScoringSystem, measure_rate
@@ -29,7 +30,10 @@ def library(tmp_path: Path) -> SampleLibrary:
     dense = np.arange(PAIRS * 2, dtype=np.int32).reshape(PAIRS, 2)
     ids = generator.integers(0, 3, (PAIRS, 2), dtype=np.int32)
     folder = write_split(tmp_path / "data", labels, dense, ids, (5, 3), dense_log=False)
-    return SampleLibrary(open_split(folder, per_category=False), OFFSETS)
+    source = open_split(folder, per_category=False)
+    return SampleLibrary(
+        source, OFFSETS, IdColumns.of_data(len(source.vocab_sizes), source.bag_layout)
+    )
 
 
 def queue(*sizes: int, most: int, bound: float | None = None) -> tuple[BatchQueue, BatchLimit]:
@@ -54,8 +58,8 @@ def test_loaded_samples_are_the_pairs_of_the_data(library: SampleLibrary) -> Non
     rows = [*range(333, 500), *range(3), *range(140, 333)]
     np.testing.assert_array_equal(pairs.dense[:, 0], [2 * row for row in rows])
     assert pairs.dense.dtype == np.float32
-    assert pairs.ids.dtype == np.int32
-    assert len(pairs.ids) == len(pairs.labels) == len(rows)
+    assert pairs.ids.ids.dtype == np.int32
+    assert len(pairs.ids.ids) == len(pairs.labels) == len(rows)
     with pytest.raises(AssertionError, match="not loaded"):
         library.gather([1])
 
@@ -117,7 +121,7 @@ class Answers:
         self.failed.set()
 
 
-def logits_of(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def logits_of(dense: np.ndarray, ids: np.ndarray, weights: None = None) -> np.ndarray:
     return ((dense[:, 0] + ids[:, 1]) / 250 - 1).astype(np.float32)
 
 
@@ -150,7 +154,7 @@ def test_each_query_is_answered_once_with_its_own_pairs(
     assert (work.samples, work.pairs) == (600, 100 * PAIRS)
     for query in queries:
         pairs = library.gather([query.sample])
-        logits = logits_of(pairs.dense, pairs.ids).astype(np.float64)
+        logits = logits_of(pairs.dense, *pairs.ids).astype(np.float64)
         expected = 1 / (1 + np.exp(-logits))
         found = collected.by_id[query.id]
         if with_labels:
@@ -164,7 +168,7 @@ def test_each_query_is_answered_once_with_its_own_pairs(
 
 
 def test_an_error_of_the_scorer_is_handed_on(library: SampleLibrary) -> None:
-    def refuse(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    def refuse(dense: np.ndarray, ids: np.ndarray, weights: None) -> np.ndarray:
         raise ValueError("no")
 
     library.load(range(6))
@@ -195,7 +199,7 @@ def test_no_more_batches_are_read_ahead_than_was_said(library: SampleLibrary) ->
     collected, begun, go_on = Answers(), threading.Event(), threading.Event()
     sizes: list[int] = []
 
-    def score(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    def score(dense: np.ndarray, ids: np.ndarray, weights: None) -> np.ndarray:
         sizes.append(len(dense))
         begun.set()
         go_on.wait(10)
@@ -233,7 +237,7 @@ def test_probabilities_keep_their_digits() -> None:
 def test_the_warm_up_measures_pairs_a_second(library: SampleLibrary) -> None:
     pause = threading.Event()
 
-    def score(dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    def score(dense: np.ndarray, ids: np.ndarray, weights: None) -> np.ndarray:
         assert len(dense) == 100
         pause.wait(0.05)
         return dense[:, 0]

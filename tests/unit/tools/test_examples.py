@@ -78,3 +78,6 @@ def test_one_command(name: str, tmp_path: Path) -> None:
     assert found, ended.output
     auc, best = map(float, found.groups())
     assert 0.5 < auc < best + 0.01
+    served = re.search(r"AUC (0\.\d+) of the scores that are served", ended.output)
+    assert served, ended.output
+    assert float(served[1]) == pytest.approx(auc, abs=2e-4)
