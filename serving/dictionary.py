@@ -125,6 +125,12 @@ def _rules(source: Path, description: Mapping[str, Any], model: ModelShape) -> d
     else:
         missing_is_value = description.get("missing_is_value")
         moduli, lowest = description.get("moduli"), description.get("lowest_by_column")
+        if lowest == [] and model.num_dense:
+            raise ValueError(
+                f"{source}: expected a log of numbers, whose raw values the scorer can take, found "
+                "columns of floats or texts; leave --dictionary out, and prepare new lines with "
+                f"`python3 -m preprocess --dictionary={source}`"
+            )
         if not (
             isinstance(missing_is_value, bool)
             and isinstance(moduli, list)

@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf
@@ -26,11 +26,9 @@ from dlrm.checkpoint.state import State
 from dlrm.config import Config
 from dlrm.data import Data
 from dlrm.data.batch import FloatArray, Ids
-from dlrm.data.decode import check_ids
 from dlrm.distributed import devices
 from dlrm.distributed.collective import Collective
 from dlrm.distributed.connect import connect
-from dlrm.formats.bags import Bags
 from dlrm.formats.json_files import write_json_object
 from dlrm.formats.quantities import plural
 from dlrm.reporting.dllogger_lines import DlloggerLines
@@ -41,8 +39,8 @@ from dlrm.train.run import OpenData, describe
 from dlrm.train.step import TrainingStep
 from serving import scorer_library
 from serving.artifact import SAVED_MODEL
+from serving.benchmark_requests import Request, Samples, take
 from serving.export import ExportOptions, export
-from serving.id_columns import IdColumns, SampleIds
 from serving.latency import Latency, latency_table, measure_in_turn, plot_latency
 from serving.saved_model import quiet
 from serving.scorer import Scorer
@@ -51,48 +49,7 @@ JSON_FILE, PICTURE = "inference_benchmark.json", "inference_benchmark.png"
 TENSORFLOW, SAVEDMODEL, SCORER = "TensorFlow", "SavedModel", "scorer"
 CLOSE = 1e-5  # logits of two variants, where both compute in float32
 _MOST_SAMPLES = 1 << 18  # that are held; requests beyond them take the same samples again
-
-
-class Request(NamedTuple):
-    """Samples that are scored together: what a variant takes of them.
-
-    Attributes:
-        dense: float32 [B, D].
-        ids: As data has them, for the trainer: int32 [B, T], or bags of them.
-        columns: As servers take them.
-    """
-
-    dense: FloatArray
-    ids: Ids
-    columns: SampleIds
-
-
 Score = Callable[[Request], FloatArray]  # -> logits [B]
-
-
-class Samples(NamedTuple):
-    """Test samples.
-
-    Attributes:
-        dense: float32 [n, D].
-        ids: The columns of their ids, [n, C].
-        columns: What the columns are.
-    """
-
-    dense: FloatArray
-    ids: SampleIds
-    columns: IdColumns
-
-    def requests(self, batch_size: int, count: int) -> list[Request]:
-        """Cuts at most `count` requests of `batch_size` samples, at least one.
-
-        Too few samples are taken again and again.
-        """
-        distinct = max(1, min(count, len(self.dense) // batch_size))
-        rows = np.arange(distinct * batch_size).reshape(distinct, batch_size) % len(self.dense)
-        parts = [self.ids.rows(row) for row in rows]
-        data = map(self.columns.data_of, parts)
-        return [Request(self.dense[row], *ids) for row, *ids in zip(rows, data, parts)]
 
 
 def run_benchmark(config: Config, open_data: OpenData, build_model: BuildModel) -> None:
@@ -226,26 +183,6 @@ def saved_model(folder: Path) -> Score:
         return np.asarray(loaded.signatures["serving_default"](**given)["logits"])
 
     return score
-
-
-def take(data: Data, count: int) -> Samples:
-    """The first `count` samples of the test data, or all of them if there are fewer."""
-    columns = IdColumns.of_data(len(data.vocab_sizes), data.bag_layout)
-    dense: list[FloatArray] = []
-    ids: list[SampleIds] = []
-    left = count
-    for batch in data.test:
-        check_ids("the test data", batch.first, batch.ids, data.vocab_sizes)
-        valid = min(batch.valid, left)
-        found = batch.ids
-        if isinstance(found, Bags):  # padding has no ids, not even in tables of one
-            found = found._replace(lengths=found.lengths[:, : batch.valid])
-        dense.append(batch.dense[:valid])
-        ids.append(columns.lay_out(found).rows(slice(valid)))
-        left -= valid
-        if not left:
-            break
-    return Samples(np.concatenate(dense), SampleIds.join(ids), columns)
 
 
 def compare(trained: Trained, others: Mapping[str, Score], request: Request) -> dict[str, float]:

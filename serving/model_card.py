@@ -177,8 +177,11 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
 
 def _limits(artifact: Artifact) -> dict[str, Any]:
     """What the model accepts."""
+    ids = "0 to the rows of the table less 1"
+    if artifact.model.pooling:
+        ids += f"; up to {', '.join(map(str, artifact.model.max_ids))} of each table, 0: one id"
     return {
-        "ids": "0 to the rows of the table less 1",
+        "ids": ids,
         "dense": "finite float32, as training saw them",
         "raw_values": "unsigned 32-bit numbers; unknown ones get id 0"
         if artifact.dictionary

@@ -25,10 +25,13 @@ with cli.project_environment():
     from dlrm.checkpoint.describe import newest
     from dlrm.checkpoint.manifest import read_manifest
     from dlrm.data import open_split
+    from dlrm.data.batch import Ids
     from serving.artifact import DESCRIPTION
+    from serving.id_columns import IdColumns, SampleIds
     from serving.latency import Latency, latency_table
     from serving.scorer import Scorer
-    from serving.triton.client import PROTOCOLS, ScoringClient
+    from serving.triton.client import PROTOCOLS, ScoringClient, inputs_of
+    from serving.triton.model_config import LOGIT
     from serving.triton.process import running_server
 
 TOLERANCE = 1e-5
@@ -54,7 +57,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise ValueError(f"expected --samples of at least 1, found {flags.samples}")
     checkpoint = newest(flags.checkpoint)
     source = open_split(flags.data / "test", per_category=False)
-    dense, ids, _ = source.read(0, min(flags.samples, source.num_samples))
+    dense, data_ids, _ = source.read(0, min(flags.samples, source.num_samples))
+    ids = IdColumns.of_data(len(source.vocab_sizes), source.bag_layout).lay_out(data_ids)
     _export(checkpoint, flags.out)
     begin = time.perf_counter()
     with running_server(flags.out) as server:
@@ -70,18 +74,19 @@ def _run(arguments: Sequence[str] | None) -> int:
     with Scorer.open(flags.out) as scorer:
         for (protocol, size), logits in found.items():
             # Request by request, as on some CPUs the last bits depend on the size of a batch.
-            parts = [slice(start, start + size) for start in range(0, len(ids), size)]
-            expected = np.concatenate([scorer.score(dense[part], ids[part]) for part in parts])
+            parts = [slice(start, start + size) for start in range(0, len(dense), size)]
+            answers = [scorer.score(dense[part], *ids.rows(part)) for part in parts]
+            expected = np.concatenate(answers)
             if not np.array_equal(logits, expected):
                 raise ValueError(
                     f"{protocol}, {size} a request: expected the scorer's logits bit for bit, "
                     "found others"
                 )
-    print(f"all {len(found) * len(ids):,} logits from the server are the scorer's, bit for bit")
+    print(f"all {len(found) * len(dense):,} logits from the server are the scorer's, bit for bit")
     with cli.stderr_on_failure():
-        trained = trainer_logits(checkpoint, flags.data, dense, ids)
+        trained = trainer_logits(checkpoint, flags.data, dense, data_ids)
     difference = float(np.abs(expected - trained).max())
-    print(f"largest difference from the trainer's {len(ids):,} logits: {difference:.1e}")
+    print(f"largest difference from the trainer's {len(dense):,} logits: {difference:.1e}")
     if difference > TOLERANCE:
         raise ValueError(f"expected a difference of at most {TOLERANCE}, found {difference}")
     return 0
@@ -100,22 +105,23 @@ def _export(checkpoint: Path, out: Path) -> None:
 
 
 def _ask(
-    url: str, protocol: str, dense: NDArray[Any], ids: NDArray[Any], size: int
+    url: str, protocol: str, dense: NDArray[Any], ids: SampleIds, size: int
 ) -> tuple[NDArray[np.float32], Latency]:
     """Sends all samples, `size` a request; returns their logits and the latencies."""
     logits, seconds = [], []
     with ScoringClient(url, protocol) as client:
-        client.logits(dense=dense[:size], ids=ids[:size])  # connects
-        for start in range(0, len(ids), size):
+        client.outputs(inputs_of(dense[:size], ids.rows(slice(size))))  # connects
+        for start in range(0, len(dense), size):
             part = slice(start, start + size)
+            inputs = inputs_of(dense[part], ids.rows(part))
             begin = time.perf_counter()
-            logits.append(client.logits(dense=dense[part], ids=ids[part]))
+            logits.append(client.outputs(inputs)[LOGIT])
             seconds.append(time.perf_counter() - begin)
     return np.concatenate(logits), Latency.of(protocol, size, seconds)
 
 
 def trainer_logits(
-    checkpoint: Path, data_dir: Path, dense: NDArray[Any], ids: NDArray[Any]
+    checkpoint: Path, data_dir: Path, dense: NDArray[Any], ids: Ids
 ) -> NDArray[np.float32]:
     """The logits that the trainer gives to samples with the weights of a checkpoint.
 
@@ -123,7 +129,7 @@ def trainer_logits(
         checkpoint: The checkpoint.
         data_dir: The data that it was trained on.
         dense: float32 [samples, columns].
-        ids: int32 [samples, tables].
+        ids: int32 [samples, tables], or bags of them.
 
     Returns:
         The logits, float32 [samples].
@@ -141,7 +147,7 @@ def trainer_logits(
     settings.update(mode="test", data_dir=str(data_dir), run_dir=None, checkpoint_dir=None)
     settings.update(mlperf_log=None)  # of the training
     # One rank with all samples in one batch; the results of training do not depend on them.
-    settings.update(global_batch_size=len(ids), resume=str(checkpoint))
+    settings.update(global_batch_size=len(dense), resume=str(checkpoint))
     settings.update(custom_interact=False, custom_mlp=False)
     config = Config.of(
         **{

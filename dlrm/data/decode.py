@@ -143,8 +143,7 @@ def refuse_bags(where: object, layout: BagLayout | None) -> None:
     """
     if layout is not None:
         raise ValueError(
-            f"{where}: expected one id in each table, found bags of ids, which only training and "
-            "--mode=test take; give data without bags"
+            f"{where}: expected one id in each table, found bags of ids; give data without bags"
         )
 
 

@@ -132,6 +132,7 @@ def test_raw_values_get_the_ids_of_the_records(tmp_path, flags):
         ({"vocab_sizes": [1, 1]}, "rows of table 0: expected"),
         ({"dense_log_offset": None}, "dense_log_offset: expected a finite number, found None"),
         ({"rules": "generic"}, "expected the rules 'generic' with missing_is_value, moduli"),
+        ({"rules": "generic", "lowest_by_column": []}, "expected a log of numbers, whose raw"),
     ],
 )
 def test_the_dictionary_of_another_model_is_refused(tmp_path, change, what):
