@@ -158,11 +158,15 @@ def check_first_id(found: int | None, table: int, options: Options) -> None:
         )
 
 
-def read_description(folder: Path, options: Options) -> dict[str, Any]:
+def read_description(folder: Path, flag: str = "--dictionary") -> dict[str, Any]:
     """Reads `records.json` of an earlier result.
+
+    Args:
+        folder: The output folder of the result.
+        flag: The flag that named it, with or without its value, for error messages.
 
     Raises:
         ValueError, OSError: There is none.
     """
-    flag = options.dictionary_flag.partition("=")[0]
-    return read_json_object(folder / RECORDS, f"give {flag} the output folder of an earlier run")
+    name = flag.partition("=")[0]
+    return read_json_object(folder / RECORDS, f"give {name} the output folder of an earlier run")

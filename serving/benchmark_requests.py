@@ -51,8 +51,10 @@ class Samples(NamedTuple):
         distinct = max(1, min(count, len(self.dense) // batch_size))
         rows = np.arange(distinct * batch_size).reshape(distinct, batch_size) % len(self.dense)
         parts = [self.ids.rows(row) for row in rows]
-        data = map(self.columns.data_of, parts)
-        return [Request(self.dense[row], *ids) for row, *ids in zip(rows, data, parts)]
+        return [
+            Request(self.dense[row], self.columns.data_of(part), part)
+            for row, part in zip(rows, parts)
+        ]
 
 
 def take(data: Data, count: int) -> Samples:

@@ -36,6 +36,12 @@ class SampleIds(NamedTuple):
         """Some of the samples, by whatever indexes an array."""
         return SampleIds(self.ids[rows], None if self.weights is None else self.weights[rows])
 
+    def put(self, rows: Any, others: SampleIds) -> None:
+        """Overwrites some of the samples."""
+        self.ids[rows] = others.ids
+        if self.weights is not None:
+            self.weights[rows] = others.weights
+
     @classmethod
     def join(cls, parts: Iterable[SampleIds]) -> SampleIds:
         """Puts samples behind each other."""
@@ -147,13 +153,13 @@ class IdColumns:
                 f"{lengths[table, sample]}; shorten the bag, or correct the offsets"
             )
         total = int(lengths.sum(dtype=np.int64))
-        for name, values, wanted in (
+        for name, values, count in (
             ("ids", ids, total),
             ("weights", weights, total if self.weights else 0),
         ):
-            if len(values) != wanted:
+            if len(values) != count:
                 raise ValueError(
-                    f"{name}: expected {wanted} by the lengths of the bags, found {len(values)}"
+                    f"{name}: expected {count} by the lengths of the bags, found {len(values)}"
                 )
         if len(ids) and ids.min() < 0:
             raise ValueError(

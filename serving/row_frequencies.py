@@ -106,7 +106,7 @@ def count_dictionary(folder: Path) -> tuple[Counts, tuple[int, ...]]:
 
     description = read_description(folder)
     sizes = vocabulary(folder, description)
-    rows = sum(description.get("rows_by_file") or [])  # type: ignore[call-overload]
+    rows = sum(description.get("rows_by_file") or [])
     counts = np.zeros(sum(sizes), np.int64)
     for table, (first_key, size) in enumerate(zip(key_offsets(sizes), sizes)):
         ids = read_table(folder, table, size)

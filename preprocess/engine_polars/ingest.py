@@ -189,7 +189,7 @@ class PolarsIngest:
             return None
         try:
             folder = Path(options.dictionary)
-            description = read_description(folder, options)
+            description = read_description(folder, options.dictionary_flag)
             sizes = check_reuse(description, options)
             tables = [read_table(folder, table, size) for table, size in enumerate(sizes)]
             if options.append_day:

@@ -184,7 +184,7 @@ def _old(options: Options, table: int) -> pl.DataFrame:
     if not options.dictionary:
         return pl.DataFrame(schema=TEXTS_SCHEMA)
     folder = Path(options.dictionary)
-    read_description(folder, options)
+    read_description(folder, options.dictionary_flag)
     return old_texts(folder, table)
 
 

@@ -94,10 +94,9 @@ class SampleLibrary:
             for first in range(int(self._offsets[run[0]]), stop, _READ_PAIRS):
                 count = min(_READ_PAIRS, stop - first)
                 dense, ids, labels = self._source.read(first, first + count)
-                parts = (dense, *self._columns.lay_out(ids), labels)
-                for target, part in zip((loaded.dense, *loaded.ids, loaded.labels), parts):
-                    if target is not None:
-                        target[row : row + count] = part
+                rows = slice(row, row + count)
+                loaded.dense[rows], loaded.labels[rows] = dense, labels
+                loaded.ids.put(rows, self._columns.lay_out(ids))
                 row += count
         self._loaded = loaded
 

@@ -131,10 +131,10 @@ def test_signatures_refuse_bad_bags(trained: Trained) -> None:
         bad[place] = value
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             answer(bad, weights)
-    bad = weights.copy()
-    bad[4, 12] = np.inf
+    infinite = weights.copy()
+    infinite[4, 12] = np.inf
     with pytest.raises(tf.errors.InvalidArgumentError, match="sample 4, table 2: expected finite"):
-        answer(ids, bad)
+        answer(ids, infinite)
 
 
 @pytest.mark.one_profile
@@ -165,9 +165,9 @@ def test_a_server_answers_its_official_client(
                         given["ids"] = given["ids"].copy()
                         given["ids"][-1, 7] = 30
                         with pytest.raises(ValueError, match=r"sample 5, table 1.*found 30"):
-                            connection.logits(**given)
+                            connection.outputs(given)["logit"]
                         continue
-                    found = connection.logits(**given)
+                    found = connection.outputs(given)["logit"]
                     np.testing.assert_allclose(found, expected[start:stop], atol=1e-5)
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -187,7 +187,8 @@ def test_a_server_answers_its_official_client(
                 with ScoringClient(getattr(server, protocol), protocol) as connection:
                     with pytest.raises(ValueError, match=message):
                         connection.outputs(given)
-                    np.testing.assert_allclose(connection.logits(**good), expected[:4], atol=1e-5)
+                    found = connection.outputs(good)["logit"]
+                    np.testing.assert_allclose(found, expected[:4], atol=1e-5)
         words = [f"--data={trained.data / 'test'}", "--batch_size=7", "--samples=50"]
         words += [f"--url={server.http}", f"--artifact={trained.artifact}"]
         assert client(words) == 0

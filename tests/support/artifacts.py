@@ -68,7 +68,9 @@ class ArtifactReference:
 
     def bag_logits(self, dense: NDArray[Any], bags: list[TableBags]) -> NDArray[Any]:
         """float [B, D], the bags of each table -> float64 [B]."""
-        vectors = [np.zeros((len(dense), table.shape[1])) for table in self.tables]
+        vectors: list[NDArray[Any]] = [
+            np.zeros((len(dense), table.shape[1])) for table in self.tables
+        ]
         for table, vector, of_table in zip(self.tables, vectors, bags):
             for sample, ids in enumerate(of_table.bags):
                 for place, number in enumerate(ids):

@@ -93,8 +93,8 @@ def _served_auc(folder: Path, lines: list[str], schema: str) -> float:
 
     artifact, data = folder / "artifact", folder / "new"
     (folder / "new.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    whole = [line for line in schema.splitlines() if not line.startswith("split:")]
-    (folder / "new.yaml").write_text("\n".join(whole) + "\n", encoding="utf-8")
+    undivided = schema.replace(f"test: {_TEST_FRACTION}", "test: 0")
+    (folder / "new.yaml").write_text(undivided, encoding="utf-8")
     _run("-m", "serving", "export", str(folder / "checkpoints"), str(artifact), "--no_saved_model")
     words = ["--rules=generic", f"--schema={folder / 'new.yaml'}", "--columns", f"--output={data}"]
     known = f"--dictionary={folder / 'data'}"

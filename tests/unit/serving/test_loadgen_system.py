@@ -121,7 +121,7 @@ class Answers:
         self.failed.set()
 
 
-def logits_of(dense: np.ndarray, ids: np.ndarray, weights: None = None) -> np.ndarray:
+def logits_of(dense: np.ndarray, ids: np.ndarray, weights: object = None) -> np.ndarray:
     return ((dense[:, 0] + ids[:, 1]) / 250 - 1).astype(np.float32)
 
 

@@ -136,12 +136,13 @@ def test_candidates_of_one_user(tmp_path: Path, users: tuple[int, ...], weights:
         if (factors := drawn.tables[table].weights) is not None:
             factors[:] = [factors[0]] * 50
     with Scorer.open(tmp_path / "a", threads=2) as scorer:
-        ids, factors = scorer.columns.lay_out(batch_of(drawn.tables, 0, 50))
+        ids, all_weights = scorer.columns.lay_out(batch_of(drawn.tables, 0, 50))
         of = [np.arange(COLUMNS)[scorer.columns.of_table(table)] for table in range(4)]
         mine = np.concatenate([*(of[table] for table in users), np.empty(0, int)])
         others = np.concatenate([of[table] for table in range(4) if table not in users])
-        weight = {} if factors is None else {"user_weights": factors[0, mine]}
-        weight |= {} if factors is None else {"item_weights": factors[:, others]}
+        weight = {}
+        if all_weights is not None:
+            weight = {"user_weights": all_weights[0, mine], "item_weights": all_weights[:, others]}
         found = scorer.score_candidates(
             drawn.dense[0], ids[0, mine], ids[:, others], users, **weight
         )

@@ -15,7 +15,7 @@ from dlrm.layers.interactions import concat_interaction
 from dlrm.optim.dense_optimizers import DenseSGD
 from dlrm.train.step import TrainingStep
 from model import DLRM
-from tests.support.bag_data import batch_of, random_bags
+from tests.support.bag_data import TableBags, batch_of, random_bags
 from tests.support.reference_interactions import ReferenceInteraction
 from tests.support.reference_model import ReferenceDLRM
 
@@ -31,7 +31,8 @@ class Samples:
         rng = np.random.default_rng(SEED)
         mean = random_bags(rng, 0, BATCH, SIZES[0], pooling="mean", weights=True)
         total = random_bags(rng, 2, BATCH, SIZES[2], longest=7, weights=True)
-        self.columns = [mean, rng.integers(0, SIZES[1], BATCH).astype(np.int32), total]
+        single = rng.integers(0, SIZES[1], BATCH).astype(np.int32)
+        self.columns: list[TableBags | np.ndarray] = [mean, single, total]
         self.bags = Bags(*map(tf.constant, batch_of(self.columns, 0, BATCH)))
         self.dense = rng.normal(size=(BATCH, NUM_DENSE)).astype(np.float32)
         self.labels = rng.integers(0, 2, BATCH).astype(np.float32)
