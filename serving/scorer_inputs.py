@@ -38,15 +38,18 @@ def checked(
         ValueError: It has not; the message says what it has.
     """
     array = np.asarray(array)
-    shape: tuple[Any, ...] = (columns,) if one else ("samples", columns)
-    if rows_of is not None:
-        shape = (len(rows_of), columns)
-    good = array.dtype == dtype and array.ndim == len(shape)
-    if not good or any(a != b for a, b in zip(array.shape, shape) if b != "samples"):
-        wanted = ", ".join(map(str, shape))
+    shape = array.shape
+    if one:
+        good = shape == (columns,)
+    else:
+        good = len(shape) == 2 and shape[1] == columns
+        good = good and (rows_of is None or shape[0] == len(rows_of))
+    if not good or array.dtype != dtype:
+        rows = [] if one else ["samples" if rows_of is None else len(rows_of)]
+        wanted = ", ".join(map(str, [*rows, columns]))
         raise ValueError(
             f"{name}: expected {np.dtype(dtype).name} [{wanted}], found {array.dtype.name} "
-            f"{list(array.shape)}"
+            f"{list(shape)}"
         )
     return np.ascontiguousarray(array)
 
