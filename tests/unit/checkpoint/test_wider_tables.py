@@ -50,6 +50,12 @@ def fresh(vocab_sizes: tuple[int, ...], collective: Collective, optimizer: RowOp
     return State(dense, tables)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded_operations() -> None:
+    """Loads the project's operations before ranks that are threads do so at once."""
+    fresh((1,), Collective(), row_optimizer(config().optimizer))
+
+
 def all_rows(state: State) -> np.ndarray:
     """This rank's rows and their state."""
     assert isinstance(state.tables, ShardedEmbedding)
