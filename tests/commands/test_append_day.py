@@ -124,13 +124,14 @@ SCHEMA: dict[str, Any] = {
     "format": "csv",
     "header": True,
     "dense_type": "float32",
-    "columns": ["label", "x", "count", "site", "user"],
+    "columns": ["label", "x", "count", "site", "user", "tags"],
     "label": "label",
     "dense": [{"name": "x", "transform": "standardise"}],
     "categorical": [
         {"name": "site", "threshold": 2},
         {"name": "hashed", "column": "site", "type": "text", "modulo": 40},
         "user",
+        {"name": "tags", "separator": "|", "max_ids": 3},
     ],
 }
 
@@ -147,11 +148,17 @@ def text_log(path: Path, seed: int, first_user: int) -> str:
     generator = np.random.default_rng(seed)
     sites = generator.zipf(1.5, 300) % 60 + first_user // 2
     lines = [
-        f"{generator.integers(0, 2)},{generator.normal():.4f},{site % 7},s{site},u{user}"
+        f"{generator.integers(0, 2)},{generator.normal():.4f},{site % 7},s{site},u{user},"
+        f"t{user % 40}|t{site}"
         for site, user in zip(sites, generator.integers(first_user, first_user + 80, 300))
     ]
-    path.write_text("label,x,count,site,user\n" + "\n".join(lines) + "\n")
+    path.write_text("label,x,count,site,user,tags\n" + "\n".join(lines) + "\n")
     return str(path)
+
+
+def known_ids(folder: Path, table: int) -> dict[str, int]:
+    frame = pl.read_parquet(folder / f"dictionary/table_{table}.parquet")
+    return dict(frame.select("text", "id").iter_rows())
 
 
 def test_texts_and_statistics_of_columns(tmp_path: Path) -> None:
@@ -160,25 +167,25 @@ def test_texts_and_statistics_of_columns(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     assert run_schema(SCHEMA, logs[0], old) == 0
     assert run_schema(SCHEMA, logs[1], new, f"--append_day={old}") == 0
-    for table in (0, 2):
+    for table in (0, 2, 3):
         before, after = (
             pl.read_parquet(folder / f"dictionary/table_{table}.parquet") for folder in (old, new)
         )
         assert after["text"][: len(before)].to_list() == before["text"].to_list()
         assert after["text"].n_unique() == len(after) > len(before)
         assert after["id"].to_list() == list(range(1, 1 + len(after)))
-        seen = pl.concat([pl.read_csv(log) for log in logs])["user" if table else "site"]
-        totals = dict(seen.value_counts().iter_rows())
         if table == 2:
+            seen = pl.concat([pl.read_csv(log) for log in logs])["user"]
+            totals = dict(seen.value_counts().iter_rows())
             assert dict(after.select("text", "count").iter_rows()) == totals
     statistics = [(folder / "dictionary/columns.json").read_text() for folder in (old, new)]
     assert statistics[0] == statistics[1]
-    ids = np.fromfile(new / "train/category.bin", "<i4").reshape(-1, 3)[:, 2]
-    known = dict(
-        pl.read_parquet(new / "dictionary/table_2.parquet").select("text", "id").iter_rows()
-    )
-    users = pl.read_csv(logs[1])["user"].to_list()
-    assert ids.tolist() == [known[user] for user in users[: len(ids)]]
+    day = pl.read_csv(logs[1])
+    ids = np.fromfile(new / "train/category.bin", "<i4").reshape(-1, 3)[:, 2].tolist()
+    assert ids == [known_ids(new, 2)[user] for user in day["user"][: len(ids)]]
+    tags = "|".join(day["tags"][: len(ids)]).split("|")
+    bags = np.fromfile(new / "train/bag_3_ids.bin", "<i4").tolist()
+    assert bags == [known_ids(new, 3).get(tag, 0) for tag in tags]
 
 
 @pytest.mark.slow
