@@ -71,7 +71,7 @@ class DriftingTable:
         self._live = np.arange(options.live_ids[number])
         self._effects = generator.standard_normal(len(self._live))
         self._following = len(self._live)
-        self._is_fresh = np.zeros(len(self._live), np.bool_)
+        self._is_fresh: NDArray[np.bool_] = np.zeros(len(self._live), np.bool_)
 
     def next_morning(self, generator: np.random.Generator) -> None:
         """Replaces some ids and moves the effects of the others."""
