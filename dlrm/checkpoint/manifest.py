@@ -56,6 +56,7 @@ class ModelShape:
         max_ids: The most ids of a bag of each table, 0 of a table without; empty likewise. Data may
             have others.
         weighted: Whether ids have weights.
+        dynamic: Whether ids have a row only once they occurred.
     """
 
     num_dense: int | None
@@ -71,6 +72,7 @@ class ModelShape:
     pooling: tuple[str, ...] = ()
     max_ids: tuple[int, ...] = ()
     weighted: bool = False
+    dynamic: bool = False
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelShape:
@@ -108,6 +110,9 @@ class ModelShape:
             if self.pooling != run.pooling:
                 before, now = (",".join(m.pooling) or "one id" for m in (self, run))
                 found.append(f"bags: checkpoint {before}, run {now}")
+        if self.dynamic != run.dynamic:
+            before, now = ("ids that occurred" if m.dynamic else "all ids" for m in (self, run))
+            found.append(f"rows (--embedding): checkpoint of {before}, run of {now}")
         if len(self.vocab_sizes) != len(run.vocab_sizes):
             found.append(f"tables: checkpoint {len(self.vocab_sizes)}, run {len(run.vocab_sizes)}")
             return found

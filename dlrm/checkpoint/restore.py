@@ -6,30 +6,22 @@ models and of the loop.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
+from dlrm.checkpoint.dynamic_rows import restore_dynamic
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, is_weight
+from dlrm.checkpoint.reshard import Piece, rounds, to_owners, with_state
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.checkpoint.state import MisfitError, State, Tables, TextCallback, ignore, pieces
 from dlrm.checkpoint.table_reader import TableReader
 from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
-
-
-class Piece(NamedTuple):
-    """Rows [first, last) of the file that one of the writing ranks wrote."""
-
-    rank: int
-    first: int
-    last: int
 
 
 def restore(
@@ -54,8 +46,8 @@ def restore(
         state: The state to overwrite.
         collective: The ranks.
         on_progress: Called before each piece of work, with what it is.
-        vocab_sizes: Number of rows of each of the run's tables, no fewer than in the checkpoint;
-            None if they are the same.
+        vocab_sizes: For a run whose steps begin anew, the number of rows of each of its tables, no
+            fewer than in the checkpoint; None for one that goes on with the same.
         ignore_optimizer_change: Whether to accept the checkpoint of another optimizer. What it
             lacks of this one's state begins anew; what it has of its own is left out.
 
@@ -80,41 +72,34 @@ def restore(
             assert not dense or not is_weight(name), f"{path}: a model of this shape has {name}"
     before = manifest.model.vocab_sizes
     after = before if vocab_sizes is None else tuple(vocab_sizes)
-    with TableReader(path, manifest, widths) as reader:
+    with TableReader(path, manifest, widths, by_key=True) as reader:
+        if state.tables.dynamic is not None:
+            restore_dynamic(
+                reader,
+                state.tables,
+                collective,
+                partial(on_progress, activity),
+                moved=lambda keys: sharding.moved_keys(keys, before, after),
+                past_steps=0 if vocab_sizes is None else manifest.position.step,
+            )
+            return
         if reader.ranks == collective.size and after == before:
             collective.together(
                 lambda: _read_own(reader, state.tables, collective.rank, on_progress)
             )
             return
-        for piece in _rounds(reader, collective):
+        for piece in rounds(reader, collective):
             on_progress(activity)
             keys, values = collective.together(partial(_read_piece, reader, piece))
             keys = sharding.moved_keys(keys, before, after)
-            keys, values = _to_owners(keys, values, collective)
+            keys, values = to_owners(keys, [values], collective)
             rows = sharding.local_row_of(keys, collective.size)
-            state.tables.write_rows(rows, _with_state(values, reader, state.tables))
+            state.tables.write_rows(rows, with_state(values, reader, state.tables))
 
 
 def _state_of_rows(path: Path, manifest: Manifest) -> dict[str, int]:
-    with TableReader(path, manifest) as reader:
+    with TableReader(path, manifest, by_key=True) as reader:
         return reader.state_in_files()
-
-
-def _with_state(
-    values: NDArray[np.float32], reader: TableReader, tables: Tables
-) -> NDArray[np.float32]:
-    """Rows [n, width] as read, with the first values of the state that the reader does not read."""
-    if all(columns.name in reader.state for columns in tables.state):
-        return values
-    begin = reader.width - sum(reader.state.values())
-    parts = [values[:, :begin]]
-    for columns in tables.state:
-        if columns.name in reader.state:
-            parts.append(values[:, begin : begin + columns.width])
-            begin += columns.width
-        else:
-            parts.append(np.full((len(values), columns.width), columns.initial, np.float32))
-    return np.concatenate(parts, axis=1)
 
 
 def _read_dense(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
@@ -150,19 +135,7 @@ def _read_own(reader: TableReader, tables: Tables, rank: int, on_progress: TextC
         on_progress("reading the checkpoint")
         rows = np.arange(first, min(last, reader.rows_of(rank)))
         values = reader.read_rows(rank, first, first + len(rows))
-        tables.write_rows(rows, _with_state(values, reader, tables))
-
-
-def _rounds(reader: TableReader, collective: Collective) -> Iterator[Piece | None]:
-    """This rank's share of all pieces, padded with None to the same number on every rank."""
-    everything = [
-        Piece(rank, first, last)
-        for rank in range(reader.ranks)
-        for first, last in pieces(reader.rows_of(rank), reader.width)
-    ]
-    rounds = -(-len(everything) // collective.size)
-    share = everything[collective.rank * rounds : (collective.rank + 1) * rounds]
-    return (piece for piece, _ in itertools.zip_longest(share, range(rounds)))
+        tables.write_rows(rows, with_state(values, reader, tables))
 
 
 def _read_piece(
@@ -174,24 +147,3 @@ def _read_piece(
     rows = np.arange(piece.first, piece.last, dtype=np.int64)
     keys = sharding.key_of(rows, piece.rank, reader.ranks)
     return keys, reader.read_rows(*piece)
-
-
-def _to_owners(
-    keys: NDArray[np.int64], values: NDArray[np.float32], collective: Collective
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Sends each row to the rank that owns its key, and returns the rows that this rank owns.
-
-    Args:
-        keys: int64 [n].
-        values: float32 [n, width].
-        collective: The ranks.
-
-    Returns:
-        Keys int64 [m] and rows float32 [m, width].
-    """
-    owner = sharding.owner_of(keys, collective.size)
-    order = np.argsort(owner, kind="stable")
-    splits = tf.constant(np.bincount(owner, minlength=collective.size), tf.int32)
-    keys_here, _ = collective.alltoall(tf.constant(keys[order]), splits, name="restore.keys")
-    values_here, _ = collective.alltoall(tf.constant(values[order]), splits, name="restore.rows")
-    return keys_here.numpy(), values_here.numpy()

@@ -15,6 +15,7 @@ from typing import BinaryIO, Callable
 import numpy as np
 
 from dlrm.checkpoint import directory
+from dlrm.checkpoint.dynamic_rows import key_tensors
 from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, Position, tables_file
 from dlrm.checkpoint.safetensors_file import FileDigest, TensorWriter, write_tensors
 from dlrm.checkpoint.state import RunRecord, State, TextCallback, ignore, pieces
@@ -133,11 +134,19 @@ class Checkpoints:
         rank, size = self._collective.rank, self._collective.size
         width, keys = self._run.model.embedding_dim, sum(self._run.model.vocab_sizes)
         rows, most = local_rows(keys, rank, size), local_rows(keys, 0, size)
+        first_tensors = {}
+        if (dynamic := state.tables.dynamic) is not None:
+            sightings = dynamic.sightings()
+            rows = most = sightings.rows
+            first_tensors = key_tensors(dynamic, sightings)
         name = tables_file(rank, size)
         # A separate tensor for each part of a stored row, one after the other.
         parts = {ROWS: width, **{columns.name: columns.width for columns in state.tables.state}}
         tensors = {part: (np.dtype("<f4"), (rows, columns)) for part, columns in parts.items()}
-        with TensorWriter(unfinished / name, tensors) as writer:
+        specs = {part: (values.dtype, values.shape) for part, values in first_tensors.items()}
+        with TensorWriter(unfinished / name, {**specs, **tensors}) as writer:
+            for values in first_tensors.values():
+                writer.write(values)
             begin = 0
             for part, columns in parts.items():
                 for first, last in pieces(most, sum(parts.values())):

@@ -17,6 +17,7 @@ from dlrm.checkpoint.manifest import ModelShape
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from dlrm.embedding.dynamic_storage import DynamicStorage
     from dlrm.optim.row_optimizers import StateColumns
 
 PIECE_BYTES = 16 << 20  # A rank holds a few pieces in addition to its tables.
@@ -38,6 +39,10 @@ class Tables(Protocol):
     @property
     def state(self) -> tuple[StateColumns, ...]:
         """The columns behind a row, in order."""
+
+    @property
+    def dynamic(self) -> DynamicStorage | None:
+        """Where the rows lie if only ids that occurred have one; else None."""
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:
         """Local rows [first, last) with their state, float32 [last - first, width + state]."""

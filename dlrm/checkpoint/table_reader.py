@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +17,48 @@ from dlrm.checkpoint.manifest import ROWS, Manifest, tables_file
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.distributed import sharding
 
+# What a file holds before its rows if ids have one only once they occurred: the key of each row, in
+# ascending order, and then that of each id without one; the number of steps that held it, and the
+# last of them; and the rows that ids without one share.
+KEYS, COUNTS, SHARED = "keys", "counts", "shared"
+
 
 class TableReader:
     """Reads rows, and optimizer state if asked to; a context that closes the files at its end.
 
-    Key k is row k // ranks of file k % ranks.
+    Key k is row k // ranks of file k % ranks; or, where ids have a row only once they occurred,
+    wherever that file names it.
 
     Args:
         folder: The folder of the checkpoint.
         manifest: The checkpoint's manifest.
         state: The optimizer's state to read with each row: name and number of columns.
+        by_key: Whether the caller looks for keys in the files, where these name them.
 
     Attributes:
         ranks: Number of ranks that wrote the checkpoint, one file each.
         keys: Number of keys, which is the number of rows of all tables.
         width: Number of values read for a key: the row, then its state.
         state: As given.
+
+    Raises:
+        ValueError: Not every id has a row, and the caller takes that for granted.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, state: Mapping[str, int] | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        state: Mapping[str, int] | None = None,
+        *,
+        by_key: bool = False,
     ) -> None:
+        if manifest.model.dynamic and not by_key:
+            raise ValueError(
+                f"{folder}: expected a checkpoint with a row for every id, found those of the ids "
+                "that occurred alone (--embedding=dynamic); score with main.py --mode=test"
+            )
+        self._dynamic = manifest.model.dynamic
         self.state = state or {}
         self.ranks = manifest.ranks
         self.width = manifest.model.embedding_dim + sum(self.state.values())
@@ -55,7 +77,21 @@ class TableReader:
 
     def rows_of(self, rank: int) -> int:
         """Number of rows in the file that a rank wrote."""
+        if self._dynamic:
+            return self._file(rank).tensors[ROWS][1][0]
         return sharding.local_rows(self.keys, rank, self.ranks)
+
+    def keys_of(self, rank: int) -> int:
+        """Number of keys in the file that a rank wrote; all have a row if every id has one."""
+        return self._file(rank).tensors[KEYS][1][0] if self._dynamic else self.rows_of(rank)
+
+    def read(self, rank: int, tensor: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Reads rows [first, last) of a tensor of a rank's file, all by default.
+
+        Raises:
+            ValueError, OSError: As for `read_rows`.
+        """
+        return self._file(rank).read(tensor, first, last)
 
     def read_rows(self, rank: int, first: int, last: int) -> NDArray[np.float32]:
         """Reads rows [first, last) of one file: those of the keys row * ranks + rank.
@@ -78,7 +114,8 @@ class TableReader:
             ValueError, OSError: The first file is damaged or cannot be read, as for `read_rows`.
         """
         tensors = self._file(0).tensors
-        return {name: shape[1] for name, (_, shape) in tensors.items() if name != ROWS}
+        others = (ROWS, KEYS, COUNTS, SHARED)
+        return {name: shape[1] for name, (_, shape) in tensors.items() if name not in others}
 
     def _file(self, rank: int) -> TensorReader:
         """The reader of a rank's file, opened at its first use."""

@@ -113,9 +113,20 @@ class EmbeddingConfig:
 
     embedding: str = flag(
         "auto",
-        "backend of the embedding tables: the project's own all-to-all, SOK's static tables, or "
-        "SOK's dynamic hash tables; auto takes sok where it can run, else alltoall",
-        ("auto", "alltoall", "sok", "sok_dynamic"),
+        "backend of the embedding tables: the project's own all-to-all with a row for every id, or "
+        "dynamic, with rows for those ids alone that occur; SOK's static tables, or SOK's dynamic "
+        "hash tables; auto takes sok where it can run, else alltoall",
+        ("auto", "alltoall", "dynamic", "sok", "sok_dynamic"),
+    )
+    admit_after: int = flag(
+        0,
+        "with --embedding=dynamic: an id has the shared row of its table until this many global "
+        "batches have held it, then a row of its own",
+    )
+    evict_after: int = flag(
+        0,
+        "with --embedding=dynamic: number of steps without an id after which its row is dropped, "
+        "and the id begins anew; 0 keeps all",
     )
     sok_gpu_gb: int = flag(
         16,
@@ -138,6 +149,15 @@ class EmbeddingConfig:
     def __post_init__(self) -> None:
         if self.sok_gpu_gb < 0:
             raise ValueError(f"expected --sok_gpu_gb of 0 or more, found {self.sok_gpu_gb}")
+        for name in ("admit_after", "evict_after"):
+            steps = getattr(self, name)
+            if not 0 <= steps < 2**31:
+                raise ValueError(f"expected --{name} of 0 to 2^31 - 1 steps, found {steps}")
+            if steps and self.embedding != "dynamic":
+                raise ValueError(
+                    f"--{name} is for rows that come and go: expected --embedding=dynamic, found "
+                    f"--embedding={self.embedding}; set that, or leave --{name} out"
+                )
         if self.max_table_size is None:
             return
         require_positive(self, "max_table_size")

@@ -20,7 +20,7 @@ REMEDY = "build them with `make cpu_ops`, or leave --custom_mlp out"
 
 
 class CpuOps(NamedTuple):
-    """The operations; all values are float32, all integers int32.
+    """The operations; all values are float32, all integers int32, and keys int32 or int64.
 
     Only `fused_mlp` has a gradient. The others give the bits of the operations of TensorFlow that
     they replace; n is a number of keys, U that of distinct ones.
@@ -38,13 +38,27 @@ class CpuOps(NamedTuple):
         keys_by_owner: `(keys [n], owners=N)`. It returns the keys [n] of owner 0, of owner 1 and
             so on, where `key % N` is a key's owner, with the position [n] that each of them had
             before, the position [n] that each key has there, and the number [N] of each owner's.
-        read_rows: `(table, rows [U], row_of [n], width=W, keep=)`, with a table's resource handle.
-            It returns the first W columns of `table[rows[row_of]]` [n, W], and `table[rows]` if
-            `keep`, else nothing.
+        read_rows: `(table, rows [U], row_of [n], width=W, keep=)`, with the resource handle of a
+            variable or of `row_table`. It returns the first W columns of `table[rows[row_of]]`
+            [n, W], and `table[rows]` if `keep`, else nothing.
         sum_rows: `(vectors [n, W], row_of [n], rows [])`. It returns [rows, W], the sums of the
             vectors of each row, added in their order, as `tf.math.unsorted_segment_sum` does.
         descend_rows: `(table, rows [U], row_of [n], gradients [n, W], step_size [])`. It subtracts
             `step_size` times the sums of the gradients of each row from the table's rows.
+        row_table: `(width=S, shared=, admit_after=, evict_after=)`. It returns the handle of a new
+            hash table of rows of S values; `row_table.h` says what the numbers mean. Its keys are
+            those of all tables, and the keys of table t end before `ends[t]`, int64.
+        sight_keys: `(table, keys [n], ends [T], step [])`. It counts that the batch of this step
+            holds the keys, and returns their rows [n], where a key without a row has that of its
+            table t, which is t; and new rows that need values, with their keys, int64.
+        find_keys: `(table, keys [n], ends [T], step [])`. It returns the rows [n] of keys and
+            counts nothing. A key without a row has that of its table, or -1 if none is shared.
+        write_rows: `(table, rows [n], stored [n, S])`. It overwrites rows.
+        list_keys: `(table)`. It returns all keys, int64, and of each its row or -1, the number of
+            steps that held it, and the last of these.
+        put_keys: `(table, keys, seen, last, has_row)`. It takes over what `list_keys` returned, and
+            returns the rows, or -1.
+        clear_keys: `(table)`. It forgets all keys.
     """
 
     fused_mlp: Callable[..., tf.Tensor]
@@ -54,6 +68,13 @@ class CpuOps(NamedTuple):
     read_rows: Callable[..., Any]
     sum_rows: Callable[..., tf.Tensor]
     descend_rows: Callable[..., Any]
+    row_table: Callable[..., tf.Tensor]
+    sight_keys: Callable[..., Any]
+    find_keys: Callable[..., tf.Tensor]
+    write_rows: Callable[..., Any]
+    list_keys: Callable[..., Any]
+    put_keys: Callable[..., tf.Tensor]
+    clear_keys: Callable[..., Any]
 
 
 def is_built(build: Path = BUILD) -> bool:

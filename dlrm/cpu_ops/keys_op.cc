@@ -2,6 +2,7 @@
 // the order of their owners.
 
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -21,21 +22,26 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-const int32_t* ints(const Tensor& tensor) { return tensor.flat<int32_t>().data(); }
+template <typename Integer>
+const Integer* integers(const Tensor& tensor) {
+  return tensor.flat<Integer>().data();
+}
 
-int32_t* new_ints(OpKernelContext* context, int output, int64_t count) {
+template <typename Integer>
+Integer* new_integers(OpKernelContext* context, int output, int64_t count) {
   Tensor* tensor = nullptr;
   const absl::Status status = context->allocate_output(output, TensorShape({count}), &tensor);
   if (!status.ok()) context->SetStatus(status);
-  return status.ok() ? tensor->flat<int32_t>().data() : nullptr;
+  return status.ok() ? tensor->flat<Integer>().data() : nullptr;
 }
 
 REGISTER_OP("KeysOfIds")
-    .Input("ids: int32")
-    .Input("offsets: int32")
-    .Input("sizes: int32")
-    .Output("keys: int32")
+    .Input("ids: Key")
+    .Input("offsets: Key")
+    .Input("sizes: Key")
+    .Output("keys: Key")
     .Output("outside: int32")
+    .Attr("Key: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle ids, offsets, sizes;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &ids));
@@ -49,6 +55,7 @@ REGISTER_OP("KeysOfIds")
       return absl::OkStatus();
     });
 
+template <typename Key>
 class KeysOfIds : public OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -62,16 +69,17 @@ class KeysOfIds : public OpKernel {
                     "expected ids [batch, tables] and an offset and a size of each table, found ",
                     ids.shape().DebugString(), ", ", offsets.shape().DebugString(), " and ",
                     sizes.shape().DebugString())));
-    int32_t* keys = new_ints(context, 0, ids.NumElements());
+    Key* keys = new_integers<Key>(context, 0, ids.NumElements());
     Tensor* outside;
     OP_REQUIRES_OK(context, context->status());
     OP_REQUIRES_OK(context, context->allocate_output(1, TensorShape({}), &outside));
-    const int32_t *id = ints(ids), *offset = ints(offsets), *size = ints(sizes);
+    const Key* id = integers<Key>(ids);
+    const Key *const offset = integers<Key>(offsets), *const size = integers<Key>(sizes);
     int32_t count = 0;
     for (int64_t sample = 0; sample < ids.dim_size(0); ++sample, id += tables, keys += tables) {
       for (int64_t table = 0; table < tables; ++table) {
-        const int32_t last = size[table] - 1, low = id[table] < 0 ? 0 : id[table];
-        const int32_t safe = low > last ? last : low;
+        const Key last = size[table] - 1, low = id[table] < 0 ? 0 : id[table];
+        const Key safe = low > last ? last : low;
         count += safe != id[table];
         keys[table] = offset[table] + safe;
       }
@@ -81,9 +89,10 @@ class KeysOfIds : public OpKernel {
 };
 
 REGISTER_OP("DistinctKeys")
-    .Input("keys: int32")
-    .Output("distinct: int32")
+    .Input("keys: Key")
+    .Output("distinct: Key")
     .Output("index: int32")
+    .Attr("Key: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle keys;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &keys));
@@ -93,32 +102,33 @@ REGISTER_OP("DistinctKeys")
     });
 
 // A hash table of the positions in `distinct`, with linear probing and at least half of it empty.
+template <typename Key>
 class DistinctKeys : public OpKernel {
  public:
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
     const int64_t count = context->input(0).NumElements();
-    const int32_t* const keys = ints(context->input(0));
+    const Key* const keys = integers<Key>(context->input(0));
     int bits = 4;
     while ((int64_t{1} << bits) < 2 * count) ++bits;
-    const int shift = 32 - bits;
-    OP_REQUIRES(context, shift >= 0 && context->input(0).dims() == 1,
+    const int shift = kBits - bits;
+    OP_REQUIRES(context, bits < 32 && context->input(0).dims() == 1,
                 absl::InvalidArgumentError(absl::StrCat("expected fewer than 2^31 keys [n], found ",
                                                         context->input(0).shape().DebugString())));
     Tensor slots_memory, distinct_memory;
     OP_REQUIRES_OK(context, context->allocate_temp(DT_INT32, TensorShape({int64_t{1} << bits}),
                                                    &slots_memory));
-    OP_REQUIRES_OK(context,
-                   context->allocate_temp(DT_INT32, TensorShape({count}), &distinct_memory));
-    int32_t* const index = new_ints(context, 1, count);
+    OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DataTypeToEnum<Key>::value,
+                                                   TensorShape({count}), &distinct_memory));
+    int32_t* const index = new_integers<int32_t>(context, 1, count);
     OP_REQUIRES_OK(context, context->status());
     int32_t* const slots = slots_memory.flat<int32_t>().data();
-    int32_t* const distinct = distinct_memory.flat<int32_t>().data();
+    Key* const distinct = distinct_memory.flat<Key>().data();
     std::memset(slots, 0xff, sizeof(int32_t) << bits);  // -1: empty
     const uint32_t mask = (uint32_t{1} << bits) - 1;
-    const auto slot_of = [&](int32_t key) {
-      return (static_cast<uint32_t>(key) * 2654435769u) >> shift;  // 2^32 over the golden ratio
+    const auto slot_of = [&](Key key) {
+      return static_cast<uint32_t>((static_cast<Unsigned>(key) * kGolden) >> shift);
     };
     int32_t found = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -135,16 +145,21 @@ class DistinctKeys : public OpKernel {
   }
 
  private:
+  using Unsigned = std::make_unsigned_t<Key>;
+  static constexpr int kBits = 8 * sizeof(Key);
+  // 2^64 over the golden ratio, or 2^32.
+  static constexpr auto kGolden = static_cast<Unsigned>(0x9e3779b97f4a7c15u >> (64 - kBits));
   static constexpr int64_t kAhead = 16;
 };
 
 REGISTER_OP("KeysByOwner")
-    .Input("keys: int32")
-    .Output("by_owner: int32")
+    .Input("keys: Key")
+    .Output("by_owner: Key")
     .Output("order: int32")
     .Output("position: int32")
     .Output("sent: int32")
     .Attr("owners: int >= 1")
+    .Attr("Key: {int32, int64}")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle keys;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &keys));
@@ -156,6 +171,7 @@ REGISTER_OP("KeysByOwner")
     });
 
 // A counting sort, which keeps the order within an owner.
+template <typename Key>
 class KeysByOwner : public OpKernel {
  public:
   explicit KeysByOwner(OpKernelConstruction* context) : OpKernel(context) {
@@ -167,14 +183,15 @@ class KeysByOwner : public OpKernel {
                 absl::InvalidArgumentError(absl::StrCat("expected keys [n], found ",
                                                         context->input(0).shape().DebugString())));
     const int64_t count = context->input(0).NumElements();
-    const int32_t* const keys = ints(context->input(0));
-    int32_t* const by_owner = new_ints(context, 0, count);
-    int32_t* const order = new_ints(context, 1, count);
-    int32_t* const position = new_ints(context, 2, count);
-    int32_t* const sent = new_ints(context, 3, owners_);
+    const Key* const keys = integers<Key>(context->input(0));
+    Key* const by_owner = new_integers<Key>(context, 0, count);
+    int32_t* const order = new_integers<int32_t>(context, 1, count);
+    int32_t* const position = new_integers<int32_t>(context, 2, count);
+    int32_t* const sent = new_integers<int32_t>(context, 3, owners_);
     OP_REQUIRES_OK(context, context->status());
-    const auto owner_of = [&](int32_t key) {
-      return static_cast<uint32_t>(key) % static_cast<uint32_t>(owners_);
+    using Unsigned = std::make_unsigned_t<Key>;
+    const auto owner_of = [&](Key key) {
+      return static_cast<size_t>(static_cast<Unsigned>(key) % static_cast<Unsigned>(owners_));
     };
     std::memset(sent, 0, sizeof(int32_t) * static_cast<size_t>(owners_));
     for (int64_t i = 0; i < count; ++i) ++sent[owner_of(keys[i])];
@@ -194,8 +211,16 @@ class KeysByOwner : public OpKernel {
   int32_t owners_;
 };
 
-REGISTER_KERNEL_BUILDER(Name("KeysOfIds").Device(tensorflow::DEVICE_CPU), KeysOfIds);
-REGISTER_KERNEL_BUILDER(Name("DistinctKeys").Device(tensorflow::DEVICE_CPU), DistinctKeys);
-REGISTER_KERNEL_BUILDER(Name("KeysByOwner").Device(tensorflow::DEVICE_CPU), KeysByOwner);
+#define REGISTER_KEYS(kernel, Integer)                                             \
+  REGISTER_KERNEL_BUILDER(                                                         \
+      Name(#kernel).Device(tensorflow::DEVICE_CPU).TypeConstraint<Integer>("Key"), \
+      kernel<Integer>)
+
+REGISTER_KEYS(KeysOfIds, int32_t);
+REGISTER_KEYS(KeysOfIds, int64_t);
+REGISTER_KEYS(DistinctKeys, int32_t);
+REGISTER_KEYS(DistinctKeys, int64_t);
+REGISTER_KEYS(KeysByOwner, int32_t);
+REGISTER_KEYS(KeysByOwner, int64_t);
 
 }  // namespace

@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
+#include <shared_mutex>
 
 #include "absl/strings/str_cat.h"
 #include "parallel.h"
+#include "row_table_resource.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
@@ -135,31 +138,64 @@ class SumRows : public OpKernel {
   }
 };
 
-// The table behind a resource; kept from being freed and from being written by others.
-struct Table {
+// The rows behind a resource, a variable or a `RowTable`; kept from being freed, and once locked
+// from being written by others.
+class Table {
+ public:
   absl::Status open(OpKernelContext* context) {
-    TF_RETURN_IF_ERROR(LookupResource(context, HandleFromInput(context, 0), &variable));
-    const Tensor& values = *variable->tensor();
+    const tensorflow::ResourceHandle& handle = HandleFromInput(context, 0);
+    if (RowTableResource::is_in(handle)) return LookupResource(context, handle, &by_key_);
+    TF_RETURN_IF_ERROR(LookupResource(context, handle, &variable_));
+    const Tensor& values = *variable_->tensor();
     // Then every other reader copies, and nobody sees a table in the middle of a change.
-    if (!variable->copy_on_read_mode.load() || values.dims() != 2) {
+    if (!variable_->copy_on_read_mode.load() || values.dims() != 2) {
       return absl::FailedPreconditionError(absl::StrCat(
           "expected a table [rows, width] whose rows were gathered or scattered before, found ",
           values.shape().DebugString()));
     }
     return absl::OkStatus();
   }
-  // With the lock held.
-  void read() {
-    rows = variable->tensor()->dim_size(0);
-    width = variable->tensor()->dim_size(1);
-    values = floats(*variable->tensor());
+
+  void lock_shared() {
+    by_key_ ? by_key_->mutex.lock_shared() : variable_->mu()->lock_shared();
+    look();
+  }
+  void unlock_shared() {
+    by_key_ ? by_key_->mutex.unlock_shared() : variable_->mu()->unlock_shared();
+  }
+  void lock() {
+    by_key_ ? by_key_->mutex.lock() : variable_->mu()->lock();
+    look();
+  }
+  void unlock() { by_key_ ? by_key_->mutex.unlock() : variable_->mu()->unlock(); }
+
+  float* row(int32_t row) const {
+    return chunks_[row >> shift_] + (row & ((int64_t{1} << shift_) - 1)) * width;
   }
 
-  float* row(int64_t row) const { return values + row * width; }
-
-  tensorflow::core::RefCountPtr<Var> variable;
+  // Once locked:
   int64_t rows = 0, width = 0;
-  float* values = nullptr;
+
+ private:
+  void look() {
+    if (by_key_) {
+      rows = by_key_->table.rows();
+      width = by_key_->table.width();
+      chunks_ = by_key_->table.chunks();
+      shift_ = by_key_->table.shift();
+    } else {
+      rows = variable_->tensor()->dim_size(0);
+      width = variable_->tensor()->dim_size(1);
+      values_ = floats(*variable_->tensor());
+      chunks_ = &values_;
+    }
+  }
+
+  tensorflow::core::RefCountPtr<Var> variable_;
+  tensorflow::core::RefCountPtr<RowTableResource> by_key_;
+  int shift_ = 31;  // a variable is one chunk
+  float* values_ = nullptr;
+  float* const* chunks_ = nullptr;
 };
 
 REGISTER_OP("ReadRows")
@@ -194,8 +230,7 @@ class ReadRows : public OpKernel {
     const int64_t distinct = rows.NumElements(), count = row_of.NumElements();
     Table table;
     OP_REQUIRES_OK(context, table.open(context));
-    const tensorflow::tf_shared_lock lock(*table.variable->mu());
-    table.read();
+    const std::shared_lock<Table> lock(table);
     OP_REQUIRES(context, table.width >= width_,
                 absl::InvalidArgumentError(absl::StrCat("expected a table of width ", width_,
                                                         " or more, found ", table.width)));
@@ -265,8 +300,7 @@ class DescendRows : public OpKernel {
     sum(context, gradients, row_of, &sums);
     Table table;
     OP_REQUIRES_OK(context, table.open(context));
-    const tensorflow::mutex_lock lock(*table.variable->mu());
-    table.read();
+    const std::lock_guard<Table> lock(table);
     OP_REQUIRES(context, table.width == width,
                 absl::InvalidArgumentError(
                     absl::StrCat("expected a table of width ", width, ", found ", table.width)));

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
 from dlrm.embedding import sok_storage
+from dlrm.embedding.dynamic_storage import DynamicStorage
 from dlrm.embedding.fused_table import FusedTable
 from dlrm.embedding.interface import Embedding, Lookup, Route
 from dlrm.embedding.partition import PartitionKeys, by_owner
@@ -52,7 +53,7 @@ class Backend(NamedTuple):
     """The storage that a run uses.
 
     Attributes:
-        name: `alltoall`, `sok` or `sok_dynamic`.
+        name: `alltoall`, `dynamic`, `sok` or `sok_dynamic`.
         reason: Why `auto` chose it; empty if the user named it.
     """
 
@@ -91,12 +92,15 @@ def create(
     table_groups: int = 1,
     bag_layout: BagLayout | None = None,
     gpu_gib: int = 0,
+    admit_after: int = 0,
+    evict_after: int = 0,
 ) -> Embedding:
     """Creates this rank's share of the tables, with their initial values.
 
     Args:
-        backend: `alltoall` (rows in a TensorFlow variable), `sok` (in a SOK variable) or
-            `sok_dynamic` (in a SOK hash table that grows).
+        backend: `alltoall` (rows in a TensorFlow variable), `dynamic` (in a hash table of the
+            host's memory), `sok` (in a SOK variable) or `sok_dynamic` (in a SOK hash table that
+            grows).
         table: The vocabulary, the width and the seed.
         collective: The ranks that share the tables.
         optimizer: How rows are updated; `RowSGD` by default.
@@ -106,6 +110,8 @@ def create(
         table_groups: See `ShardedEmbedding`.
         bag_layout: See `ShardedEmbedding`.
         gpu_gib: GiB of rows that `sok_dynamic` keeps on the GPU.
+        admit_after: See `DynamicStorage`; of `dynamic` alone.
+        evict_after: See `DynamicStorage`; of `dynamic` alone.
 
     Raises:
         ValueError: The backend cannot run here.
@@ -117,6 +123,9 @@ def create(
     partition: PartitionKeys
     if backend == "alltoall":
         storage, partition = VariableStorage(layout, rank, size), by_owner
+    elif backend == "dynamic":
+        storage = DynamicStorage(layout, admit_after=admit_after, evict_after=evict_after)
+        partition = by_owner
     elif backend == "sok":
         storage = sok_storage.static_storage(layout, rank, size)
         partition = sok_storage.select_by_owner

@@ -175,8 +175,7 @@ class BagGroup:
         pieces = addressed.pieces
         keys, weights, received = self.exchange_keys(addressed)
         keys, piece_of, received = self._received(pieces, keys, received)
-        stored = self._storage.read(self._storage.addresses(keys))  # [R, S]
-        vectors = self._storage.layout.rows_of(stored)  # [R, W]
+        vectors = self._storage.layout.rows_of(self._storage.fetch(keys))  # [R, W]
         sums = self._summed(vectors, piece_of, weights, received)  # [P', W]
         sums, _ = self._exchange(sums, received, "vectors")  # [P, W]
         return self._pooled(sums, pieces.piece, pieces.bag, pieces.factor, addressed.scale)
@@ -207,9 +206,13 @@ class BagGroup:
         """See `TableGroup.squares`; the gradients are those of pieces, [P', W]."""
         return self._group.squares(route, self._of_keys(route, gradient))
 
-    def update(self, route: BagRoute, stored: tf.Tensor, gradient: tf.Tensor, *rates: Any) -> None:
+    def shared_gradients(self, route: BagRoute, gradient: tf.Tensor) -> tf.Tensor:
+        """See `TableGroup.shared_gradients`; the gradients are those of pieces, [P', W]."""
+        return self._group.shared_gradients(route, self._of_keys(route, gradient))
+
+    def update(self, route: BagRoute, stored: tf.Tensor, gradient: tf.Tensor, *others: Any) -> None:
         """See `TableGroup.update`; the gradients are those of pieces, [P', W]."""
-        self._group.update(route, stored, self._of_keys(route, gradient), *rates)
+        self._group.update(route, stored, self._of_keys(route, gradient), *others)
 
     def _of_keys(self, route: BagRoute, gradient: tf.Tensor) -> tf.Tensor:
         """The gradients of the keys received [R, W], from those of their pieces [P', W]."""

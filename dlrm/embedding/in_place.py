@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dlrm import cpu_ops
 from dlrm.cpu_ops import CpuOps
+from dlrm.embedding.dynamic_storage import DynamicStorage
 from dlrm.embedding.partition import for_cpus
 from dlrm.embedding.row_storage import RowLayout, RowStorage
 from dlrm.embedding.variable_storage import VariableStorage
@@ -21,7 +23,7 @@ class InPlaceRows:
     """The rows of a variable, for an optimizer.
 
     Args:
-        variable: float32 [local rows, S].
+        handle: The resource that holds the rows, [local rows, S].
         layout: The columns of a stored row.
         operations: The operations for CPUs.
         descends: Whether the optimizer is plain SGD, whose step is taken in place.
@@ -31,10 +33,10 @@ class InPlaceRows:
     """
 
     def __init__(
-        self, variable: tf.Variable, layout: RowLayout, operations: CpuOps, *, descends: bool
+        self, handle: tf.Tensor, layout: RowLayout, operations: CpuOps, *, descends: bool
     ) -> None:
         self.descends = descends
-        self._variable = variable
+        self._handle = handle
         self._width = layout.table.width
         self._operations = operations
 
@@ -50,7 +52,7 @@ class InPlaceRows:
             if the optimizer does not ask for them.
         """
         vectors, stored = self._operations.read_rows(
-            self._variable.handle, rows, row_of, width=self._width, keep=not self.descends
+            self._handle, rows, row_of, width=self._width, keep=not self.descends
         )
         return vectors, stored
 
@@ -59,15 +61,19 @@ class InPlaceRows:
     ) -> None:
         """Subtracts `step_size` times the sum of each row's gradients [R, W] from the row."""
         assert self.descends, "only SGD's step is taken in place"
-        self._operations.descend_rows(self._variable.handle, rows, row_of, gradients, step_size)
+        self._operations.descend_rows(self._handle, rows, row_of, gradients, step_size)
 
 
 def in_place_rows(storage: RowStorage, optimizer: RowOptimizer) -> InPlaceRows | None:
     """The rows of a storage, if they can be read and updated where they lie; else None."""
+    descends = isinstance(optimizer, RowSGD)
+    if isinstance(storage, DynamicStorage):
+        # Shared rows take a step with the gradients of all ranks.
+        descends = descends and not storage.shared
+        return InPlaceRows(storage.handle, storage.layout, cpu_ops.load(), descends=descends)
     if not isinstance(storage, VariableStorage):
         return None
-    operations = for_cpus(storage.addresses(tf.zeros([0], storage.key_dtype)))
-    if operations is None:
+    operations = for_cpus(tf.zeros([0], storage.key_dtype))
+    if operations is None or storage.key_dtype != tf.int32:  # which numbers rows in them
         return None
-    descends = isinstance(optimizer, RowSGD)
-    return InPlaceRows(storage.variable, storage.layout, operations, descends=descends)
+    return InPlaceRows(storage.variable.handle, storage.layout, operations, descends=descends)

@@ -24,6 +24,7 @@ from dlrm.optim.row_optimizers import StateColumns
 
 if TYPE_CHECKING:  # it builds on this module
     from dlrm.embedding.bag_group import BagGroup
+    from dlrm.embedding.dynamic_storage import DynamicStorage
     from dlrm.embedding.table_group import TableGroup
 
 Ids = Union[tf.Tensor, "list[tf.Tensor]", "tuple[tf.Tensor, ...]", Bags]
@@ -140,6 +141,21 @@ class Embedding(Protocol):
             The `Lookup.vectors` of the batch; and int32 [], the sum of its `Route.bad`.
         """
 
+    @property
+    def shares_rows(self) -> bool:
+        """Whether ids without a row of their own share that of their table."""
+
+    @property
+    def dynamic(self) -> DynamicStorage | None:
+        """Where the rows lie if only ids that occur have one; else None."""
+
+    def begin_step(self, step: int) -> None:
+        """Says that the ids that `route` is given from now on are of the batch of this step.
+
+        Args:
+            step: Number of the step, from 1.
+        """
+
     def exchange_gradients(
         self, lookup: Lookup, gradients: Sequence[tf.Tensor]
     ) -> tuple[tf.Tensor, ...]:
@@ -156,7 +172,8 @@ class Embedding(Protocol):
     def squares(self, lookup: Lookup, received: Sequence[tf.Tensor]) -> tf.Tensor:
         """Adds up the squares of what `update_rows` would sum by row.
 
-        A row has one owner, so the sum over ranks is the square of the tables' gradient's norm.
+        A row has one owner, so the sum over ranks is the square of the tables' gradient's norm,
+        without the shared rows.
 
         Args:
             lookup: The lookup of this batch.
@@ -166,12 +183,26 @@ class Embedding(Protocol):
             float32 [], of the rows that this rank owns.
         """
 
+    def shared_gradients(
+        self, lookup: Lookup, received: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor, ...]:
+        """Sums the gradients of the shared rows that this rank received.
+
+        Args:
+            lookup: The lookup of this batch.
+            received: What `exchange_gradients` returned.
+
+        Returns:
+            float32 [T, W] for each group of tables; none if no rows are shared.
+        """
+
     def update_rows(
         self,
         lookup: Lookup,
         received: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
         gradient_scale: float | tf.Tensor = 1.0,
+        shared: Sequence[tf.Tensor] = (),
     ) -> None:
         """Sums the gradients of each row's vectors over all ranks and takes an optimizer step.
 
@@ -184,6 +215,7 @@ class Embedding(Protocol):
             learning_rate: float32 [].
             gradient_scale: The gradient of the loss is `gradient_scale` times such a sum; a number,
                 or float32 [].
+            shared: The sums of `shared_gradients` over all ranks.
         """
 
     def update(
@@ -193,7 +225,10 @@ class Embedding(Protocol):
         learning_rate: tf.Tensor,
         gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
-        """Calls `exchange_gradients` and, with what it returns, `update_rows`."""
+        """Calls `exchange_gradients` and, with what it returns, `update_rows`.
+
+        No rows may be shared.
+        """
 
     def traffic(self, routes: Sequence[Route]) -> Traffic:
         """Counts the bytes that this rank sends to the others in the step of these routes."""

@@ -57,7 +57,7 @@ def distinct(keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def for_cpus(integers: tf.Tensor) -> cpu_ops.CpuOps | None:
     """The project's own operations, where they are built and take such integers; else None."""
-    if integers.dtype == tf.int32 and not on_gpu() and cpu_ops.is_built():
+    if integers.dtype in (tf.int32, tf.int64) and not on_gpu() and cpu_ops.is_built():
         return cpu_ops.load()
     return None
 

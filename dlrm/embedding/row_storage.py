@@ -61,9 +61,16 @@ class RowLayout:
 class RowStorage(Protocol):
     """The rows that one rank owns.
 
-    The compiled functions of a step call `addresses`, `read` and `write`; checkpoints call
-    `read_rows` and `write_rows`, which count local rows.
+    The compiled functions of a step call `addresses`, `read` and `write`, those of an evaluation
+    `fetch`; checkpoints call `read_rows` and `write_rows`, which count local rows.
+
+    Attributes:
+        shared: Number of rows that keys without a row of their own share, one for each table; they
+            have the addresses 0 to `shared` - 1, and are the same on every rank. 0 if every key has
+            its own.
     """
+
+    shared: int
 
     @property
     def layout(self) -> RowLayout:
@@ -74,10 +81,16 @@ class RowStorage(Protocol):
         """The integer type in which this storage takes keys."""
 
     def addresses(self, keys: tf.Tensor) -> tf.Tensor:
-        """What `read` and `write` call the rows of keys that this rank owns; [n] -> [n]."""
+        """What `read` and `write` call the rows of keys that this rank owns; [n] -> [n].
+
+        The keys are the distinct ones of a training batch.
+        """
 
     def read(self, addresses: tf.Tensor) -> tf.Tensor:
         """Stored rows; [n] -> float32 [n, S]."""
+
+    def fetch(self, keys: tf.Tensor) -> tf.Tensor:
+        """Stored rows of keys that this rank owns, in no training batch; [n] -> float32 [n, S]."""
 
     def write(self, addresses: tf.Tensor, stored: tf.Tensor) -> None:
         """Overwrites stored rows; the addresses [n] are distinct, `stored` is float32 [n, S]."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.bag_group import BagGroup
+from dlrm.embedding.dynamic_storage import DynamicStorage
 from dlrm.embedding.fused_table import FusedTable
 from dlrm.embedding.interface import Ids, Lookup, Route
 from dlrm.embedding.partition import PartitionKeys, by_owner
@@ -117,6 +118,21 @@ class ShardedEmbedding:
         """See `Embedding.local_rows`."""
         return sharding.local_rows(self.table.rows, self._collective.rank, self._collective.size)
 
+    @property
+    def shares_rows(self) -> bool:
+        """See `Embedding.shares_rows`."""
+        return self._storage.shared > 0
+
+    def begin_step(self, step: int) -> None:
+        """See `Embedding.begin_step`."""
+        if isinstance(self._storage, DynamicStorage):
+            self._storage.begin_step(step)
+
+    @property
+    def dynamic(self) -> DynamicStorage | None:
+        """See `Embedding.dynamic`."""
+        return self._storage if isinstance(self._storage, DynamicStorage) else None
+
     def ids_spec(self, batch: int) -> tf.TensorSpec | Bags:
         """See `Embedding.ids_spec`."""
         tables = len(self.table.vocab_sizes)
@@ -190,18 +206,30 @@ class ShardedEmbedding:
             ]
         )
 
+    def shared_gradients(
+        self, lookup: Lookup, received: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor, ...]:
+        """See `Embedding.shared_gradients`."""
+        if not self.shares_rows:
+            return ()
+        return tuple(
+            group.shared_gradients(route, gradient)
+            for group, route, gradient in zip(self.groups, lookup.routes, received)
+        )
+
     def update_rows(
         self,
         lookup: Lookup,
         received: Sequence[tf.Tensor],
         learning_rate: tf.Tensor,
         gradient_scale: float | tf.Tensor = 1.0,
+        shared: Sequence[tf.Tensor] = (),
     ) -> None:
         """See `Embedding.update_rows`."""
-        for group, route, stored, gradient in zip(
-            self.groups, lookup.routes, lookup.stored, received
+        for group, route, stored, gradient, of_shared in zip(
+            self.groups, lookup.routes, lookup.stored, received, shared or [None] * len(self.groups)
         ):
-            group.update(route, stored, gradient, learning_rate, gradient_scale)
+            group.update(route, stored, gradient, learning_rate, gradient_scale, of_shared)
 
     def update(
         self,
@@ -211,6 +239,7 @@ class ShardedEmbedding:
         gradient_scale: float | tf.Tensor = 1.0,
     ) -> None:
         """See `Embedding.update`."""
+        assert not self.shares_rows, "gradients of shared rows are summed over ranks"
         received = self.exchange_gradients(lookup, gradients)
         self.update_rows(lookup, received, learning_rate, gradient_scale)
 

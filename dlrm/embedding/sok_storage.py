@@ -128,6 +128,7 @@ class SokDynamicStorage:
     """
 
     key_dtype = tf.int64
+    shared = 0
 
     def __init__(self, layout: RowLayout, rank: int, size: int, *, gpu_gib: int) -> None:
         if layout.width > MOST_DYNAMIC_WIDTH:
@@ -165,6 +166,10 @@ class SokDynamicStorage:
             lambda: self._initialized(self._table.sparse_read(addresses), addresses),
             lambda: tf.zeros([0, self.layout.width]),
         )
+
+    def fetch(self, keys: tf.Tensor) -> tf.Tensor:
+        """See `RowStorage.fetch`."""
+        return self.read(keys)
 
     def _initialized(self, stored: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """Rows [n, S] with the initial values wherever SOK has NaN."""

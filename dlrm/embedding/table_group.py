@@ -87,6 +87,7 @@ class TableGroup:
         self._layout = storage.layout
         self._optimizer = optimizer
         self._in_place = in_place_rows(storage, optimizer)
+        self._shared = tables.stop - tables.start if storage.shared else 0
         self._collective = collective
         self._partition = partition
         # A rank alone is the owner, which searches for distinct rows anyway.
@@ -124,7 +125,14 @@ class TableGroup:
 
     def distinct_rows(self, keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Finds the distinct rows [U] of keys [R] of this rank, and for each key its row [R]."""
-        return distinct(self._storage.addresses(keys))
+        keys, key_of = distinct(keys)  # [U], [R]
+        rows = self._storage.addresses(keys)
+        if not self._shared:
+            return rows, key_of
+        # Several keys may have the same row. The shared rows come first, used or not.
+        shared = tf.range(self.tables.start, self.tables.stop, dtype=rows.dtype)
+        rows, row_of = distinct(tf.concat([shared, rows], 0))
+        return rows, tf.gather(row_of[self._shared :], key_of)
 
     def read(self, route: Located) -> tuple[tf.Tensor, tf.Tensor]:
         """Reads the rows. Returns a vector [R, W] for each key received, and the rows [U, S].
@@ -141,7 +149,7 @@ class TableGroup:
     def fetch(self, addressed: Addressed) -> tf.Tensor:
         """Exchanges keys and vectors [B, T, W]; each key's row is read where it is asked for."""
         keys, received = self.exchange_keys(addressed)  # [R], [N]
-        rows = self._layout.rows_of(self._storage.read(self._storage.addresses(keys)))  # [R, W]
+        rows = self._layout.rows_of(self._storage.fetch(keys))  # [R, W]
         vectors = self._exchange(tf.cast(rows, self._dtype), received, "vectors")[0]  # [K, W]
         return self.arrange(addressed, vectors)
 
@@ -177,8 +185,15 @@ class TableGroup:
         return self._exchange(gradient, route.sent, "gradients")[0]
 
     def squares(self, route: Located, gradient: tf.Tensor) -> tf.Tensor:
-        """Adds up the squares of the gradients [R, W] once these are summed by row, float32 []."""
-        return tf.reduce_sum(tf.square(self._sums(route, gradient)))
+        """Adds up the squares of the gradients [R, W] once these are summed by row, float32 [].
+
+        Shared rows are left out, as their gradients are summed over ranks too.
+        """
+        return tf.reduce_sum(tf.square(self._sums(route, gradient)[self._shared :]))
+
+    def shared_gradients(self, route: Located, gradient: tf.Tensor) -> tf.Tensor:
+        """Sums this rank's gradients [R, W] of each shared row; float32 [T, W], or [0, W]."""
+        return self._sums(route, gradient)[: self._shared]
 
     def update(
         self,
@@ -187,6 +202,7 @@ class TableGroup:
         gradient: tf.Tensor,
         learning_rate: tf.Tensor,
         gradient_scale: float | tf.Tensor,
+        shared: tf.Tensor | None = None,
     ) -> None:
         """Sums gradients by row, computes the new rows and writes each once.
 
@@ -196,6 +212,7 @@ class TableGroup:
             gradient: [R, W], one for each key received.
             learning_rate: float32 [].
             gradient_scale: See `Embedding.update`.
+            shared: The `shared_gradients` of all ranks together, where rows are shared.
         """
         if self._in_place is not None and self._in_place.descends:
             gradient = tf.cast(gradient, tf.float32)
@@ -203,6 +220,9 @@ class TableGroup:
             self._in_place.descend(route.rows, route.row_of, gradient, step_size)
             return
         sums = self._sums(route, gradient)  # [U, W]
+        if self._shared:
+            assert shared is not None, "gradients of shared rows are summed over ranks"
+            sums = tf.concat([shared, sums[self._shared :]], axis=0)
         rows, state = self._optimizer.apply(
             self._layout.rows_of(stored),  # [U, W]
             self._layout.state_of(stored),  # [U, columns] each
@@ -211,9 +231,13 @@ class TableGroup:
             gradient_scale,
         )
         updated = self._layout.join(rows, state)  # [U, S]
-        if self._bad_ids == "zero":
-            # A row that was only looked up for ids outside its table is not in the batch.
+        if self._bad_ids == "zero" or self._shared:
+            # Not in the batch is a row that was only looked up for ids outside its table, and a
+            # shared row that no rank looked up.
             touched = tf.reduce_any(sums != 0, axis=1, keepdims=True)  # [U, 1]
+            if self._bad_ids != "zero":
+                own = tf.range(tf.shape(sums)[0]) >= self._shared
+                touched |= own[:, None]
             updated = tf.where(touched, updated, stored)
         self._storage.write(route.rows, updated)
 

@@ -30,6 +30,8 @@ class VariableStorage:
         variable: As given.
     """
 
+    shared = 0
+
     def __init__(
         self, layout: RowLayout, rank: int, size: int, variable: tf.Variable | None = None
     ) -> None:
@@ -54,6 +56,10 @@ class VariableStorage:
     def read(self, addresses: tf.Tensor) -> tf.Tensor:
         """See `RowStorage.read`."""
         return tf.gather(self.variable, addresses)
+
+    def fetch(self, keys: tf.Tensor) -> tf.Tensor:
+        """See `RowStorage.fetch`."""
+        return self.read(self.addresses(keys))
 
     def write(self, addresses: tf.Tensor, stored: tf.Tensor) -> None:
         """See `RowStorage.write`."""

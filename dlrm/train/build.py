@@ -104,7 +104,7 @@ def build_tables(
 
     Args:
         config: The settings.
-        backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
+        backend: Where the rows lie; see `embedding.create`.
         collective: The ranks.
         data: The data, opened.
         groups: Number of groups of tables, looked up and updated independently.
@@ -115,6 +115,8 @@ def build_tables(
         collective,
         optimizer=row_optimizer(config.optimizer),
         gpu_gib=config.embedding.sok_gpu_gb,
+        admit_after=config.embedding.admit_after,
+        evict_after=config.embedding.evict_after,
         compress=config.embedding.compress,
         bad_ids=config.embedding.bad_ids,
         exchange_dtype=config.model.compute_dtype,
@@ -130,7 +132,7 @@ def build_trainer(
 
     Args:
         config: The settings.
-        backend: Where the rows lie: `alltoall`, `sok` or `sok_dynamic`.
+        backend: Where the rows lie; see `embedding.create`.
         collective: The ranks.
         data: The data, opened.
         build_model: Builds the dense part; it must not use the collective.

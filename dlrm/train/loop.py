@@ -223,7 +223,10 @@ class Trainer:
             # One step.
             callback.progress(f"step {progress.step}")
             if routes is None:
+                self.step.embedding.begin_step(progress.step + 1)
                 routes = self.step.route(batch.ids)
+            # The step routes the next batch's ids; after the last one these are its own again.
+            self.step.embedding.begin_step(progress.step + 2 - (next_batch is batch))
             learning_rate = self._schedule.learning_rate(progress.step)
             taken = routes
             asked = float(callback.stop_requested())

@@ -55,7 +55,7 @@ def check_memory(
     """Compares what this rank will need with what is free.
 
     Args:
-        backend: Where the rows will lie: `alltoall`, `sok` or `sok_dynamic`.
+        backend: Where the rows will lie; see `embedding.create`.
         layout: The tables, and what the optimizer keeps behind each row.
         model: The shape of the dense part.
         options: Settings of the tables.
@@ -72,8 +72,9 @@ def check_memory(
         ValueError: It does not fit; the message says by how much, and what would help.
     """
     table = layout.table
+    grows = backend == "dynamic"
     need = step_need(
-        rows=sharding.local_rows(table.rows, collective.rank, collective.size),
+        rows=0 if grows else sharding.local_rows(table.rows, collective.rank, collective.size),
         tables=len(table.vocab_sizes),
         width=table.width,
         state_width=layout.width - table.width,
@@ -86,7 +87,15 @@ def check_memory(
         interaction=model.interaction_shape,
         ids=ids,
     )
-    return check_need(need, backend, layout, options.sok_gpu_gb, collective)
+    text = check_need(need, backend, layout, options.sok_gpu_gb, collective)
+    return (
+        f"{text}, and about {_id_bytes(layout)} bytes for each id that it keeps" if grows else text
+    )
+
+
+def _id_bytes(layout: embedding.RowLayout) -> int:
+    """Bytes of an id of a dynamic table: its row, and 24 bytes in a table that is half full."""
+    return layout.width * 4 + 2 * 24
 
 
 def check_need(
@@ -101,14 +110,14 @@ def check_need(
 
     Args:
         need: What this rank would need with static tables.
-        backend: Where the rows will lie: `alltoall`, `sok` or `sok_dynamic`.
+        backend: Where the rows will lie; see `embedding.create`.
         layout: The tables, and what the optimizer keeps behind each row.
         sok_gpu_gb: GiB of rows that `sok_dynamic` keeps on a GPU.
         collective: The ranks.
         remedy: The end of the message: what may help apart from more ranks.
     """
     ranks = collective.size
-    rows = sharding.local_rows(layout.table.rows, collective.rank, ranks)
+    rows = need.table // (4 * layout.width)
     if backend == "sok":
         remedy += "; --embedding=sok_dynamic lets rows lie in the host's memory"
     elif backend == "sok_dynamic":

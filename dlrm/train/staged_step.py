@@ -160,7 +160,10 @@ class StagedStep:
         squares = None
         if self._step.clips:
             squares = tf.add_n(self._each(method("squares"))(routes, received))
-        averaged = self._step.average(local, routes, signal, squares)
+        shared = ()
+        if self._step.embedding.shares_rows:
+            shared = self._each(method("shared_gradients"))(routes, received)
+        averaged = self._step.average(local, routes, signal, squares, shared)
         with tf.control_dependencies(checks(averaged.health, averaged.gradients)):
             result: Averaged = tf.nest.map_structure(tf.identity, averaged)
         return result
@@ -174,8 +177,11 @@ class StagedStep:
         learning_rate: tf.Tensor,
     ) -> None:
         scale = averaged.clip * self._step.row_scale
-        for group, route, rows, gradient in zip(self._groups, routes, stored, received):
-            group.update(route, rows, gradient, learning_rate, scale)
+        shared = averaged.shared or [None] * len(self._groups)
+        for group, route, rows, gradient, of_shared in zip(
+            self._groups, routes, stored, received, shared
+        ):
+            group.update(route, rows, gradient, learning_rate, scale, of_shared)
         self._step.update_weights(averaged.gradients, learning_rate, averaged.clip)
 
 

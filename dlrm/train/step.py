@@ -39,11 +39,13 @@ class Averaged(NamedTuple):
         health: The figures of all ranks.
         gradients: The mean gradient of each dense weight, of its shape; it holds the loss scale.
         clip: Factor on all gradients that keeps their norm within its bound; 1 without a bound.
+        shared: The gradients of shared rows, summed over ranks, for each group of tables.
     """
 
     health: Health
     gradients: list[tf.Tensor]
     clip: float | tf.Tensor
+    shared: list[tf.Tensor]
 
 
 class TrainingStep:
@@ -196,6 +198,9 @@ class TrainingStep:
         """Counts the bytes that this rank sends to the others in the step of these routes."""
         payload = HEALTH_BYTES + tf.float32.size * self.clips
         payload += sum(v.dtype.size * v.shape.num_elements() for v in self.dense_part.weights)
+        if self.embedding.shares_rows:
+            table = self.embedding.table
+            payload += tf.float32.size * len(table.vocab_sizes) * table.width
         dense = all_reduce_bytes(payload, self._collective.size)
         return self.embedding.traffic(routes)._replace(dense=dense)
 
@@ -236,6 +241,7 @@ class TrainingStep:
         routes: Routes,
         signal: tf.Tensor,
         row_squares: tf.Tensor | None = None,
+        shared: Sequence[tf.Tensor] = (),
     ) -> Averaged:
         """Averages over ranks, in one exchange, the dense gradients and the figures that all need.
 
@@ -244,14 +250,19 @@ class TrainingStep:
             routes: The routes of its batch.
             signal: float32 [], above 0 if this rank was asked to stop.
             row_squares: float32 [], this rank's `Embedding.squares`, where the norm has a bound.
+            shared: This rank's `Embedding.shared_gradients`.
         """
         bad_ids = tf.cast(bad_count(routes), tf.float32)  # []
         health = Health(local.loss, bad_ids, local.vector_sum, signal).pack()  # [4]
         own = [health] if row_squares is None else [health, row_squares]
-        means = self._collective.mean([*own, *local.weights], name="dense")
-        gradients = means[len(own) :]
-        clip = 1.0 if row_squares is None else self._clip(gradients, means[1] * self.size)
-        return Averaged(Health.unpack(means[0]), gradients, clip)
+        means = self._collective.mean([*own, *shared, *local.weights], name="dense")
+        gradients = means[len(own) + len(shared) :]
+        of_shared = [mean * self.size for mean in means[len(own) : len(own) + len(shared)]]
+        clip: float | tf.Tensor = 1.0
+        if row_squares is not None:
+            squares = [tf.reduce_sum(tf.square(gradient)) for gradient in of_shared]
+            clip = self._clip(gradients, tf.add_n([means[1] * self.size, *squares]))
+        return Averaged(Health.unpack(means[0]), gradients, clip, of_shared)
 
     def _clip(self, gradients: Sequence[tf.Tensor], row_squares: tf.Tensor) -> tf.Tensor:
         """The factor that brings the norm of dense and row gradients to its bound, or 1.
@@ -300,12 +311,14 @@ class TrainingStep:
         with tf.name_scope("all_reduce"):
             # Sums by row, which an update by operations of TensorFlow does not compute again.
             squares = self.embedding.squares(lookup, received) if self.clips else None
-            mean, gradients, clip = self.average(local, routes, signal, squares)
+            shared = self.embedding.shared_gradients(lookup, received)
+            mean, gradients, clip, shared = self.average(local, routes, signal, squares, shared)
         # Every update is computed from the learning rate, so none comes before the checks.
         with tf.control_dependencies(checks(mean, gradients)):
             learning_rate = tf.identity(learning_rate)
         with tf.name_scope("update"):
-            self.embedding.update_rows(lookup, received, learning_rate, clip * self.row_scale)
+            row_scale = clip * self.row_scale
+            self.embedding.update_rows(lookup, received, learning_rate, row_scale, shared)
             self.update_weights(gradients, learning_rate, clip)
         return mean, next_routes
 

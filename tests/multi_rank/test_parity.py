@@ -15,6 +15,7 @@ from tests.support import reference_optimizers as optimizers
 from tests.support.processes import run
 from tests.support.reference_interactions import ReferenceInteraction
 from tests.support.reference_model import ReferenceDLRM
+from tests.support.reference_population import Population
 
 WORKER = "tests.multi_rank.workers.parity"
 # Three do not divide the rows evenly, and 1 / 3 is not a binary fraction.
@@ -83,15 +84,36 @@ def test_weights_equal_numpy_training(train, size, index):
         # An id outside its table is a row of zeros that is never trained: give it one, and reset.
         tables = [np.vstack([table, np.zeros((1, table.shape[1]))]) for table in tables]
         ids = np.minimum(ids, parity.VOCAB_SIZES)
+    dynamic = settings.get("embedding") == "dynamic"
+    if dynamic:  # the shared row of each table comes last, and begins as the table's first one
+        tables = [np.vstack([table, table[:1]]) for table in tables]
     reference = ReferenceDLRM(tables, *layers_of(begin, settings))
-    take = step_of(reference, parity.config_of(**settings).optimizer, size)
+    config = parity.config_of(**settings)
+    take, rows_of = step_of(reference, config.optimizer, size, keep_last=dynamic)
+    populations = [
+        Population(config.embedding.admit_after, config.embedding.evict_after) for _ in tables
+    ]
     for step in range(parity.steps_of(settings)):
         part = slice(step * parity.GLOBAL_BATCH, (step + 1) * parity.GLOBAL_BATCH)
-        take(samples.dense[part], ids[part], samples.labels[part])
+        batch = ids[part]
+        if dynamic:
+            batch = batch.copy()
+            for number, population in enumerate(populations):
+                owners, fresh = population.see(step + 1, batch[:, number])
+                rows = sorted(fresh)
+                rows_of.begin_anew(number, rows, by_table(begin_rows)[number][rows])
+                shared = ~np.isin(batch[:, number], list(owners))
+                batch[shared, number] = parity.VOCAB_SIZES[number]
+        take(samples.dense[part], batch, samples.labels[part])
         if settings.get("bad_ids") == "zero":
             for table in reference.tables:
                 table[-1] = 0
 
+    if dynamic:
+        for table, first, population in zip(reference.tables, by_table(begin_rows), populations):
+            population.forget(parity.STEPS)
+            others = sorted(set(range(len(first))) - population.owners())
+            table[others] = table[-1] if config.embedding.admit_after else first[others]
     expected = reference.layers()
     expected += [table[:rows] for table, rows in zip(reference.tables, parity.VOCAB_SIZES)]
     found = [*end, *by_table(rows)]
@@ -113,8 +135,13 @@ def layers_of(weights, settings):
     return layers[:2], layers[2:], interaction
 
 
-def step_of(reference: ReferenceDLRM, config: OptimizerConfig, size: int) -> Callable[..., None]:
-    """A function that takes a step of the reference as the settings say."""
+def step_of(
+    reference: ReferenceDLRM, config: OptimizerConfig, size: int, *, keep_last: bool
+) -> tuple[Callable[..., None], optimizers.Training]:
+    """A function that takes a step of the reference as the settings say, and its tables.
+
+    The row behind a table's ids takes part if `keep_last`; else it stands for ids outside of it.
+    """
     ours = {
         "sgd": optimizers.sgd(),
         "momentum": optimizers.momentum(config.momentum),
@@ -133,7 +160,8 @@ def step_of(reference: ReferenceDLRM, config: OptimizerConfig, size: int) -> Cal
         if config.embedding_grad == "sum":
             tables_gradients = [size * gradient for gradient in tables_gradients]
         for gradient, rows in zip(tables_gradients, parity.VOCAB_SIZES):
-            gradient[rows:] = 0  # of the row that stands for ids outside the table
+            if not keep_last:
+                gradient[rows:] = 0
         if config.clip_norm is not None:
             counted = [*tables_gradients, *layers_gradients]
             norm = np.sqrt(sum(np.sum(gradient**2) for gradient in counted))
@@ -143,7 +171,7 @@ def step_of(reference: ReferenceDLRM, config: OptimizerConfig, size: int) -> Cal
         tables.step(tables_gradients, config.lr)
         layers.step(layers_gradients, config.rate_of_dense)
 
-    return take
+    return take, tables
 
 
 def distance(values, others):

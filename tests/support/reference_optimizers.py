@@ -99,6 +99,12 @@ class Training:
         self._weights, self._rule, self._by_row = weights, rule, by_row
         self._state = [[np.full_like(w, first) for first in rule.first] for w in weights]
 
+    def begin_anew(self, number: int, rows: list[int], values: Any) -> None:
+        """Gives rows of the weights of this number new values, and their state its first ones."""
+        self._weights[number][rows] = values
+        for part, first in zip(self._state[number], self._rule.first):
+            part[rows] = first
+
     def step(self, gradients: list[Any], rate: float) -> None:
         """Changes every weight, or every row of the batch."""
         for w, state, g in zip(self._weights, self._state, gradients):

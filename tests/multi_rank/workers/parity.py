@@ -8,10 +8,13 @@ import sys
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from dlrm.config import Config
 from dlrm.data import Batches, Data
+from dlrm.distributed.collective import Collective
 from dlrm.distributed.connect import connect
+from dlrm.embedding import Embedding
 from dlrm.train.build import build_trainer
 from dlrm.train.callback import Callback
 from dlrm.train.health import Health
@@ -86,6 +89,36 @@ SETTINGS += [
     {"compress": True, "xla": False, "interaction": "sum"},
     {"compress": False, "xla": False, "interaction": "concat"},
 ]
+# Ids that come and go; of the last two, every second step is taken in parts.
+SETTINGS += [
+    {"compress": True, "xla": False, "embedding": "dynamic"},
+    {
+        "compress": False,
+        "xla": False,
+        "embedding": "dynamic",
+        "admit_after": 1,
+        "evict_after": 2,
+        "clip_norm": 0.1,
+        "optimizer": "momentum",
+        "embedding_grad": "sum",
+        "lr": 0.1,
+    },
+]
+STAGED = [*STAGED, *range(len(SETTINGS), len(SETTINGS) + 2)]
+SETTINGS += [
+    {"compress": False, "xla": False, "embedding": "dynamic", "evict_after": 1},
+    {
+        "compress": True,
+        "xla": False,
+        "embedding": "dynamic",
+        "admit_after": 2,
+        "evict_after": 3,
+        "optimizer": "rowwise_adagrad",
+        "epsilon": EPSILON,
+        "weight_decay": 0.05,
+        "lr": 0.1,
+    },
+]
 
 
 class Samples:
@@ -139,6 +172,16 @@ def config_of(**settings: Any) -> Config:
     )
 
 
+def rows_of(tables: Embedding, collective: Collective, *, begin: bool = False) -> np.ndarray:
+    """This rank's rows as a lookup finds them, with their state; the first ones if `begin`."""
+    if tables.dynamic is None:
+        return tables.read_rows(0, tables.local_rows)
+    keys = np.arange(collective.rank, tables.table.rows, collective.size)
+    if begin:
+        return tables.dynamic.layout.initial(tf.constant(keys)).numpy()
+    return tables.dynamic.fetch(tf.constant(keys, tables.dynamic.key_dtype)).numpy()
+
+
 def main(folder: str) -> None:
     """Saves `settings index`-`rank`.npz: this rank's rows and the dense weights, begin and end."""
     collective = connect()
@@ -149,19 +192,20 @@ def main(folder: str) -> None:
             samples, GLOBAL_BATCH, collective.rank, collective.size, drop_remainder=True
         )
         data = Data(batches, batches, NUM_DENSE, VOCAB_SIZES, {})
-        trainer = build_trainer(config_of(**settings), "alltoall", collective, data, build_model)
+        backend = settings.get("embedding", "alltoall")
+        trainer = build_trainer(config_of(**settings), backend, collective, data, build_model)
         if index in STAGED:
             trainer.instruments = EverySecondInParts(trainer.step)
         weights = trainer.step.dense_part.weights
         begin = [variable.numpy() for variable in weights]
-        begin_rows = trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows)
+        begin_rows = rows_of(trainer.step.embedding, collective, begin=True)
         trainer.train([batches], batches, Callback())
         np.savez(
             f"{folder}/{index}-{collective.rank}.npz",
             *begin,
             *[variable.numpy() for variable in weights],
             begin_rows=begin_rows[:, :WIDTH],
-            rows=trainer.step.embedding.read_rows(0, trainer.step.embedding.local_rows)[:, :WIDTH],
+            rows=rows_of(trainer.step.embedding, collective)[:, :WIDTH],
         )
 
 

@@ -1,0 +1,115 @@
+"""Training on ids that come and go, by real processes: resumed, and moved to other ranks."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from dlrm.checkpoint.directory import finished
+from tests.support.jobs import on_ranks, weights
+from tests.support.processes import run
+from tests.support.tiny_data import write_split
+
+SEED, SIZES, STEPS, GLOBAL_BATCH = 211, (2**31 - 1, 400, 2**31 - 1), 14, 48
+FLAGS = [
+    f"--global_batch_size={GLOBAL_BATCH}",
+    "--embedding_dim=8",
+    "--bottom_mlp=16,8",
+    "--top_mlp=16,1",
+    "--lr=0.1",
+    "--lr_schedule=constant",
+    "--warmup_steps=0",
+    "--auc_target=1",
+    "--eval_in_last",
+    "--optimizer=rowwise_adagrad",
+    "--embedding=dynamic",
+    "--admit_after=2",
+    "--evict_after=4",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ids of which a few are frequent, and others occur in some steps alone."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(SEED)
+    for part, samples in (("train", STEPS * GLOBAL_BATCH), ("test", 100)):
+        step = np.arange(samples)[:, None] // GLOBAL_BATCH
+        ids = rng.integers(0, 60, (samples, 3)) + 20 * (step // 5)
+        ids = ids * [35_000_000, 1, 12_345_678] % SIZES
+        labels = rng.integers(0, 2, samples).astype("<i4")
+        dense = rng.random((samples, 2)).astype("<f4")
+        write_split(folder / part, labels, dense, ids.astype("<i4"), SIZES, dense_log=False)
+    return folder
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    def trained(name, ranks, *flags):
+        """Trains, or goes on; returns the newest checkpoint's tensors, rows in order of key."""
+        folder = tmp_path / name
+        command = [sys.executable, "main.py", f"--data_dir={data}", f"--checkpoint_dir={folder}"]
+        ended = run(on_ranks(ranks, *command, *FLAGS, *flags), time_limit=120)
+        assert ended.code == 0, ended.output
+        found = weights(finished(folder)[-1])
+        files = [f"tables-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
+        tensors = {name: value for name, value in found.items() if not name.startswith("tables-")}
+        rows = [len(found[f"{file} rows"]) for file in files]
+        keys = [found[f"{file} keys"] for file in files]
+        assert all((key % ranks == rank).all() for rank, key in enumerate(keys))
+        for with_row, name in ((True, "own"), (False, "waiting")):
+            part = [slice(0, n) if with_row else slice(n, None) for n in rows]
+            joined = np.concatenate([key[p] for key, p in zip(keys, part)])
+            order = np.argsort(joined)
+            counts = [found[f"{file} counts"][p] for file, p in zip(files, part)]
+            tensors[f"{name} keys"] = joined[order]
+            tensors[f"{name} counts"] = np.concatenate(counts)[order]
+            if with_row:
+                for tensor in ("rows", "rowwise_adagrad.sum"):
+                    values = [found[f"{file} {tensor}"] for file in files]
+                    tensors[tensor] = np.concatenate(values)[order]
+        for file in files:
+            tensors["shared"] = found[f"{file} shared"]
+            np.testing.assert_array_equal(tensors["shared"], found[f"{files[0]} shared"])
+        return tensors, ended.output
+
+    return trained
+
+
+def living(tensors):
+    """Without the keys that are forgotten already, whose memory is freed at some later step."""
+    for name in ("own", "waiting"):
+        alive = tensors[f"{name} counts"][:, 1] >= STEPS - 4
+        of_name = [f"{name} keys", f"{name} counts"]
+        of_name += ["rows", "rowwise_adagrad.sum"] if name == "own" else []
+        for tensor in of_name:
+            tensors[tensor] = tensors[tensor][alive]
+    return tensors
+
+
+def test_ranks_resume_and_reshard(train, tmp_path):
+    print("seed", SEED)
+    whole, output = train("whole", 1)
+    assert "AUC" in output
+    assert "bytes for each id it keeps" in output
+    living(whole)
+    assert len(whole["own keys"]) > 20
+    assert len(whole["waiting keys"]) > 5
+    half = f"--early_stop={STEPS // 2}"
+    train("resumed", 1, half)
+    resumed = living(train("resumed", 1)[0])
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    train("moved", 2, half, "--compress")
+    moved = living(train("moved", 3)[0])
+    for name, value in whole.items():
+        np.testing.assert_allclose(moved[name], value, atol=2e-6, err_msg=name)
+
+    exported = [sys.executable, "-m", "serving", "export", tmp_path / "moved", tmp_path / "out"]
+    ended = run(exported, time_limit=60)
+    assert ended.code == 1, ended.output
+    assert "found those of the ids that occurred alone" in ended.output
+    assert "Traceback" not in ended.output
