@@ -68,18 +68,7 @@ def main() -> int:
         found: float = ranks.measure(options.ranks, "benchmarks.optimizers", [*arguments, name])
         return found
 
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(options.rounds):
-        before = rate("sgd")
-        rates = {name: rate(name) for name in names}
-        after = rate("sgd")
-        for name, samples in rates.items():
-            ratios[name].append(samples / statistics.mean([before, after]))
-        each = "  ".join(f"{name} {samples:,.0f}" for name, samples in rates.items())
-        print(f"  sgd {before:,.0f}  {each}  sgd {after:,.0f}", flush=True)
-    for name, each_round in ratios.items():
-        spread = f"({min(each_round):.2f} - {max(each_round):.2f})"
-        print(f"  {name} / sgd: median {statistics.median(each_round):.2f} {spread}")
+    ranks.compare_in_turn(rate, "sgd", names, options.rounds)
     return 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from dlrm import cli
 
@@ -54,3 +55,31 @@ def measure(ranks: int, module: str, arguments: Sequence[str]) -> Any:
             f"{done.stderr[-2000:]}"
         )
     return json.loads(lines[-1].split(_MARK, 1)[1])  # after the prefix that horovodrun adds
+
+
+def compare_in_turn(
+    rate: Callable[[str], float], standard: str, names: Sequence[str], rounds: int
+) -> None:
+    """Measures in turn, and prints a line for each round and the medians of the ratios.
+
+    Each round begins and ends with the standard, and a rate is divided by the mean of these two: so
+    all see the same machine.
+
+    Args:
+        rate: Measures what a name stands for, in samples/s.
+        standard: The name to compare with.
+        names: The other names.
+        rounds: Number of rounds.
+    """
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        before = rate(standard)
+        rates = {name: rate(name) for name in names}
+        after = rate(standard)
+        for name, samples in rates.items():
+            ratios[name].append(samples / statistics.mean([before, after]))
+        each = "  ".join(f"{name} {samples:,.0f}" for name, samples in rates.items())
+        print(f"  {standard} {before:,.0f}  {each}  {standard} {after:,.0f}", flush=True)
+    for name, each_round in ratios.items():
+        spread = f"({min(each_round):.2f} - {max(each_round):.2f})"
+        print(f"  {name} / {standard}: median {statistics.median(each_round):.2f} {spread}")

@@ -5,10 +5,31 @@ Whatever the operations compute is no concern of this module.
 
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 import tensorflow as tf
+
+Loaded = TypeVar("Loaded")
+_LOADING = threading.RLock()
+
+
+def once(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
+    """Makes a function that loads operations do so once for the same arguments.
+
+    That holds for threads that call it at the same time, too: `functools.cache` alone would let
+    both load, and TensorFlow refuses the second gradient of an operation.
+    """
+    cached = functools.cache(load)
+
+    @functools.wraps(load)
+    def locked(*arguments: Any, **options: Any) -> Loaded:
+        with _LOADING:
+            return cached(*arguments, **options)
+
+    return locked
 
 
 def load_operations(what: str, build: Path, library: str, remedy: str) -> Any:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, Callable
 
 import tensorflow as tf
 
-from dlrm.op_library import load_operations
+from dlrm.op_library import load_operations, once
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "interact_op"
 LIBRARY = "dot_interact.so"
@@ -20,7 +19,7 @@ REMEDY = "build it with `make interact_op`, or leave --custom_interact out"
 DotInteract = Callable[..., tf.Tensor]
 
 
-@functools.cache
+@once
 def load(build: Path = BUILD) -> DotInteract:
     """Loads the operation.
 

@@ -83,7 +83,7 @@ def resume(
                 state,
                 collective,
                 on_progress,
-                vocab_sizes=run.model.vocab_sizes,
+                vocab_sizes=run.model.vocab_sizes if begins_day else None,
                 ignore_optimizer_change=ignore_optimizer_change,
             )
         except MisfitError:

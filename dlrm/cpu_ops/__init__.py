@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
-from dlrm.op_library import load_operations
+from dlrm.op_library import load_operations, once
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "cpu_ops"
 LIBRARY = "cpu_ops.so"
@@ -82,7 +81,7 @@ def is_built(build: Path = BUILD) -> bool:
     return (build / f"tensorflow-{tf.__version__}" / LIBRARY).exists()
 
 
-@functools.cache
+@once
 def load(build: Path = BUILD) -> CpuOps:
     """Loads the operations.
 

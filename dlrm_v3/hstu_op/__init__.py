@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import tensorflow as tf
 
-from dlrm.op_library import load_operations
+from dlrm.op_library import load_operations, once
 
 BUILD = Path(__file__).resolve().parent.parent.parent / "build" / "hstu_op"
 LIBRARY = "hstu.so"
@@ -52,7 +51,7 @@ class HstuOps(NamedTuple):
     dropout: Callable[..., tf.Tensor]
 
 
-@functools.cache
+@once
 def load(build: Path = BUILD) -> HstuOps:
     """Loads the operations.
 

@@ -93,7 +93,7 @@ def test_ranks_resume_and_reshard(train, tmp_path):
     print("seed", SEED)
     whole, output = train("whole", 1)
     assert "AUC" in output
-    assert "bytes for each id it keeps" in output
+    assert "bytes for each id that it keeps" in output
     living(whole)
     assert len(whole["own keys"]) > 20
     assert len(whole["waiting keys"]) > 5

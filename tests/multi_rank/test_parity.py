@@ -100,8 +100,8 @@ def test_weights_equal_numpy_training(train, size, index):
             batch = batch.copy()
             for number, population in enumerate(populations):
                 owners, fresh = population.see(step + 1, batch[:, number])
-                rows = sorted(fresh)
-                rows_of.begin_anew(number, rows, by_table(begin_rows)[number][rows])
+                new = sorted(fresh)
+                rows_of.begin_anew(number, new, by_table(begin_rows)[number][new])
                 shared = ~np.isin(batch[:, number], list(owners))
                 batch[shared, number] = parity.VOCAB_SIZES[number]
         take(samples.dense[part], batch, samples.labels[part])

@@ -101,6 +101,8 @@ OUR_FLAGS: dict[str, Any] = {
     "synthetic_dataset_dir": "synthetic_dataset",
     "loss_scale": None,
     "max_table_size": None,
+    "admit_after": 0,
+    "evict_after": 0,
     "warmup_factor": 0,
     "decay_power": 2,
     "decay_end_lr": 0.0,
@@ -132,7 +134,7 @@ ALIASES = {
     "top_mlp_sizes": "top_mlp",
 }
 CHOICES = {
-    "embedding": ["auto", "alltoall", "sok", "sok_dynamic"],
+    "embedding": ["auto", "alltoall", "dynamic", "sok", "sok_dynamic"],
     "embedding_grad": ["mean", "sum"],
     "optimizer": ["sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "ftrl"],
     "dense_optimizer": ["sgd", "momentum", "adagrad", "adam", "ftrl"],
@@ -236,7 +238,9 @@ def test_every_flag_arrives() -> None:
         "warmup_steps": 3,
         "decay_start_step": 5,
         "decay_steps": 9,
-        "embedding": "alltoall",
+        "embedding": "dynamic",
+        "admit_after": 3,
+        "evict_after": 27,
         "sok_gpu_gb": 3,
         "embedding_grad": "sum",
         "optimizer": "ftrl",
@@ -275,7 +279,7 @@ def test_every_flag_arrives() -> None:
         "checkpoint_dir": "third/folder",
         "checkpoint_interval": 19,
         "keep_checkpoints": 4,
-        "resume": "a/checkpoint",
+        "append_day": "a/checkpoint",
         "stall_timeout": 30.5,
         "inference_benchmark_steps": 23,
         "dataset_type": "synthetic_disk",
@@ -307,6 +311,7 @@ def test_every_flag_arrives() -> None:
     true = ("amp", "xla", "compress", "eval_in_last", "use_splited_dataset", "ignore_data_change")
     assert config == {
         **given,
+        "resume": "auto",  # which --append_day wants
         **dict.fromkeys(true, True),
         "shuffle_batch_order": True,
         "ignore_optimizer_change": True,
@@ -434,6 +439,9 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"synthetic_dataset_table_sizes": (3, 0)}, ["--synthetic_dataset_table_sizes", "3,0"]),
     ({"synthetic_dataset_table_sizes": ()}, ["--synthetic_dataset_table_sizes", "none"]),
     ({"loss_scale": 0.0}, ["--loss_scale", "above 0", "found 0.0"]),
+    ({"admit_after": 2}, ["--admit_after", "--embedding=dynamic", "found --embedding=auto"]),
+    ({"evict_after": 9, "embedding": "sok_dynamic"}, ["--evict_after", "--embedding=dynamic"]),
+    ({"evict_after": -1, "embedding": "dynamic"}, ["--evict_after of 0 to", "found -1"]),
     ({"max_table_size": 100}, ["--max_table_size", "--bad_ids=modulo"]),
     ({"max_table_size": 0, "bad_ids": "modulo"}, ["--max_table_size", "found 0"]),
     ({"warmup_factor": -1}, ["--warmup_factor", "found -1"]),
