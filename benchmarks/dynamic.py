@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 from typing import Any
@@ -44,7 +43,7 @@ def work(name: str, shape_name: str, batch: int, steps: int) -> None:
     backend, _ = embedding.choose(config.embedding.embedding)
     data = shape.data(batch, WARMUP + steps, collective.rank, collective.size)
     if name == "sparse ids":
-        data = dataclasses.replace(data, vocab_sizes=(2**31 - 1,) * len(data.vocab_sizes))
+        data = data._replace(vocab_sizes=(2**31 - 1,) * len(data.vocab_sizes))
     trainer = build_trainer(config, backend, collective, data, build_model)
     clock = Clock([])
     batches = list(data.train)  # in memory, as in benchmarks/step.py

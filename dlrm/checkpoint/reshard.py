@@ -44,7 +44,7 @@ def rounds(reader: TableReader, collective: Collective) -> Iterator[Piece | None
 
 def to_owners(
     keys: NDArray[np.int64], values: Sequence[NDArray[Any]], collective: Collective
-) -> tuple[NDArray[np.int64], ...]:
+) -> tuple[NDArray[Any], ...]:
     """Sends what belongs to keys to the ranks that own them.
 
     Args:

@@ -92,9 +92,9 @@ def restore(
             on_progress(activity)
             keys, values = collective.together(partial(_read_piece, reader, piece))
             keys = sharding.moved_keys(keys, before, after)
-            keys, values = to_owners(keys, [values], collective)
-            rows = sharding.local_row_of(keys, collective.size)
-            state.tables.write_rows(rows, with_state(values, reader, state.tables))
+            own, stored = to_owners(keys, [values], collective)
+            rows = sharding.local_row_of(own, collective.size)
+            state.tables.write_rows(rows, with_state(stored, reader, state.tables))
 
 
 def _state_of_rows(path: Path, manifest: Manifest) -> dict[str, int]:

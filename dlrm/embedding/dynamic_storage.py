@@ -130,6 +130,11 @@ class DynamicStorage:
         rows: NDArray[np.float32] = self.read(tf.constant(self._listed[0][first:last])).numpy()
         return rows
 
+    def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
+        """Overwrites rows, int64 [n] as `read_rows` counts them, with float32 [n, S]."""
+        assert self._listed is not None, "rows are counted in the order of `sightings`"
+        self.write(tf.constant(self._listed[0][rows]), tf.constant(stored))
+
     def clear(self) -> None:
         """Forgets all keys; the shared rows begin anew."""
         self._operations.clear_keys(self.handle)

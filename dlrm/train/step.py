@@ -311,8 +311,8 @@ class TrainingStep:
         with tf.name_scope("all_reduce"):
             # Sums by row, which an update by operations of TensorFlow does not compute again.
             squares = self.embedding.squares(lookup, received) if self.clips else None
-            shared = self.embedding.shared_gradients(lookup, received)
-            mean, gradients, clip, shared = self.average(local, routes, signal, squares, shared)
+            own = self.embedding.shared_gradients(lookup, received)
+            mean, gradients, clip, shared = self.average(local, routes, signal, squares, own)
         # Every update is computed from the learning rate, so none comes before the checks.
         with tf.control_dependencies(checks(mean, gradients)):
             learning_rate = tf.identity(learning_rate)

@@ -63,7 +63,7 @@ SETTINGS += [
     {"compress": True, "xla": False, "amp": True, "amp_dtype": "float16", "clip_norm": 0.03},
 ]
 # In each of these, every second step is taken in parts.
-STAGED = range(len(SETTINGS), len(SETTINGS) + 4)
+STAGED = list(range(len(SETTINGS), len(SETTINGS) + 4))
 SETTINGS += [
     {"compress": True, "xla": False, "bad_ids": "zero"},
     {"compress": False, "xla": True, "embedding_grad": "sum"},
@@ -104,7 +104,7 @@ SETTINGS += [
         "lr": 0.1,
     },
 ]
-STAGED = [*STAGED, *range(len(SETTINGS), len(SETTINGS) + 2)]
+STAGED += range(len(SETTINGS), len(SETTINGS) + 2)
 SETTINGS += [
     {"compress": False, "xla": False, "embedding": "dynamic", "evict_after": 1},
     {
