@@ -10,6 +10,8 @@ dictionary lacks get id 0. The best possible AUC on that day is printed beside t
     appended    the day's log behind the old dictionary, the old checkpoint trained on with it
     retrained   a new dictionary and a new model, from the logs of all days so far
     old         the model of the first day
+    dynamic     no dictionary: the id of a value is its number, rows are made at its second batch
+                and forgotten after two days without it (docs/dynamic_tables.md)
 
 Everything runs as a user's commands do, each training in a process of its own. What is done is kept
 in FOLDER, and the same command goes on after it.
@@ -32,7 +34,10 @@ from dlrm import cli
 with cli.project_environment():
     from benchmarks.days_plot import plot_days
     from benchmarks.drifting_days import DriftOptions, drifting_days
+    from benchmarks.hashed_split import write_hashed
     from dlrm.checkpoint.directory import finished
+    from dlrm.checkpoint.manifest import ROWS, read_manifest, tables_file
+    from dlrm.checkpoint.safetensors_file import TensorReader
     from dlrm.formats.json_files import read_json_object, write_json_object
     from preprocess.__main__ import main as preprocess
 
@@ -143,6 +148,20 @@ class Days:
         resume = [f"--resume={first / 'checkpoints'}", "--mode=test"]
         return self._run(place, first / "data", day, resume, first / "checkpoints", start)
 
+    def dynamic(self, day: int, place: Path) -> DayResult:
+        """The day behind the day before, its values without a dictionary."""
+        start = time.perf_counter()
+        for part, number in (("train", day), ("test", day + 1)):
+            write_hashed(self._log(number), place / "split" / part, self._options.num_dense)
+        days_kept = 2 * (self._rows // BATCH)
+        flags = ["--embedding=dynamic", "--admit_after=1", f"--evict_after={days_kept}"]
+        if day > 1:
+            before = self.folder / "dynamic" / str(day - 1)
+            flags.append(f"--append_day={before / 'checkpoints'}")
+        checkpoints = place / "checkpoints"
+        flags += [f"--checkpoint_dir={checkpoints}", "--keep_checkpoints=1"]
+        return self._measure(place, flags, checkpoints, start)
+
     def _trained(
         self, place: Path, logs: list[int], day: int, ingest: list[str], training: list[str]
     ) -> DayResult:
@@ -173,16 +192,20 @@ class Days:
             link = split / name
             link.unlink(missing_ok=True)
             link.symlink_to(target.resolve())
+        return self._measure(place, flags, checkpoints, start)
+
+    def _measure(self, place: Path, flags: list[str], checkpoints: Path, start: float) -> DayResult:
+        """Runs main.py on the split folders of a place."""
         run = place / "run"
-        command = [f"--data_dir={split}", f"--run_dir={run}", *TRAINING, *flags]
+        command = [f"--data_dir={place / 'split'}", f"--run_dir={run}", *TRAINING, *flags]
         memory = _peak_memory([sys.executable, "main.py", *command], place / "output.txt")
         lines = (run / "events.jsonl").read_text().splitlines()
         events = {event["event"]: event for event in map(json.loads, lines)}
-        vocab_sizes = json.loads((data / "train" / "metadata.json").read_text())["vocab_sizes"]
+        checkpoint = finished(checkpoints)[-1]
         return DayResult(
             events["evaluation"]["auc"],
-            sum(vocab_sizes),
-            sum(file.stat().st_size for file in finished(checkpoints)[-1].iterdir()),
+            _rows(checkpoint),
+            sum(file.stat().st_size for file in checkpoint.iterdir()),
             memory,
             events["result"]["steps"] * BATCH if "result" in events else 0,
             round(time.perf_counter() - start, 1),
@@ -194,7 +217,15 @@ WAYS: dict[str, Callable[[Days, int, Path], DayResult]] = {
     "appended": Days.appended,
     "retrained": Days.retrained,
     "old": Days.old,
+    "dynamic": Days.dynamic,
 }
+
+
+def _rows(checkpoint: Path) -> int:
+    """The number of rows in a checkpoint of one rank."""
+    name = tables_file(0, 1)
+    with TensorReader(checkpoint / name, read_manifest(checkpoint).files[name]) as reader:
+        return int(reader.tensors[ROWS][1][0])
 
 
 def _must(code: int) -> None:

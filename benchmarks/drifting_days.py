@@ -43,7 +43,7 @@ class DriftOptions:
 
 
 @dataclass(frozen=True)
-class Day:
+class DayLog:
     """The log of a day.
 
     Attributes:
@@ -95,7 +95,7 @@ class DriftingTable:
         return texts, self._effects[ranks], float(self._is_fresh[ranks].mean())
 
 
-def drifting_days(options: DriftOptions, rows: int, seed: int) -> Iterator[Day]:
+def drifting_days(options: DriftOptions, rows: int, seed: int) -> Iterator[DayLog]:
     """Yields one day after the other, without end; the same seed gives the same days.
 
     Args:
@@ -121,6 +121,6 @@ def drifting_days(options: DriftOptions, rows: int, seed: int) -> Iterator[Day]:
         scores.add(logits, labels)
         numbers = [map(str, column.tolist()) for column in (labels.astype(int), *dense.T)]
         lines = map("\t".join, zip(*numbers, *columns))
-        yield Day("\n".join(lines) + "\n", scores.auc() or 0.5, float(np.mean(fresh)))
+        yield DayLog("\n".join(lines) + "\n", scores.auc() or 0.5, float(np.mean(fresh)))
         for table in tables:
             table.next_morning(generator)

@@ -96,7 +96,10 @@ def resume(
             on_message(line)
         if begins_day:
             rows, more = (sum(model.vocab_sizes) for model in (manifest.model, run.model))
-            on_message(f"a new day from {path}: {rows} rows as trained, {more - rows} new ones")
+            counts = (
+                "" if run.model.dynamic else f": {rows} rows as trained, {more - rows} new ones"
+            )
+            on_message(f"a new day from {path}{counts}")
             return Resumed(path, Position(0, 0, 0))
         on_message(f"resumed from {path}: {manifest.position.step} steps done")
         return Resumed(path, manifest.position)
