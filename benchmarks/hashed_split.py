@@ -1,4 +1,4 @@
-"""A split folder without a dictionary: the number of a value is its id, for `--embedding=dynamic`."""
+"""A split folder without a dictionary: the number of a value is its id; for dynamic tables."""
 
 from __future__ import annotations
 

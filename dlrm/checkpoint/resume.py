@@ -99,7 +99,7 @@ def resume(
             counts = (
                 "" if run.model.dynamic else f": {rows} rows as trained, {more - rows} new ones"
             )
-            on_message(f"a new day from {path}{counts}")
+            on_message(f"a new day from {path}{'' if run.model.dynamic else counts}")
             return Resumed(path, Position(0, 0, 0))
         on_message(f"resumed from {path}: {manifest.position.step} steps done")
         return Resumed(path, manifest.position)
