@@ -292,8 +292,8 @@ class Scorer:
                 *(len(items.ids), logits.ctypes.data, ctypes.byref(fault)),
             )
         if bad:
-            of_user = bad == library.BAD_DENSE or fault.sample == library.USER
-            where = "user" if of_user else f"candidate {fault.sample}"
+            is_user = bad == library.BAD_DENSE or fault.sample == library.USER
+            where = "user" if is_user else f"candidate {fault.sample}"
             self._refuse(bad, fault, where, dense[None])
         return logits
 
