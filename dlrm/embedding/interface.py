@@ -150,7 +150,9 @@ class Embedding(Protocol):
         """Where the rows lie if only ids that occur have one; else None."""
 
     def begin_step(self, step: int) -> None:
-        """Says that the ids that `route` is given from now on are of the batch of this step.
+        """Says that `route` is given the ids of the batch of this step from now on.
+
+        Where ids come and go, `fetch` finds the rows that there are at its begin.
 
         Args:
             step: Number of the step, from 1.

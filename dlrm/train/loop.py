@@ -165,6 +165,7 @@ class Trainer:
                 an id outside its table.
         """
         callback.evaluation_start(step)
+        self.step.embedding.begin_step(step + 1)  # who has a row by then
         start = time.perf_counter()
         self._evaluator.reset()
         bad = tf.constant(0)  # stays where it is computed: nobody waits for a batch's share

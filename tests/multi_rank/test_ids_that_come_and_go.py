@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.support.processes import run
 from tests.support.tiny_data import write_split
 
 SEED, SIZES, STEPS, GLOBAL_BATCH = 211, (2**31 - 1, 400, 2**31 - 1), 14, 48
+AUC = re.compile(r"AUC: (\S+?),? ")
 FLAGS = [
     f"--global_batch_size={GLOBAL_BATCH}",
     "--embedding_dim=8",
@@ -53,6 +55,8 @@ def train(data, tmp_path):
         command = [sys.executable, "main.py", f"--data_dir={data}", f"--checkpoint_dir={folder}"]
         ended = run(on_ranks(ranks, *command, *FLAGS, *flags), time_limit=120)
         assert ended.code == 0, ended.output
+        if "--mode=test" in flags:
+            return {}, ended.output
         found = weights(finished(folder)[-1])
         files = [f"tables-{rank:05d}-of-{ranks:05d}.safetensors" for rank in range(ranks)]
         tensors = {name: value for name, value in found.items() if not name.startswith("tables-")}
@@ -94,6 +98,8 @@ def test_ranks_resume_and_reshard(train, tmp_path):
     whole, output = train("whole", 1)
     assert "AUC" in output
     assert "bytes for each id that it keeps" in output
+    _, scored = train("whole", 2, "--mode=test")
+    assert AUC.findall(scored) == AUC.findall(output)[-1:]
     living(whole)
     assert len(whole["own keys"]) > 20
     assert len(whole["waiting keys"]) > 5
