@@ -77,16 +77,17 @@ def _describe(checkpoint: Path) -> Iterator[str]:
         yield f"model: {model.num_dense} dense features, bottom MLP {bottom}, top MLP {top}"
     row_bytes = 4 * model.embedding_dim
     rows = sum(model.vocab_sizes)
-    yield (
-        f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}, {rows:,} rows, "
-        f"{size_text(rows * row_bytes)}"
-    )
-    yield from _columns(
-        [
+    tables = f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}"
+    if model.dynamic:
+        yield f"{tables}, rows of the ids that occurred"
+        each = [f"{table}: below {size:,}" for table, size in enumerate(model.vocab_sizes)]
+    else:
+        yield f"{tables}, {rows:,} rows, {size_text(rows * row_bytes)}"
+        each = [
             f"{table}: {size:,} rows, {size_text(size * row_bytes)}"
             for table, size in enumerate(model.vocab_sizes)
         ]
-    )
+    yield from _columns(each)
     for title, entries in (("settings", manifest.settings), ("data", manifest.data)):
         if entries:
             yield f"{title}:"

@@ -30,23 +30,34 @@ class Table:
     Args:
         reader: Reads the rows of the checkpoint.
         first_key: The key of id 0.
-        rows: Number of ids.
+        ids: Number of ids.
+
+    Attributes:
+        rows: Number of rows; of a dynamic table those of the ids that occurred.
+        width: Number of values in a row.
     """
 
-    def __init__(self, reader: TableReader, first_key: int, rows: int) -> None:
+    def __init__(self, reader: TableReader, first_key: int, ids: int) -> None:
         self._reader = reader
         self._first_key = first_key
-        self.rows, self.width = rows, reader.width
+        self._seen = reader.seen_keys(first_key, first_key + ids) if reader.dynamic else None
+        self.rows = ids if self._seen is None else len(self._seen)
+        self.width = reader.width
         # The reader fetches whole blocks from each rank's file: pieces that take less than a block
         # of each read the same blocks again and again.
         piece = max(PIECE_BYTES, min(reader.ranks * BLOCK_BYTES, MOST_BYTES))
         self._piece_rows = max(1, piece // (4 * self.width))
 
-    def __iter__(self) -> Iterator[tuple[int, Rows]]:
-        """Yields pieces in order: the first id of each and its rows, float32 [n, width]."""
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+        """Yields pieces in order: ids int64 [n], ascending, and their rows, float32 [n, width]."""
         for first in range(0, self.rows, self._piece_rows):
             last = min(first + self._piece_rows, self.rows)
-            yield first, self._reader.read_keys(self._first_key + first, self._first_key + last)
+            if self._seen is None:
+                ids = np.arange(first, last, dtype=np.int64)
+                yield ids, self._reader.read_keys(self._first_key + first, self._first_key + last)
+            else:
+                keys = self._seen[first:last]
+                yield keys - self._first_key, self._reader.read_seen(keys)
 
 
 def export(
@@ -72,6 +83,11 @@ def export(
         OSError: A file cannot be read or written.
     """
     manifest = read_manifest(checkpoint)
+    if manifest.model.dynamic and format_name == "safetensors":
+        raise ValueError(
+            f"{checkpoint}: in safetensors a row's number is its id: expected a row for every id, "
+            "found those of the ids that occurred alone (--embedding=dynamic); set --format=parquet"
+        )
     sizes = manifest.model.vocab_sizes
     chosen = range(len(sizes)) if tables is None else tables
     for table in chosen:
@@ -86,7 +102,7 @@ def export(
         if path.exists():
             raise ValueError(f"{path}: already exists; remove it, or choose another OUTDIR")
     outdir.mkdir(parents=True, exist_ok=True)
-    with TableReader(checkpoint, manifest) as reader:
+    with TableReader(checkpoint, manifest, by_key=True) as reader:
         for table, path in paths.items():
             source = Table(reader, sum(sizes[:table]), sizes[table])
             with atomic_files.whole_file(path) as unfinished:
@@ -110,11 +126,11 @@ def _write_parquet(path: Path, table: Table) -> None:
 
     def frames(*_: object) -> Iterator[pl.DataFrame]:
         try:
-            for first, rows in table:
+            for ids, rows in table:
                 for start in range(0, len(rows), group):
-                    part = rows[start : start + group].copy()  # a view would keep all of `rows`
-                    ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
-                    yield pl.DataFrame({"id": ids, "vector": part}, schema=schema)
+                    piece = slice(start, start + group)
+                    part = rows[piece].copy()  # a view would keep all of `rows`
+                    yield pl.DataFrame({"id": ids[piece], "vector": part}, schema=schema)
         except (ValueError, OSError) as error:
             failures.append(error)
             raise

@@ -40,6 +40,7 @@ class TableReader:
         keys: Number of keys, which is the number of rows of all tables.
         width: Number of values read for a key: the row, then its state.
         state: As given.
+        dynamic: Whether ids have a row only once they occurred.
 
     Raises:
         ValueError: Not every id has a row, and the caller takes that for granted.
@@ -58,7 +59,7 @@ class TableReader:
                 f"{folder}: expected a checkpoint with a row for every id, found those of the ids "
                 "that occurred alone (--embedding=dynamic); score with main.py --mode=test"
             )
-        self._dynamic = manifest.model.dynamic
+        self.dynamic = manifest.model.dynamic
         self.state = state or {}
         self.ranks = manifest.ranks
         self.width = manifest.model.embedding_dim + sum(self.state.values())
@@ -67,6 +68,7 @@ class TableReader:
         self._folder, self._files = folder, manifest.files
         self._open: dict[int, TensorReader] = {}
         self._stack = contextlib.ExitStack()
+        self._own_keys: dict[int, NDArray[np.int64]] = {}
 
     def __enter__(self) -> TableReader:
         """Returns the reader itself."""
@@ -77,13 +79,13 @@ class TableReader:
 
     def rows_of(self, rank: int) -> int:
         """Number of rows in the file that a rank wrote."""
-        if self._dynamic:
+        if self.dynamic:
             return self._file(rank).tensors[ROWS][1][0]
         return sharding.local_rows(self.keys, rank, self.ranks)
 
     def keys_of(self, rank: int) -> int:
         """Number of keys in the file that a rank wrote; all have a row if every id has one."""
-        return self._file(rank).tensors[KEYS][1][0] if self._dynamic else self.rows_of(rank)
+        return self._file(rank).tensors[KEYS][1][0] if self.dynamic else self.rows_of(rank)
 
     def read(self, rank: int, tensor: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Reads rows [first, last) of a tensor of a rank's file, all by default.
@@ -116,6 +118,39 @@ class TableReader:
         tensors = self._file(0).tensors
         others = (ROWS, KEYS, COUNTS, SHARED)
         return {name: shape[1] for name, (_, shape) in tensors.items() if name not in others}
+
+    def seen_keys(self, first: int, last: int) -> NDArray[np.int64]:
+        """The keys in [first, last) that have a row in a dynamic table, int64 [n], ascending.
+
+        Raises:
+            ValueError, OSError: A file is damaged or cannot be read, as for `read_rows`.
+        """
+        found = []
+        for rank in range(self.ranks):
+            begin, end = np.searchsorted(self._keys_with_row(rank), [first, last])
+            found.append(self._keys_with_row(rank)[begin:end])
+        return np.sort(np.concatenate(found))
+
+    def read_seen(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Reads the rows of neighbours among `seen_keys`, float32 [n, width].
+
+        Raises:
+            ValueError, OSError: A file is damaged or cannot be read, as for `read_rows`.
+        """
+        values = np.empty((len(keys), self.width), np.float32)
+        owners = sharding.owner_of(keys, self.ranks)
+        for rank in np.unique(owners).tolist():
+            here = owners == rank
+            of_rank = keys[here]
+            begin = int(np.searchsorted(self._keys_with_row(rank), of_rank[0]))
+            values[here] = self.read_rows(rank, begin, begin + len(of_rank))
+        return values
+
+    def _keys_with_row(self, rank: int) -> NDArray[np.int64]:
+        """The keys of the rows in the file that a rank wrote, ascending."""
+        if rank not in self._own_keys:
+            self._own_keys[rank] = self.read(rank, KEYS, 0, self.rows_of(rank))
+        return self._own_keys[rank]
 
     def _file(self, rank: int) -> TensorReader:
         """The reader of a rank's file, opened at its first use."""
