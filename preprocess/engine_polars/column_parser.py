@@ -88,7 +88,8 @@ class ColumnParser:
         bad = np.flatnonzero(~good)
         named = bad[:NAMED].tolist()
         faults = self._frames.faults([raw[row] for row in named])
-        rows = frame.filter(pl.Series(good)).select(self._rows)
+        # Only a lazy frame evaluates once what several expressions share, such as split texts.
+        rows = frame.filter(pl.Series(good)).lazy().select(self._rows).collect()
         singles = range(len(self._log.categories) - len(self._bags))
         values = [self._values(table, rows[f"table_{table}"]) for table in singles]
         lengths = [_lengths(rows[f"table_{bag.table}"]) for bag in self._bags]

@@ -259,6 +259,14 @@ def test_empty_lines_at_the_end_are_no_rows(
     assert "line 4: expected 3 comma-separated fields, found 1" in capsys.readouterr().err
 
 
+def test_empty_lines_between_rows_are_bad_also_at_the_end_of_a_block(tmp_path: Path) -> None:
+    empty = 1 << 20  # as many bytes as a block has
+    text = "y,x,c\n1,1,a\n" + "\n" * empty + "0,2,b\n" + "\n" * empty
+    flags = ("--block_mib=1", f"--max_bad_rows={empty}")
+    assert _run(tmp_path, text, SMALL, *flags) == 0
+    assert json.loads((tmp_path / "out" / "records.json").read_text())["bad_rows"] == empty
+
+
 BAD_FILES = [
     (b"", {}, "expected rows, found none"),
     (b"y,x,c\n", {}, "expected rows, found none"),
