@@ -88,10 +88,10 @@ def _of_text(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
 def test_both_engines_write_the_same_bags(tmp_path: Path) -> None:
     """Text, JSON lists and Parquet lists; bad rows; then later logs with the dictionary."""
     print(f"seed {SEED}")
-    first, later = _log(300, SEED), _log(100, SEED + 1)
+    first, later = _log(160, SEED), _log(60, SEED + 1)
     lines = _text(first).splitlines(keepends=True)
     bad = b"1\t5\ta;b\t1\tf;f\ta\t1\tv\n1\t5\ta\tx\tf\ta\t1\tv\n1\t5\ta\t1\txyz\ta\t1\tv\n"
-    (tmp_path / "bad.tsv").write_bytes(b"".join([*lines[:200], bad, *lines[200:], b"\n" * 3]))
+    (tmp_path / "bad.tsv").write_bytes(b"".join([*lines[:100], bad, *lines[100:], b"\n" * 3]))
     (tmp_path / "later.tsv").write_bytes(_text(later) + b"\n\r\n")
     first.write_ndjson(tmp_path / "log.jsonl")
     first.write_parquet(tmp_path / "log.parquet")

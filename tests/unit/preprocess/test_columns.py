@@ -260,11 +260,12 @@ def test_empty_lines_at_the_end_are_no_rows(
 
 
 def test_empty_lines_between_rows_are_bad_also_at_the_end_of_a_block(tmp_path: Path) -> None:
-    empty = 1 << 20  # as many bytes as a block has
-    text = "y,x,c\n1,1,a\n" + "\n" * empty + "0,2,b\n" + "\n" * empty
-    flags = ("--block_mib=1", f"--max_bad_rows={empty}")
-    assert _run(tmp_path, text, SMALL, *flags) == 0
-    assert json.loads((tmp_path / "out" / "records.json").read_text())["bad_rows"] == empty
+    """The first block, of a mebibyte, ends amid the empty lines."""
+    start = "y,x,c\n1,1,"
+    start += "a" * ((1 << 20) - len(start) - 30) + "\n"
+    text = start + "\n" * 60 + "0,2,b\n" + "\n" * 60
+    assert _run(tmp_path, text, SMALL, "--block_mib=1", "--max_bad_rows=60") == 0
+    assert json.loads((tmp_path / "out" / "records.json").read_text())["bad_rows"] == 60
 
 
 BAD_FILES = [
