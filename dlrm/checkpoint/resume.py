@@ -96,9 +96,7 @@ def resume(
             on_message(line)
         if begins_day:
             rows, more = (sum(model.vocab_sizes) for model in (manifest.model, run.model))
-            counts = (
-                "" if run.model.dynamic else f": {rows} rows as trained, {more - rows} new ones"
-            )
+            counts = f": {rows} rows as trained, {more - rows} new ones"
             on_message(f"a new day from {path}{'' if run.model.dynamic else counts}")
             return Resumed(path, Position(0, 0, 0))
         on_message(f"resumed from {path}: {manifest.position.step} steps done")
