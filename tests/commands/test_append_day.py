@@ -192,29 +192,29 @@ def test_texts_and_statistics_of_columns(tmp_path: Path) -> None:
 @pytest.mark.spark
 @needs_spark
 @pytest.mark.usefixtures("small_pieces")
-def test_both_engines_append_the_same_bytes(tmp_path: Path) -> None:
-    days = three_days(tmp_path, 500)
-    logs = [text_log(tmp_path / f"{day}.csv", SEED + day, 40 * day) for day in range(3)]
+@pytest.mark.parametrize("kind", ["dlrm", "spark", "texts"])
+def test_both_engines_append_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    if kind == "texts":
+        logs = [text_log(tmp_path / f"{day}.csv", SEED + day, 40 * day) for day in range(3)]
+    else:
+        logs = three_days(tmp_path, 500)
+    threshold = {"dlrm": [], "spark": ["--frequency_threshold=3", "--shuffle=2"]}
+    found: dict[str, list[dict[str, bytes]]] = {}
     for engine in ("polars", "spark"):
-        for rules in (["dlrm"], ["spark", "--frequency_threshold=3", "--shuffle=2"]):
-            append: list[str] = []
-            for number, day in enumerate(days):
-                output = tmp_path / f"{engine}-{rules[0]}-{number}"
-                flags = [f"--rules={rules[0]}", *rules[1:], *THREE, f"--engine={engine}"]
-                assert main([day, f"--output={output}", *flags, *append]) == 0
-                append = [f"--append_day={output}"]
-        append = []
+        append: list[str] = []
         for number, log in enumerate(logs):
-            output = tmp_path / f"{engine}-texts-{number}"
-            assert run_schema(SCHEMA, log, output, f"--engine={engine}", *append) == 0
+            output = tmp_path / f"{engine}-{number}"
+            flags = [f"--engine={engine}", *append]
+            if kind == "texts":
+                assert run_schema(SCHEMA, log, output, *flags) == 0
+            else:
+                flags += [f"--rules={kind}", *threshold[kind], *THREE]
+                assert main([log, f"--output={output}", *flags]) == 0
             append = [f"--append_day={output}"]
-    for kind in ("dlrm", "spark", "texts"):
-        for number in range(3):
-            one, other = (
-                contents(tmp_path / f"{engine}-{kind}-{number}") for engine in ("polars", "spark")
-            )
-            assert one.keys() == other.keys()
-            assert [name for name in one if one[name] != other[name]] == [], (kind, number)
+            found.setdefault(engine, []).append(contents(output))
+    for one, other in zip(found["polars"], found["spark"]):
+        assert one.keys() == other.keys()
+        assert [name for name in one if one[name] != other[name]] == []
 
 
 @pytest.mark.parametrize("engine", SLOW_ON_SPARK)
