@@ -23,7 +23,8 @@ from tests.support.spark_session import (  # noqa: F401
 )
 
 SEED = 17
-pytestmark = pytest.mark.usefixtures("session")
+# .ci/run says what is left out of the other profile.
+pytestmark = [pytest.mark.one_profile, pytest.mark.usefixtures("session")]
 SLOW_ON_SPARK = ["polars", pytest.param("spark", marks=(*ON_SPARK, pytest.mark.slow))]
 SHAPE = ["--num_dense=1", "--num_categorical=1", "--test_fraction=0"]
 THREE = ["--num_dense=2", "--num_categorical=3", "--test_fraction=0.2"]

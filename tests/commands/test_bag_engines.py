@@ -20,6 +20,9 @@ from tests.support.spark_session import (  # noqa: F401
     small_pieces,
 )
 
+# .ci/run says what is left out of the other profile.
+pytestmark = pytest.mark.one_profile
+
 SEED = 43
 BAGS: list[Any] = [
     {"name": "genres", "max_ids": 4, "pooling": "mean", "weights": "shares", "threshold": 3},

@@ -28,7 +28,8 @@ from tests.support.spark_session import (  # noqa: F401
 
 SEED = 20
 SMALL = ["--num_dense=2", "--num_categorical=2"]
-pytestmark = pytest.mark.usefixtures("session")
+# .ci/run says what is left out of the other profile.
+pytestmark = [pytest.mark.one_profile, pytest.mark.usefixtures("session")]
 
 # label, two integers, two hashes. As numbers the first hash is
 #   10, missing, 10, 11, 10, 4294967295, 11, 12, missing, 40000010, 13

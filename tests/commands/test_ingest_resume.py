@@ -22,6 +22,9 @@ from preprocess.synthetic import generate
 from tests.support.processes import ROOT
 from tests.support.spark_session import ON_SPARK, contents
 
+# .ci/run says what is left out of the other profile.
+pytestmark = pytest.mark.one_profile
+
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ.get("SEED", "7"))
 SHAPE = ["--num_dense=3", "--num_categorical=3"]

@@ -14,6 +14,9 @@ from tests.support.jobs import on_ranks, weights
 from tests.support.processes import run
 from tests.support.tiny_data import write_split
 
+# .ci/run says what is left out of the other profile.
+pytestmark = pytest.mark.one_profile
+
 SEED, SIZES, STEPS, GLOBAL_BATCH = 211, (2**31 - 1, 400, 2**31 - 1), 14, 48
 AUC = re.compile(r"AUC: (\S+?),? ")
 FLAGS = [

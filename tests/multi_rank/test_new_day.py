@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from dlrm.checkpoint.directory import checkpoint_name, finished, step_of
@@ -16,6 +17,9 @@ from dlrm.formats import file_names
 from tests.support import jobs
 from tests.support.jobs import Job
 from tests.support.tiny_data import write_split
+
+# .ci/run says what is left out of the other profile.
+pytestmark = pytest.mark.one_profile
 
 OLD, NEW = (300, 40, 5), (300, 61, 9)
 BATCH, STEPS, WIDTH, SEED = 32, 12, 8, 5

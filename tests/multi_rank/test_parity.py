@@ -19,7 +19,12 @@ from tests.support.reference_population import Population
 
 WORKER = "tests.multi_rank.workers.parity"
 # Three do not divide the rows evenly, and 1 / 3 is not a binary fraction.
-RANKS = (1, 2, 3, pytest.param(4, marks=pytest.mark.slow))
+RANKS = (
+    1,
+    2,
+    pytest.param(3, marks=pytest.mark.one_profile),
+    pytest.param(4, marks=pytest.mark.slow),
+)
 # Of the way that the weights went, by the type of the arithmetic.
 TOLERANCES = {None: 1e-5, "float16": 2e-3, "bfloat16": 0.15}
 

@@ -12,6 +12,9 @@ from tests.support.bag_data import random_bags, write_bags
 from tests.support.jobs import on_ranks, weights
 from tests.support.processes import run
 
+# .ci/run says what is left out of the other profile.
+pytestmark = pytest.mark.one_profile
+
 SEED, SIZES, STEPS, GLOBAL_BATCH = 163, (400, 30, 5), 8, 48
 FLAGS = [
     f"--global_batch_size={GLOBAL_BATCH}",
