@@ -129,14 +129,14 @@ def test_cross_layers_int8_layers_and_rows_in_order_of_use(tmp_path: Path, weigh
 @pytest.mark.parametrize("users", [(0, 2), (3,), (1, 0), ()])
 def test_candidates_of_one_user(tmp_path: Path, users: tuple[int, ...], weights: bool) -> None:
     reference = artifact(tmp_path / "a", weights=weights)
-    drawn = samples(50, weights=weights)
+    drawn = samples(200, weights=weights)
     drawn.dense[:] = drawn.dense[0]
     for table in users:
-        drawn.tables[table].bags[:] = [drawn.tables[table].bags[0]] * 50
+        drawn.tables[table].bags[:] = [drawn.tables[table].bags[0]] * 200
         if (factors := drawn.tables[table].weights) is not None:
-            factors[:] = [factors[0]] * 50
+            factors[:] = [factors[0]] * 200
     with Scorer.open(tmp_path / "a", threads=2) as scorer:
-        ids, all_weights = scorer.columns.lay_out(batch_of(drawn.tables, 0, 50))
+        ids, all_weights = scorer.columns.lay_out(batch_of(drawn.tables, 0, 200))
         of = [np.arange(COLUMNS)[scorer.columns.of_table(table)] for table in range(4)]
         mine = np.concatenate([*(of[table] for table in users), np.empty(0, int)])
         others = np.concatenate([of[table] for table in range(4) if table not in users])
@@ -266,7 +266,7 @@ def test_requests_that_share_a_batch(tmp_path: Path) -> None:
     drawn = samples(30, weights=True)
     expected = reference.bag_logits(drawn.dense, drawn.tables)
     with Scorer.open(tmp_path / "a") as scorer:
-        columns = scorer.columns.lay_out(drawn.bags)
+        columns, scored = scorer.columns.lay_out(drawn.bags), scorer.score(drawn.dense, drawn.bags)
 
         def request(start: int, stop: int) -> dict[str, Any]:
             part = slice(start, stop)
@@ -277,6 +277,8 @@ def test_requests_that_share_a_batch(tmp_path: Path) -> None:
         requests = [request(0, 7), bad, request(9, 10), request(10, 30)]
         requests += [{name: requests[0][name] for name in ("dense", "ids")}]
         answers = answer(scorer, requests)
+        together = answer(scorer, [request(0, 7), request(7, 9), request(9, 30)])
+    np.testing.assert_array_equal(np.concatenate(together), scored)
     assert re.match("sample 0, table 0: expected an id", str(answers[1]))
     assert re.match("weights: expected some", str(answers[4]))
     found = np.concatenate([answers[0], answers[2], answers[3]])
