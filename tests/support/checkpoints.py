@@ -28,6 +28,7 @@ class ArrayTables:
     """The rows of all keys in memory, as the only rank."""
 
     state = ()  # plain SGD remembers nothing
+    dynamic = None
 
     def __init__(self, rows: NDArray[Any]) -> None:
         self.rows = rows
