@@ -1,12 +1,14 @@
-// Runs every kernel for each instruction set on arrays that fill their allocations, so that the
-// sanitizers detect any access outside them.
+// Runs every kernel for each instruction set on arrays that fill their allocations, and a table of
+// rows while it grows and shrinks, so that the sanitizers detect any access outside of them.
 
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <map>
 #include <vector>
 
 #include "mlp.h"
+#include "row_table.h"
 
 namespace {
 
@@ -64,9 +66,41 @@ void run(int level, const std::vector<int64_t>& widths, int last_relu, int64_t s
   }
 }
 
+// Keys come, stay for some steps and go; every row must keep what was written into it.
+void run_table(int64_t width, int32_t shared, int32_t admit_after, int32_t evict_after) {
+  RowTable table(width, shared, admit_after, evict_after);
+  std::map<int64_t, float> written;
+  uint64_t random = 1;
+  for (int32_t step = 1; step < 200; ++step) {
+    for (int i = 0; i < 300; ++i) {
+      random = random * 6364136223846793005u + 1442695040888963407u;
+      const int64_t key = static_cast<int64_t>(random >> 33) % 3000 + step * 20;
+      bool fresh;
+      const int32_t row = table.sight(key, step, &fresh);
+      if (row == RowTable::kNone) continue;
+      float* const values = table.row(row);
+      if (!fresh && values[width - 1] != written[key]) {
+        fprintf(stderr, "key %lld has the row of another\n", static_cast<long long>(key));
+        exit(EXIT_FAILURE);
+      }
+      written[key] = static_cast<float>(random >> 40);
+      std::fill(values, values + width, written[key]);
+    }
+    table.sweep(step);
+  }
+  int64_t keys = 0;
+  table.each(
+      [&](const RowTable::Entry& entry) { keys += table.find(entry.key, 199) == entry.row; });
+  printf("table: %lld keys, %lld rows\n", static_cast<long long>(keys),
+         static_cast<long long>(table.rows()));
+}
+
 }  // namespace
 
 int main() {
+  for (int32_t evict_after : {0, 1, 7}) {
+    for (int32_t admit_after : {0, 2}) run_table(33, 3 * admit_after, admit_after, evict_after);
+  }
   int runs = 0;
   for (int level = 0; level <= mlp_cpu_level(); ++level) {
     for (int64_t inputs : {1, 7, 16, 33, 300}) {
