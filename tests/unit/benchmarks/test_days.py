@@ -66,6 +66,6 @@ def test_all_ways_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("  2  ")] == [
-        "appended", "retrained", "old",
+        "appended", "retrained", "old", "dynamic",
     ]  # fmt: skip
     assert picture.stat().st_size > 10_000
