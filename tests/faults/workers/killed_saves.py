@@ -67,6 +67,7 @@ class Values:
     """Takes the role of a dense variable and of a rank's rows."""
 
     state = ()  # plain SGD remembers nothing
+    dynamic = None
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values

@@ -39,6 +39,7 @@ class Rows:
     """All rows of the tables, in memory."""
 
     state = ()  # plain SGD remembers nothing
+    dynamic = None
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
