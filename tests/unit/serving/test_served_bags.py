@@ -276,8 +276,8 @@ def test_requests_that_share_a_batch(tmp_path: Path) -> None:
         bad["ids"] = np.full_like(bad["ids"], 99)
         requests = [request(0, 7), bad, request(9, 10), request(10, 30)]
         requests += [{name: requests[0][name] for name in ("dense", "ids")}]
-        answers = answer(scorer, requests)
-        together = answer(scorer, [request(0, 7), request(7, 9), request(9, 30)])
+        answers: list[Any] = answer(scorer, requests)
+        together: list[Any] = answer(scorer, [request(0, 7), request(7, 9), request(9, 30)])
     np.testing.assert_array_equal(np.concatenate(together), scored)
     assert re.match("sample 0, table 0: expected an id", str(answers[1]))
     assert re.match("weights: expected some", str(answers[4]))
