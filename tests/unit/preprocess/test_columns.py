@@ -103,6 +103,8 @@ def test_hand_worked_rows(tmp_path: Path) -> None:
     )
     # A Saturday and a Friday; hours 0 and 1.
     assert ids.tolist() == [[3, 3, 5, 3], [3, 5, 6, 3]]
+    days = pl.read_parquet(tmp_path / "out" / "dictionary" / "table_2.parquet")
+    assert days["value"].to_list() == [0, 1, 2, 3, 5, 4]
     texts = pl.read_parquet(tmp_path / "out" / "dictionary" / "table_0.parquet")
     assert texts["text"].to_list() == ["State-gov", 'Self, "x"', "Private"]
     metadata = json.loads((tmp_path / "out" / "train" / "metadata.json").read_text())
@@ -164,7 +166,7 @@ def test_later_data_is_treated_as_the_first(tmp_path: Path) -> None:
 
 
 def test_labels_by_threshold_and_by_one_set(tmp_path: Path) -> None:
-    text = "5,1,a\n3,2,b\n3.5,3,c\n0,4,a\n"
+    text = "\ufeff5,1,a\n3,2,b\n3.5,3,c\n0,4,a\n"  # a byte-order mark without a header
     schema = {
         "format": "csv", "dense_type": "float32", "columns": ["r", "x", "c"], "dense": ["x"],
         "categorical": ["c"], "split": {"by": "time", "column": "x", "test": 4},
