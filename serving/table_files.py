@@ -134,8 +134,7 @@ class _Encoder:
         for number, table in enumerate(self._sources):
             scale = None if self._scales is None else self._scales[number]
             largest = magnitude = total = 0.0
-            for ids, rows in table:
-                first = int(ids[0])
+            for first, rows in table:
                 scales = None if scale is None else np.full(len(rows), scale)
                 _check_finite(rows, rows, number, first, "a finite value")
                 stored = encode(self._tables, rows, scales)

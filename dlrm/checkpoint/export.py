@@ -48,16 +48,29 @@ class Table:
         piece = max(PIECE_BYTES, min(reader.ranks * BLOCK_BYTES, MOST_BYTES))
         self._piece_rows = max(1, piece // (4 * self.width))
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+    def __iter__(self) -> Iterator[tuple[int, Rows]]:
+        """Yields pieces in order: the first id of each and its rows, float32 [n, width].
+
+        Every id must have a row.
+        """
+        assert self._seen is None, "ids without a row lie between those with one"
+        for first, last in self._pieces():
+            yield first, self._reader.read_keys(self._first_key + first, self._first_key + last)
+
+    def with_ids(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
         """Yields pieces in order: ids int64 [n], ascending, and their rows, float32 [n, width]."""
+        if self._seen is None:
+            for first, rows in self:
+                yield np.arange(first, first + len(rows), dtype=np.int64), rows
+            return
+        for first, last in self._pieces():
+            keys = self._seen[first:last]
+            yield keys - self._first_key, self._reader.read_seen(keys)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """Cuts the rows into pieces [first, last)."""
         for first in range(0, self.rows, self._piece_rows):
-            last = min(first + self._piece_rows, self.rows)
-            if self._seen is None:
-                ids = np.arange(first, last, dtype=np.int64)
-                yield ids, self._reader.read_keys(self._first_key + first, self._first_key + last)
-            else:
-                keys = self._seen[first:last]
-                yield keys - self._first_key, self._reader.read_seen(keys)
+            yield first, min(first + self._piece_rows, self.rows)
 
 
 def export(
@@ -126,7 +139,7 @@ def _write_parquet(path: Path, table: Table) -> None:
 
     def frames(*_: object) -> Iterator[pl.DataFrame]:
         try:
-            for ids, rows in table:
+            for ids, rows in table.with_ids():
                 for start in range(0, len(rows), group):
                     piece = slice(start, start + group)
                     part = rows[piece].copy()  # a view would keep all of `rows`
