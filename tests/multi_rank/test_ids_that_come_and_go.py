@@ -118,10 +118,10 @@ def test_ranks_resume_and_reshard(train, tmp_path):
     for name, value in whole.items():
         np.testing.assert_allclose(moved[name], value, atol=2e-6, err_msg=name)
 
-    of_moved, out = [sys.executable, "-m", "dlrm.checkpoint", "export", tmp_path / "moved"], "out"
-    ended = run([*of_moved, tmp_path / out, "--format=parquet"], time_limit=60)
+    exported = [sys.executable, "-m", "dlrm.checkpoint", "export", tmp_path / "moved"]
+    ended = run([*exported, tmp_path / "out", "--format=parquet"], time_limit=60)
     assert ended.code == 0, ended.output
-    tables = [pl.read_parquet(tmp_path / out / f"table_{t:03d}.parquet") for t in range(3)]
+    tables = [pl.read_parquet(tmp_path / "out" / f"table_{t:03d}.parquet") for t in range(3)]
     offsets = np.cumsum([0, *SIZES[:2]])
     keys = np.concatenate([table["id"].to_numpy() + o for table, o in zip(tables, offsets)])
     rows = np.concatenate([table["vector"].to_numpy() for table in tables])
@@ -131,8 +131,8 @@ def test_ranks_resume_and_reshard(train, tmp_path):
     info = [sys.executable, "-m", "dlrm.checkpoint", "info", finished(tmp_path / "moved")[-1]]
     ended = run(info, time_limit=60)
     assert "tables: 3 of width 8, rows of the ids that occurred" in ended.output
-    exported = [sys.executable, "-m", "serving", "export", tmp_path / "moved", tmp_path / "out"]
-    ended = run(exported, time_limit=60)
+    artifact = [sys.executable, "-m", "serving", "export", tmp_path / "moved", tmp_path / "served"]
+    ended = run(artifact, time_limit=60)
     assert ended.code == 1, ended.output
     assert "found those of the ids that occurred alone" in ended.output
     assert "Traceback" not in ended.output
