@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Callable
 from dlrm import cli
 from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import FileDigest, digest_file, write_tensors
+from dlrm.checkpoint.table_reader import require_every_row
 from dlrm.formats import atomic_files
 from dlrm.formats.folder_lock import lock_folder
 from dlrm.formats.packed_ids import plan
@@ -110,6 +111,7 @@ def export(
     """
     manifest = read_manifest(checkpoint)
     model = manifest.model
+    require_every_row(checkpoint, manifest)
     if model.pooling and not model.max_ids:
         raise ValueError(
             f"{checkpoint}: expected the most ids of each table's bags, found a checkpoint of an "

@@ -23,6 +23,19 @@ from dlrm.distributed import sharding
 KEYS, COUNTS, SHARED = "keys", "counts", "shared"
 
 
+def require_every_row(folder: Path, manifest: Manifest) -> None:
+    """Refuses a checkpoint in which ids have a row only once they occurred.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if manifest.model.dynamic:
+        raise ValueError(
+            f"{folder}: expected a checkpoint with a row for every id, found those of the ids "
+            "that occurred alone (--embedding=dynamic); score with main.py --mode=test"
+        )
+
+
 class TableReader:
     """Reads rows, and optimizer state if asked to; a context that closes the files at its end.
 
@@ -54,11 +67,8 @@ class TableReader:
         *,
         by_key: bool = False,
     ) -> None:
-        if manifest.model.dynamic and not by_key:
-            raise ValueError(
-                f"{folder}: expected a checkpoint with a row for every id, found those of the ids "
-                "that occurred alone (--embedding=dynamic); score with main.py --mode=test"
-            )
+        if not by_key:
+            require_every_row(folder, manifest)
         self.dynamic = manifest.model.dynamic
         self.state = state or {}
         self.ranks = manifest.ranks
