@@ -10,8 +10,8 @@ from tests.support.processes import ROOT
 
 MARKERS_OF = {
     "multi_rank": ("multi_rank",),
-    "faults": ("faults",),
-    # They read the source, which is the same in both profiles.
+    # What a fault does to processes is the same in both profiles, and so is the source.
+    "faults": ("faults", "one_profile"),
     "rules": ("one_profile",),
 }
 

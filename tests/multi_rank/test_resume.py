@@ -11,6 +11,9 @@ import pytest
 from tests.multi_rank.workers import parity
 from tests.support.processes import run
 
+# .ci/run says what is left out of the other profile.
+pytestmark = pytest.mark.one_profile
+
 WORKER = "tests.multi_rank.workers.resume"
 # Launches in order: how many ranks, and whose checkpoints, written before, they take.
 LAUNCHES = ((4, ()), (1, ()), (2, (4, 1)), (3, (2,)), (2, (3, 2)), (1, (2, 1)))
