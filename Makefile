@@ -4,7 +4,7 @@
 # make data               the part of `make train` before the training: its split folders
 # make mlperf             MLPerf: trains the demo RUNS times; MLPerf's checkers judge the logs; the score
 # make dlrm-v3            DLRMv3: generates a small stream, trains on it, and runs MLPerf's inference benchmark
-# make test               runs all tests except the slow ones, on JOBS cores: about 5 minutes on two
+# make test               runs all tests except the slow ones, on JOBS cores: about 25 minutes on two
 # make test-all           runs all tests
 # make lint               checks style, types, formatting and spelling
 # make bench              repeats the measurements of benchmarks/README.md
