@@ -125,8 +125,8 @@ class ShardedEmbedding:
 
     def begin_step(self, step: int) -> None:
         """See `Embedding.begin_step`."""
-        if isinstance(self._storage, DynamicStorage):
-            self._storage.begin_step(step)
+        if self.dynamic is not None:
+            self.dynamic.begin_step(step)
 
     @property
     def dynamic(self) -> DynamicStorage | None:
