@@ -16,10 +16,10 @@ from dlrm.checkpoint.reshard import Piece, rounds, to_owners, with_state
 from dlrm.checkpoint.state import Tables
 from dlrm.checkpoint.table_reader import COUNTS, KEYS, SHARED, TableReader
 from dlrm.distributed.collective import Collective
-from dlrm.embedding.dynamic_storage import DynamicStorage, Sightings
+from dlrm.embedding.row_storage import OccurringRows, Sightings
 
 
-def key_tensors(storage: DynamicStorage, sightings: Sightings) -> dict[str, NDArray[Any]]:
+def key_tensors(storage: OccurringRows, sightings: Sightings) -> dict[str, NDArray[Any]]:
     """What a file holds before its rows, by the name of the tensor."""
     return {KEYS: sightings.keys, COUNTS: sightings.counts, SHARED: storage.read_shared()}
 

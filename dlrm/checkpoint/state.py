@@ -17,7 +17,7 @@ from dlrm.checkpoint.manifest import ModelShape
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from dlrm.embedding.dynamic_storage import DynamicStorage
+    from dlrm.embedding.row_storage import OccurringRows
     from dlrm.optim.row_optimizers import StateColumns
 
 PIECE_BYTES = 16 << 20  # A rank holds a few pieces in addition to its tables.
@@ -41,7 +41,7 @@ class Tables(Protocol):
         """The columns behind a row, in order."""
 
     @property
-    def dynamic(self) -> DynamicStorage | None:
+    def dynamic(self) -> OccurringRows | None:
         """Where the rows lie if only ids that occurred have one; else None."""
 
     def read_rows(self, first: int, last: int) -> NDArray[np.float32]:

@@ -133,6 +133,11 @@ class EmbeddingConfig:
         "GiB of rows that --embedding=sok_dynamic keeps on each GPU; the others lie on the host",
         affects_training=False,
     )
+    sok_rows: int = flag(
+        0,
+        "with --embedding=sok_dynamic: rows of those ids alone that occur, and room for this many "
+        "on each rank; 0: room for all ids",
+    )
     compress: bool = flag(False, "send each distinct key of a batch only once")
     bad_ids: str = flag(
         "error",
@@ -149,6 +154,13 @@ class EmbeddingConfig:
     def __post_init__(self) -> None:
         if self.sok_gpu_gb < 0:
             raise ValueError(f"expected --sok_gpu_gb of 0 or more, found {self.sok_gpu_gb}")
+        if not 0 <= self.sok_rows <= 2**40:
+            raise ValueError(f"expected --sok_rows of 0 to 2^40, found {self.sok_rows}")
+        if self.sok_rows and self.embedding != "sok_dynamic":
+            raise ValueError(
+                "--sok_rows is the room in SOK's hash tables: expected --embedding=sok_dynamic, "
+                f"found --embedding={self.embedding}; set that, or leave --sok_rows out"
+            )
         for name in ("admit_after", "evict_after"):
             steps = getattr(self, name)
             if not 0 <= steps < 2**31:
@@ -166,3 +178,8 @@ class EmbeddingConfig:
                 "--max_table_size leaves ids outside their table; say what becomes of them: set "
                 "--bad_ids=modulo, clip or zero"
             )
+
+    @property
+    def keeps_occurring_ids(self) -> bool:
+        """Whether only ids that occur have rows."""
+        return self.embedding == "dynamic" or self.sok_rows > 0

@@ -27,7 +27,7 @@ from dlrm.embedding.interface import Embedding, Lookup, Route
 from dlrm.embedding.partition import PartitionKeys, by_owner
 from dlrm.embedding.row_storage import RowLayout, RowStorage
 from dlrm.embedding.sharded import ShardedEmbedding
-from dlrm.embedding.sok_storage import dynamic_capacity
+from dlrm.embedding.sok_dynamic import SokDynamicStorage, SokOccurringRows, dynamic_capacity
 from dlrm.embedding.traffic import Traffic
 from dlrm.embedding.variable_storage import VariableStorage
 from dlrm.formats.bags import BagLayout
@@ -92,6 +92,7 @@ def create(
     table_groups: int = 1,
     bag_layout: BagLayout | None = None,
     gpu_gib: int = 0,
+    sok_rows: int = 0,
     admit_after: int = 0,
     evict_after: int = 0,
 ) -> Embedding:
@@ -110,6 +111,8 @@ def create(
         table_groups: See `ShardedEmbedding`.
         bag_layout: See `ShardedEmbedding`.
         gpu_gib: GiB of rows that `sok_dynamic` keeps on the GPU.
+        sok_rows: Number of rows that `sok_dynamic` has room for, of ids that occur; 0 for the rows
+            of all ids.
         admit_after: See `DynamicStorage`; of `dynamic` alone.
         evict_after: See `DynamicStorage`; of `dynamic` alone.
 
@@ -131,7 +134,10 @@ def create(
         partition = sok_storage.select_by_owner
     else:
         assert backend == "sok_dynamic", backend
-        storage = sok_storage.SokDynamicStorage(layout, rank, size, gpu_gib=gpu_gib)
+        if sok_rows:
+            storage = SokOccurringRows(layout, rank, size, gpu_gib=gpu_gib, most_rows=sok_rows)
+        else:
+            storage = SokDynamicStorage(layout, rank, size, gpu_gib=gpu_gib)
         partition = sok_storage.select_by_owner
     return ShardedEmbedding(
         storage,

@@ -11,33 +11,16 @@ Shared rows are the same on every rank; the step adds up their gradients over ra
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm import cpu_ops
-from dlrm.embedding.row_storage import RowLayout
-
-
-class Sightings(NamedTuple):
-    """What a dynamic storage knows of its keys, first those that have a row, in ascending order.
-
-    Attributes:
-        keys: int64 [n].
-        counts: int32 [n, 2], the number of steps whose batch held the key, since it was last
-            forgotten, and the last of these steps.
-        rows: Number of keys that have a row.
-    """
-
-    keys: NDArray[np.int64]
-    counts: NDArray[np.int32]
-    rows: int
+from dlrm.embedding.row_storage import RowLayout, Sightings
 
 
 class DynamicStorage:
-    """A `RowStorage` in a hash table in the host's memory.
+    """`OccurringRows` in a hash table in the host's memory.
 
     Args:
         layout: The columns of a stored row.
@@ -80,7 +63,7 @@ class DynamicStorage:
         return tf.int32 if self.layout.table.rows < 2**31 else tf.int64
 
     def begin_step(self, step: int) -> None:
-        """Says which step the batches belong to whose keys `addresses` is given from now on."""
+        """See `OccurringRows.begin_step`."""
         self._step.assign(step)
 
     def addresses(self, keys: tf.Tensor) -> tf.Tensor:
@@ -114,7 +97,7 @@ class DynamicStorage:
         self._operations.write_rows(self.handle, addresses, stored)
 
     def sightings(self) -> Sightings:
-        """What is known of the keys; `read_rows` then counts rows in their order."""
+        """See `OccurringRows.sightings`."""
         keys, rows, seen, last = (
             tensor.numpy() for tensor in self._operations.list_keys(self.handle)
         )
@@ -136,17 +119,12 @@ class DynamicStorage:
         self.write(tf.constant(self._listed[0][rows]), tf.constant(stored))
 
     def clear(self) -> None:
-        """Forgets all keys; the shared rows begin anew."""
+        """See `OccurringRows.clear`."""
         self._operations.clear_keys(self.handle)
         self._begin_shared_rows()
 
     def put(self, sightings: Sightings, stored: NDArray[np.float32]) -> None:
-        """Takes over what another storage knew of keys that this one does not know.
-
-        Args:
-            sightings: The keys.
-            stored: float32 [sightings.rows, S], the rows of the first keys.
-        """
+        """See `OccurringRows.put`."""
         keys, counts, rows = sightings
         addresses = self._operations.put_keys(
             self.handle, keys, counts[:, 0], counts[:, 1], np.arange(len(keys)) < rows
@@ -154,12 +132,12 @@ class DynamicStorage:
         self.write(addresses[:rows], stored)
 
     def read_shared(self) -> NDArray[np.float32]:
-        """The shared rows, float32 [shared, S]."""
+        """See `OccurringRows.read_shared`."""
         rows: NDArray[np.float32] = self.read(tf.range(self.shared)).numpy()
         return rows
 
     def write_shared(self, stored: NDArray[np.float32]) -> None:
-        """Overwrites the shared rows, the same on every rank, with float32 [shared, S]."""
+        """See `OccurringRows.write_shared`."""
         self.write(tf.range(self.shared), stored)
 
     def _begin_shared_rows(self) -> None:

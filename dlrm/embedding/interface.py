@@ -24,7 +24,7 @@ from dlrm.optim.row_optimizers import StateColumns
 
 if TYPE_CHECKING:  # it builds on this module
     from dlrm.embedding.bag_group import BagGroup
-    from dlrm.embedding.dynamic_storage import DynamicStorage
+    from dlrm.embedding.row_storage import OccurringRows
     from dlrm.embedding.table_group import TableGroup
 
 Ids = Union[tf.Tensor, "list[tf.Tensor]", "tuple[tf.Tensor, ...]", Bags]
@@ -146,7 +146,7 @@ class Embedding(Protocol):
         """Whether ids without a row of their own share that of their table."""
 
     @property
-    def dynamic(self) -> DynamicStorage | None:
+    def dynamic(self) -> OccurringRows | None:
         """Where the rows lie if only ids that occur have one; else None."""
 
     def begin_step(self, step: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -100,3 +100,49 @@ class RowStorage(Protocol):
 
     def write_rows(self, rows: NDArray[np.int64], stored: NDArray[np.float32]) -> None:
         """Overwrites local rows, int64 [n], with float32 [n, S]."""
+
+
+class Sightings(NamedTuple):
+    """What a storage of occurring keys knows of them, first those that have a row, ascending.
+
+    Attributes:
+        keys: int64 [n].
+        counts: int32 [n, 2], the number of steps whose batch held the key, since it was last
+            forgotten, and the last of these steps.
+        rows: Number of keys that have a row.
+    """
+
+    keys: NDArray[np.int64]
+    counts: NDArray[np.int32]
+    rows: int
+
+
+@runtime_checkable
+class OccurringRows(RowStorage, Protocol):
+    """A storage that has rows of those keys alone that occur.
+
+    Checkpoints ask it for `sightings`; `read_rows` and `write_rows` then count rows in their order.
+    """
+
+    def begin_step(self, step: int) -> None:
+        """Says which step the batches belong to whose keys `addresses` is given from now on."""
+
+    def sightings(self) -> Sightings:
+        """What is known of the keys."""
+
+    def clear(self) -> None:
+        """Forgets all keys; the shared rows begin anew."""
+
+    def put(self, sightings: Sightings, stored: NDArray[np.float32]) -> None:
+        """Takes over what another storage knew of keys that this one does not know.
+
+        Args:
+            sightings: The keys.
+            stored: float32 [sightings.rows, S], the rows of the first keys.
+        """
+
+    def read_shared(self) -> NDArray[np.float32]:
+        """The shared rows, float32 [shared, S]."""
+
+    def write_shared(self, stored: NDArray[np.float32]) -> None:
+        """Overwrites the shared rows, the same on every rank, with float32 [shared, S]."""

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.bag_group import BagGroup
-from dlrm.embedding.dynamic_storage import DynamicStorage
 from dlrm.embedding.fused_table import FusedTable
 from dlrm.embedding.interface import Ids, Lookup, Route
 from dlrm.embedding.partition import PartitionKeys, by_owner
-from dlrm.embedding.row_storage import RowStorage
+from dlrm.embedding.row_storage import OccurringRows, RowStorage
 from dlrm.embedding.table_group import TableGroup
 from dlrm.embedding.traffic import Traffic, sent_bytes
 from dlrm.formats.bags import BagLayout, Bags
@@ -129,9 +128,9 @@ class ShardedEmbedding:
             self.dynamic.begin_step(step)
 
     @property
-    def dynamic(self) -> DynamicStorage | None:
+    def dynamic(self) -> OccurringRows | None:
         """See `Embedding.dynamic`."""
-        return self._storage if isinstance(self._storage, DynamicStorage) else None
+        return self._storage if isinstance(self._storage, OccurringRows) else None
 
     def ids_spec(self, batch: int) -> tf.TensorSpec | Bags:
         """See `Embedding.ids_spec`."""

@@ -115,6 +115,7 @@ def build_tables(
         collective,
         optimizer=row_optimizer(config.optimizer),
         gpu_gib=config.embedding.sok_gpu_gb,
+        sok_rows=config.embedding.sok_rows,
         admit_after=config.embedding.admit_after,
         evict_after=config.embedding.evict_after,
         compress=config.embedding.compress,

@@ -73,8 +73,9 @@ def check_memory(
     """
     table = layout.table
     grows = backend == "dynamic"
+    rows = sharding.local_rows(table.rows, collective.rank, collective.size)
     need = step_need(
-        rows=0 if grows else sharding.local_rows(table.rows, collective.rank, collective.size),
+        rows=0 if grows else options.sok_rows or rows,
         tables=len(table.vocab_sizes),
         width=table.width,
         state_width=layout.width - table.width,

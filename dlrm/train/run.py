@@ -278,7 +278,7 @@ def describe(config: Config, data: Data) -> RunRecord:
         pooling=bags.pooling if bags else (),
         max_ids=bags.max_ids if bags else (),
         weighted=bags is not None and bags.weights,
-        dynamic=config.embedding.embedding == "dynamic",
+        dynamic=config.embedding.keeps_occurring_ids,
     )
     affect = frozenset(setting.name for setting in SETTINGS if setting.affects_training)
     return RunRecord(shape, config.flat(), data.fingerprints, affect)

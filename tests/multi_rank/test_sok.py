@@ -23,7 +23,10 @@ CHECKS = (
     "checkpoint, sok to alltoall",
     "checkpoint, alltoall to sok",
     "checkpoint, sok_dynamic to sok",
+    "checkpoint, sok_dynamic to dynamic",
+    "checkpoint, dynamic to sok_dynamic",
     "an optimizer's state",
+    "rows of occurring ids",
 )
 pytestmark = pytest.mark.gpu
 needs_sok = pytest.mark.skipif(

@@ -103,6 +103,7 @@ OUR_FLAGS: dict[str, Any] = {
     "max_table_size": None,
     "admit_after": 0,
     "evict_after": 0,
+    "sok_rows": 0,
     "warmup_factor": 0,
     "decay_power": 2,
     "decay_end_lr": 0.0,
@@ -325,11 +326,13 @@ def test_every_flag_arrives() -> None:
         "synthetic_hotness": [1, 3],
         **dict.fromkeys(("mlperf_log", "profile")),
         "step_breakdown": False,
+        "sok_rows": 0,
     }
     of_training = {"mlperf_log": "a.txt", "profile": "3:5", "run_dir": "b"}
     written = [f"--{name}={value}" for name, value in of_training.items()]
-    config = parsed("--use_synthetic_dataset", "--step_breakdown", *written)["config"]
-    assert config.items() >= {**of_training, "step_breakdown": True}.items()
+    written += ["--step_breakdown", "--embedding=sok_dynamic", "--sok_rows=5"]
+    config = parsed("--use_synthetic_dataset", *written)["config"]
+    assert config.items() >= {**of_training, "step_breakdown": True, "sok_rows": 5}.items()
 
 
 def test_aliases_set_the_same_flags() -> None:
@@ -441,6 +444,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"loss_scale": 0.0}, ["--loss_scale", "above 0", "found 0.0"]),
     ({"admit_after": 2}, ["--admit_after", "--embedding=dynamic", "found --embedding=auto"]),
     ({"evict_after": 9, "embedding": "sok_dynamic"}, ["--evict_after", "--embedding=dynamic"]),
+    ({"sok_rows": 2}, ["--sok_rows", "--embedding=sok_dynamic", "found --embedding=auto"]),
+    ({"sok_rows": -1, "embedding": "sok_dynamic"}, ["--sok_rows of 0 to", "found -1"]),
     ({"evict_after": -1, "embedding": "dynamic"}, ["--evict_after of 0 to", "found -1"]),
     ({"max_table_size": 100}, ["--max_table_size", "--bad_ids=modulo"]),
     ({"max_table_size": 0, "bad_ids": "modulo"}, ["--max_table_size", "found 0"]),

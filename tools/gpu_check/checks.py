@@ -83,8 +83,9 @@ def interaction_matches_numpy(setup: CheckSetup) -> CheckResult:
     return CheckResult(summary, errors)
 
 
-ALLTOALL, SOK = {"embedding": "alltoall"}, {"embedding": "sok"}
-SOK_DYNAMIC = {"embedding": "sok_dynamic"}
+ALLTOALL, DYNAMIC = {"embedding": "alltoall"}, {"embedding": "dynamic"}
+SOK, SOK_DYNAMIC = {"embedding": "sok"}, {"embedding": "sok_dynamic"}
+SOK_OCCURRING = {**SOK_DYNAMIC, "sok_rows": 1 << 20}  # rows of the ids alone that occur
 
 CHECKS: dict[str, Check] = {
     "devices": check_devices,
@@ -96,10 +97,12 @@ CHECKS: dict[str, Check] = {
     "sok and sok_dynamic": same_losses(LOSS_BOUND, SOK, SOK_DYNAMIC),
     "float32 and AMP": same_losses(AMP_BOUND, {}, {"amp": True}),
     "with and without XLA": same_losses(LOSS_BOUND, {}, {"xla": True}),
-    "checkpoint, alltoall to alltoall": continues_from_checkpoint("alltoall", "alltoall"),
-    "checkpoint, sok to alltoall": continues_from_checkpoint("sok", "alltoall"),
-    "checkpoint, alltoall to sok": continues_from_checkpoint("alltoall", "sok"),
-    "checkpoint, sok_dynamic to sok": continues_from_checkpoint("sok_dynamic", "sok"),
+    "checkpoint, alltoall to alltoall": continues_from_checkpoint(ALLTOALL, ALLTOALL),
+    "checkpoint, sok to alltoall": continues_from_checkpoint(SOK, ALLTOALL),
+    "checkpoint, alltoall to sok": continues_from_checkpoint(ALLTOALL, SOK),
+    "checkpoint, sok_dynamic to sok": continues_from_checkpoint(SOK_DYNAMIC, SOK),
+    "checkpoint, sok_dynamic to dynamic": continues_from_checkpoint(SOK_OCCURRING, DYNAMIC),
+    "checkpoint, dynamic to sok_dynamic": continues_from_checkpoint(DYNAMIC, SOK_OCCURRING),
     "speed": measure_speed,
 }
 

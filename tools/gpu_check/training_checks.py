@@ -36,7 +36,7 @@ def same_losses(bound: float, first: dict[str, Any], second: dict[str, Any]) -> 
     """
 
     def check(setup: CheckSetup) -> CheckResult:
-        if "sok" in (first.get("embedding"), second.get("embedding")):
+        if any("sok" in settings.get("embedding", "") for settings in (first, second)):
             setup.require_gpu()
         configs = [setup.config(**settings) for settings in (first, second)]
         losses = [setup.train(setup.trainer(config), config).losses for config in configs]
@@ -59,13 +59,13 @@ def compare_losses(bound: float, first: list[float], second: list[float]) -> Che
     return CheckResult(summary, data)
 
 
-def continues_from_checkpoint(first: str, second: str) -> Check:
-    """Returns a check that the second backend continues from the first one's checkpoint."""
+def continues_from_checkpoint(first: dict[str, Any], second: dict[str, Any]) -> Check:
+    """Returns a check that the second settings continue from the checkpoint of the first."""
 
     def check(setup: CheckSetup) -> CheckResult:
-        if "sok" in first or "sok" in second:
+        if any("sok" in settings["embedding"] for settings in (first, second)):
             setup.require_gpu()
-        configs = [setup.config(embedding=backend) for backend in (first, second)]
+        configs = [setup.config(**settings) for settings in (first, second)]
         old, new = (setup.trainer(config) for config in configs)
         setup.train(old, configs[0])
         transfer(setup, configs[0], old, new)
@@ -80,7 +80,13 @@ def transfer(setup: CheckSetup, config: Config, old: Trainer, new: Trainer) -> N
     collective, tables = setup.collective, old.step.embedding.table
     num_dense = setup.data(config).num_dense
     units = config.model.bottom_mlp, config.model.top_mlp
-    shape = ModelShape(num_dense, tables.vocab_sizes, config.model.embedding_dim, *units)
+    shape = ModelShape(
+        num_dense,
+        tables.vocab_sizes,
+        config.model.embedding_dim,
+        *units,
+        dynamic=config.embedding.keeps_occurring_ids,
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(collective.gather_text(name)[0])  # rank 0's, for all ranks of this machine
         run = RunRecord(shape, config.flat(), {})

@@ -1,7 +1,7 @@
 """SOK's backends on a CPU: sok.py KERNELS FOLDER [CHECK ...].
 
 KERNELS is the library of emulated kernels. Runs the checks of tools.gpu_check that a GPU host would
-run, and one of an optimizer's state; rank 0 writes what came of them to FOLDER/found.json.
+run, and two of what the tables keep; rank 0 writes what came of them to FOLDER/found.json.
 """
 
 from __future__ import annotations
@@ -52,11 +52,48 @@ def check_state(setup: CheckSetup) -> CheckResult:
     return CheckResult(f"largest error {error:.1e}", error)
 
 
+def check_occurring(setup: CheckSetup) -> CheckResult:
+    """SOK's table with rows of occurring ids: what a checkpoint asks of it, against our own."""
+    table, collective = FusedTable((2**31 - 1, 7, 2**31 - 1), width=8, seed=3), setup.collective
+    ours, sok_table, other = (
+        create(backend, table, collective, optimizer=RowAdagrad(), gpu_gib=1, sok_rows=rows)
+        for backend, rows in (("dynamic", 0), ("sok_dynamic", 1000), ("sok_dynamic", 1000))
+    )
+    rng = np.random.default_rng(collective.rank)
+    for step in range(1, 4):
+        ids = tf.constant(rng.random((BATCH, 3)) ** 9 * table.vocab_sizes, tf.int32)
+        gradients = tf.constant(rng.standard_normal((BATCH, 3, 8)), tf.float32)
+        for tables in (ours, sok_table):
+            tables.begin_step(step)
+            tables.update(tables.lookup(tables.route(ids)), [gradients], tf.constant(0.1), 0.5)
+    for tables in (ours, sok_table):
+        tables.fetch(tf.fill([BATCH, 3], 6))  # ids of an evaluation get no rows
+    expected, found = ours.dynamic.sightings(), sok_table.dynamic.sightings()
+    expect(np.array_equal(found.keys, expected.keys), "other keys have rows")
+    expect(found.rows == expected.rows == len(found.keys), "a key has no row")
+    expect(bool((found.counts == (1, 3)).all()), "keys were seen once, in the present step")
+    rows = [tables.read_rows(0, found.rows) for tables in (ours, sok_table)]
+    error = float((np.abs(rows[0] - rows[1]) / (1 + rows[0] ** 2) ** 0.5).max())
+    expect(error < 1e-5, f"error {error:.1e}")
+    parts = [sok_table.read_rows(*piece) for piece in ((0, 5), (5, 9), (9, found.rows))]
+    expect(np.array_equal(np.concatenate(parts), rows[1]), "parts are not the whole")
+    other.dynamic.put(found, rows[1])
+    expect(np.array_equal(other.dynamic.sightings().keys, found.keys), "keys were lost")
+    expect(np.array_equal(other.read_rows(0, found.rows), rows[1]), "rows were changed")
+    other.dynamic.clear()
+    expect(other.dynamic.sightings().rows == 0, "keys were left")
+    fresh = create("sok_dynamic", table, collective, optimizer=RowAdagrad(), gpu_gib=1, sok_rows=9)
+    same = np.array_equal(*(t.lookup(t.route(ids)).vectors[0].numpy() for t in (other, fresh)))
+    expect(same, "what was forgotten does not begin anew")
+    return CheckResult(f"{found.rows} rows, largest error {error:.1e}", error)
+
+
 def main(kernels: str, folder: str, checks: list[str]) -> None:
     """Runs the checks."""
     tf.load_library(kernels)
     sok.load = lambda: sparse_operation_kit
     CHECKS["an optimizer's state"] = check_state
+    CHECKS["rows of occurring ids"] = check_occurring
     collective = join(Config.of(use_synthetic_dataset=True))
     setup = CheckSetup(collective, BATCH)
     setup.require_gpu = lambda: None  # type: ignore[method-assign]
