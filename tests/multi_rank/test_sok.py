@@ -27,6 +27,7 @@ CHECKS = (
     "checkpoint, dynamic to sok_dynamic",
     "an optimizer's state",
     "rows of occurring ids",
+    "wider tables",
 )
 pytestmark = pytest.mark.gpu
 needs_sok = pytest.mark.skipif(

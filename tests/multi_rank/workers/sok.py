@@ -1,19 +1,27 @@
 """SOK's backends on a CPU: sok.py KERNELS FOLDER [CHECK ...].
 
 KERNELS is the library of emulated kernels. Runs the checks of tools.gpu_check that a GPU host would
-run, and two of what the tables keep; rank 0 writes what came of them to FOLDER/found.json.
+run, and three of what the tables keep; rank 0 writes what came of them to FOLDER/found.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sparse_operation_kit
 import tensorflow as tf
+from numpy.typing import NDArray
 
+from dlrm.checkpoint.directory import finished
+from dlrm.checkpoint.manifest import ModelShape, Position, read_manifest
+from dlrm.checkpoint.restore import restore
+from dlrm.checkpoint.save import Checkpoints
+from dlrm.checkpoint.state import RunRecord, State
 from dlrm.config import Config
 from dlrm.embedding import FusedTable, create
 from dlrm.embedding import sok_storage as sok
@@ -88,12 +96,53 @@ def check_occurring(setup: CheckSetup) -> CheckResult:
     return CheckResult(f"{found.rows} rows, largest error {error:.1e}", error)
 
 
+def check_wider(setup: CheckSetup) -> CheckResult:
+    """The checkpoint of one day in the wider tables of the next: SOK's rows, and our own."""
+    worst = 0.0
+    for ours, sok_settings in (
+        ({"backend": "alltoall"}, {"backend": "sok"}),
+        ({"backend": "alltoall"}, {"backend": "sok_dynamic"}),
+        ({"backend": "dynamic"}, {"backend": "sok_dynamic", "sok_rows": 2000}),
+    ):
+        expected, found = (on_the_next_day(setup, s) for s in (ours, sok_settings))
+        expect(expected.shape == found.shape, f"{sok_settings}: {len(found)} rows")
+        worst = max(worst, float(np.abs(expected - found).max()))
+    expect(worst < 1e-5, f"error {worst:.1e}")
+    return CheckResult(f"largest error {worst:.1e}", worst)
+
+
+def on_the_next_day(setup: CheckSetup, settings: dict[str, Any]) -> NDArray[Any]:
+    """Trains a step in small tables; returns this rank's rows once a checkpoint was widened."""
+    collective, days = setup.collective, ((50, 1, 900), (60, 1, 1100))
+    before, after = (
+        create(table=FusedTable(sizes, 8, seed=3), collective=collective, gpu_gib=1, **settings)
+        for sizes in days
+    )
+    rng = np.random.default_rng(collective.rank)
+    ids = tf.constant(rng.random((BATCH, 3)) * days[0], tf.int32)
+    gradients = tf.constant(rng.standard_normal((BATCH, 3, 8)), tf.float32)
+    before.begin_step(1)
+    before.update(before.lookup(before.route(ids)), [gradients], tf.constant(0.5), 1.0)
+    shape = ModelShape(1, days[0], 8, (8,), (1,), dynamic=before.dynamic is not None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(collective.gather_text(name)[0])  # rank 0's
+        checkpoints = Checkpoints(folder, collective, RunRecord(shape, {}, {}), keep=1)
+        checkpoints.save(State({}, before), Position(1, 0, 0))
+        (path,) = finished(folder)
+        state = State({}, after)
+        restore(path, read_manifest(path), state, collective, vocab_sizes=days[1])
+        collective.gather_text("")  # all ranks have read before the folder is removed
+    count = after.local_rows if after.dynamic is None else after.dynamic.sightings().rows
+    return after.read_rows(0, count)
+
+
 def main(kernels: str, folder: str, checks: list[str]) -> None:
     """Runs the checks."""
     tf.load_library(kernels)
     sok.load = lambda: sparse_operation_kit
     CHECKS["an optimizer's state"] = check_state
     CHECKS["rows of occurring ids"] = check_occurring
+    CHECKS["wider tables"] = check_wider
     collective = join(Config.of(use_synthetic_dataset=True))
     setup = CheckSetup(collective, BATCH)
     setup.require_gpu = lambda: None  # type: ignore[method-assign]
