@@ -4,8 +4,9 @@
 # make data               the part of `make train` before the training: its split folders
 # make mlperf             MLPerf: trains the demo RUNS times; MLPerf's checkers judge the logs; the score
 # make dlrm-v3            DLRMv3: generates a small stream, trains on it, and runs MLPerf's inference benchmark
-# make test               runs all tests except the slow ones, on JOBS cores: about 25 minutes on two
-# make test-all           runs all tests
+# make test               runs the tests of single modules and of the source, on JOBS cores: some minutes
+# make test-runs          runs those of whole commands, several ranks and faults: about 15 minutes on two
+# make test-all           runs all tests, the slow ones too
 # make lint               checks style, types, formatting and spelling
 # make bench              repeats the measurements of benchmarks/README.md
 # make bench-peers        compares the training step with other systems', in an environment of their own
@@ -85,7 +86,7 @@ RAW_FILES := $(DATA)/raw.tsv
 endif
 
 .PHONY: setup help data train mlperf serve dlrm-v3 serve-setup operate-setup mpi-setup serving_core \
-    interact_op cpu_ops hstu_op test test-all stability coverage test-ingest test-interact test-cpu-ops \
+    interact_op cpu_ops hstu_op test test-runs test-all stability coverage test-ingest test-interact test-cpu-ops \
     test-hstu faults lint bench bench-peers sok sok-check bundle clean
 .DELETE_ON_ERROR:
 
@@ -168,6 +169,7 @@ build/demo/raw.tsv: | setup
 # What depends on no package that differs is not tested twice; .ci/run says what that is.
 SELECTED_default := not slow
 SELECTED_sok := not slow and not one_profile
+SELECTED = $(SELECTED_$(PROFILE))
 
 # A file's tests share what they set up, so a file stays in one process. The long files come first.
 PYTEST = python3 -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
@@ -178,7 +180,10 @@ NEEDED_default := setup hstu_op operate-setup $(if $(filter x86_64,$(shell uname
 NEEDED_sok := setup hstu_op serving_core
 
 test: $(NEEDED_$(PROFILE))
-	$(RUN) $(PYTEST) -m "$(SELECTED_$(PROFILE))"
+	$(RUN) $(PYTEST) -m "not runs and $(SELECTED)"
+
+test-runs: $(NEEDED_$(PROFILE))
+	$(RUN) $(PYTEST) -m "runs and $(SELECTED)"
 
 test-all: $(NEEDED_$(PROFILE))
 	$(RUN) $(PYTEST)

@@ -9,9 +9,10 @@ import pytest
 from tests.support.processes import ROOT
 
 MARKERS_OF = {
-    "multi_rank": ("multi_rank",),
+    "commands": ("runs",),
+    "multi_rank": ("multi_rank", "runs"),
     # What a fault does to processes is the same in both profiles, and so is the source.
-    "faults": ("faults", "one_profile"),
+    "faults": ("faults", "runs", "one_profile"),
     "rules": ("one_profile",),
 }
 

@@ -32,7 +32,7 @@ CHECKS = (
 pytestmark = pytest.mark.gpu
 needs_sok = pytest.mark.skipif(
     importlib.util.find_spec("sparse_operation_kit") is None,
-    reason="SparseOperationKit is not installed here; `make test PROFILE=sok` has it",
+    reason="SparseOperationKit is not installed here; `make test-runs PROFILE=sok` has it",
 )
 
 
