@@ -62,8 +62,9 @@ class DLRM(keras.Model):
         top_units: Units of each layer of the top MLP; the last one gives the logit.
         seed: Seed of the initial weights.
         dtype: Keras policy: `float32`, `mixed_float16` or `mixed_bfloat16`.
-        interact: Combines the bottom MLP's output and the vectors for the top MLP.
-        shape: Has the number and rank of the cross layers that follow `interact`; none by default.
+        interact: Combines the bottom MLP's output and the vectors for the top MLP, in place of
+            TensorFlow's own operations for the kind of `shape`.
+        shape: The kind of interaction, and the cross layers that follow it; dot by default.
         compile_mlps: Whether XLA compiles each MLP separately, for where it cannot compile all.
         fused_mlp: The operation that computes each MLP in place of TensorFlow's own.
     """
@@ -75,13 +76,13 @@ class DLRM(keras.Model):
         *,
         seed: int,
         dtype: str,
-        interact: Interaction = dot_interaction,
+        interact: Interaction | None = None,
         shape: InteractionShape = DOT_SHAPE,
         compile_mlps: bool = False,
         fused_mlp: FusedMLP | None = None,
     ) -> None:
         super().__init__(name="dlrm", dtype=dtype)
-        self._interact = interact
+        self._interact = interact or INTERACTIONS[shape.kind]
         both: dict[str, Any] = {"compiled": compile_mlps, "fused": fused_mlp, "dtype": dtype}
         self.bottom = MLP(
             bottom_units,
@@ -141,7 +142,7 @@ def build_model(config: Config) -> DLRM:
         settings.top_mlp,
         seed=config.run.seed,
         dtype=f"mixed_{settings.amp_dtype}" if settings.amp else "float32",
-        interact=interact_op.load() if settings.custom_interact else INTERACTIONS[shape.kind],
+        interact=interact_op.load() if settings.custom_interact else None,
         shape=shape,
         # XLA has no fused operations: the MLPs are then compiled around them.
         compile_mlps=settings.xla and not settings.whole_graph_xla,

@@ -224,6 +224,16 @@ def test_mlperfs_cross_layers_have_the_published_number_of_weights() -> None:
         assert one.shape != other.shape or one.ndim == 1 or not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("kind", INTERACTIONS)
+def test_the_shape_alone_says_how_vectors_interact(kind: str) -> None:
+    """A `DLRM` that is built by hand computes what `build_model` builds."""
+    config = small(interaction=kind)
+    by_hand = DLRM((8, W), (8, 1), seed=0, dtype="float32", shape=config.model.interaction_shape)
+    dense, vectors = np.ones((2, 3), np.float32), np.full((2, T, W), 0.5, np.float32)
+    found, expected = by_hand(dense, vectors), built(config)(dense, vectors)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_xla_takes_the_whole_model_or_its_layers() -> None:
     """With a fused operation between them the layers are compiled one by one."""
     dense, vectors = np.ones((2, 3), np.float32), np.ones((2, T, W), np.float32)
@@ -234,7 +244,6 @@ def test_xla_takes_the_whole_model_or_its_layers() -> None:
         (8, 1),
         seed=0,
         dtype="float32",
-        interact=concat_interaction,
         shape=shape,
         compile_mlps=True,
     )
