@@ -32,7 +32,7 @@ def restore(
     on_progress: TextCallback = ignore,
     *,
     vocab_sizes: Sequence[int] | None = None,
-    ignore_optimizer_change: bool = False,
+    ignore_optimizer_change: bool | None = None,
 ) -> None:
     """Overwrites the state with a checkpoint's, which must be of the same model.
 
@@ -49,7 +49,8 @@ def restore(
         vocab_sizes: For a run whose steps begin anew, the number of rows of each of its tables, no
             fewer than in the checkpoint; None for one that goes on with the same.
         ignore_optimizer_change: Whether to accept the checkpoint of another optimizer. What it
-            lacks of this one's state begins anew; what it has of its own is left out.
+            lacks of this one's state begins anew; what it has of its own is left out. None for a
+            run that has no flag for it.
 
     Raises:
         MisfitError: The checkpoint was written by another optimizer. Raised on every rank.
@@ -61,9 +62,10 @@ def restore(
     dense = collective.together(lambda: _read_dense(path, manifest))
     found = collective.together(lambda: _state_of_rows(path, manifest))
     if not ignore_optimizer_change:
-        _check_optimizer(path, "the tables", widths, found)
+        may_ignore = ignore_optimizer_change is not None
+        _check_optimizer(path, "the tables", widths, found, may_ignore)
         if dense:
-            _check_optimizer(path, "the dense layers", state.dense, dense)
+            _check_optimizer(path, "the dense layers", state.dense, dense, may_ignore)
     widths = {name: width for name, width in widths.items() if name in found}
     for name, variable in state.dense.items():
         if name in dense:
@@ -110,7 +112,7 @@ def _read_dense(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
 
 
 def _check_optimizer(
-    path: Path, part: str, expected: Mapping[str, Any], found: Mapping[str, Any]
+    path: Path, part: str, expected: Mapping[str, Any], found: Mapping[str, Any], may_ignore: bool
 ) -> None:
     """Refuses a checkpoint that lacks state of this run's optimizer, or has another's.
 
@@ -122,10 +124,11 @@ def _check_optimizer(
             ", ".join(sorted(names)) or "nothing"
             for names in (expected.keys() - found.keys(), found.keys() - expected.keys())
         )
+        flag = "set --ignore_optimizer_change to begin its state anew, " if may_ignore else ""
         raise MisfitError(
             f"{path}: a checkpoint of another optimizer: for {part} expected {missing}, found "
-            f"{others} in its place; resume with the optimizer that wrote it, set "
-            "--ignore_optimizer_change to begin its state anew, or set another --checkpoint_dir"
+            f"{others} in its place; resume with the optimizer that wrote it, {flag}or set another "
+            "--checkpoint_dir"
         )
 
 

@@ -34,7 +34,7 @@ def resume(
     append_day: Path | None = None,
     pinned: Sequence[str] = (),
     ignore_data_change: bool = False,
-    ignore_optimizer_change: bool = False,
+    ignore_optimizer_change: bool | None = None,
     on_message: TextCallback = ignore,
     on_progress: TextCallback = ignore,
 ) -> Resumed | None:
