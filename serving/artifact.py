@@ -30,17 +30,39 @@ TABLES_FILE = "tables.safetensors"
 ROW_ORDER_FILE = "row_order.safetensors"
 DENSE_FILE = "dense.safetensors"
 DICTIONARY_FILE = "dictionary.safetensors"
+KNOWN_IDS_FILE = "known_ids.safetensors"
 MODEL_CARD_JSON, MODEL_CARD_MD = "model_card.json", "model_card.md"
 SAVED_MODEL = "saved_model"
 
 ROWS, TABLE_SCALES = "rows", "table_scales"  # tensors of the tables' file
 POSITIONS = "positions"  # the tensor of the row order's file
-VALUES, IDS = "values", "ids"  # tensors of the dictionary's file
+VALUES, IDS = "values", "ids"  # tensors of the dictionary's file; that of known ids has the latter
 
 DENSE_TYPES = ("float32", "int8")
 
 _REMEDY = "export it again with `python3 -m serving export`"
 _LONGEST_HEADER = 1 << 20  # bytes; a longer one is damaged
+
+
+@dataclass(frozen=True)
+class KnownIds:
+    """The ids with a row, where only those that occurred in training have one of their own.
+
+    Row 0 of each table is that of all its other ids, row i + 1 that of its i-th known id.
+
+    Attributes:
+        counts: Number of known ids of each table.
+        seed: The seed of the initial values that other ids have, beside a row 0 of zeros; None if
+            row 0 is the one that they shared in training.
+    """
+
+    counts: tuple[int, ...]
+    seed: int | None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> KnownIds:
+        """Those of `known_ids` of an artifact's description."""
+        return cls(tuple(content["counts"]), content["seed"])
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,7 @@ class Artifact:
         packing: How several ids share a word.
         dictionary: The rules for raw values; None without a dictionary.
         files: The digest of each file, by its name within the folder.
+        known_ids: The ids with a row of their own; None if all have one.
     """
 
     folder: Path
@@ -68,11 +91,19 @@ class Artifact:
     packing: Packing
     dictionary: Mapping[str, Any] | None
     files: Mapping[str, FileDigest]
+    known_ids: KnownIds | None = None
 
     @property
-    def keys(self) -> int:
+    def rows_of_tables(self) -> tuple[int, ...]:
+        """The number of rows of each table."""
+        if self.known_ids is None:
+            return self.model.vocab_sizes
+        return tuple(1 + count for count in self.known_ids.counts)
+
+    @property
+    def rows(self) -> int:
         """The number of rows of all tables."""
-        return sum(self.model.vocab_sizes)
+        return sum(self.rows_of_tables)
 
     def write(self) -> None:
         """Writes `artifact.json`, durably."""
@@ -85,6 +116,7 @@ class Artifact:
             "row_order": self.row_order,
             "packed_ids": self.packing.to_json(),
             "dictionary": self.dictionary,
+            "known_ids": None if self.known_ids is None else dataclasses.asdict(self.known_ids),
             "files": {name: self.files[name].to_json() for name in sorted(self.files)},
         }
         content["crc32"] = sum_of_json(content)
@@ -114,6 +146,7 @@ def read_artifact(folder: Path) -> Artifact:
             raise ValueError(
                 f"{path}: expected format {FORMAT}, found {content['format']}; {_REMEDY}"
             )
+        known_ids = content.get("known_ids")  # which older versions did not write
         artifact = Artifact(
             folder,
             ModelShape.from_json(content["model"]),
@@ -124,6 +157,7 @@ def read_artifact(folder: Path) -> Artifact:
             Packing.from_json(content["packed_ids"]),
             content["dictionary"],
             {name: FileDigest.from_json(entry) for name, entry in content["files"].items()},
+            None if known_ids is None else KnownIds.from_json(known_ids),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged: missing or malformed {error}; {_REMEDY}") from None

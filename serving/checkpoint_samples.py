@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.checkpoint.known_rows import KnownRows
 from dlrm.checkpoint.manifest import Manifest, ModelShape
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES
 from dlrm.checkpoint.table_reader import TableReader
@@ -192,7 +193,9 @@ def _read_rows(checkpoint: Path, manifest: Manifest, keys: NDArray[np.int64]) ->
     rows = np.empty((len(keys), manifest.model.embedding_dim), np.float32)
     # Whole blocks are read and checked anyway. A range of keys is in consecutive rows of each file.
     span = max(1, _READ_BLOCKS * BLOCK_BYTES // (rows.itemsize * rows.shape[1])) * manifest.ranks
-    with TableReader(checkpoint, manifest) as reader:
+    with TableReader(checkpoint, manifest, by_key=True) as reader:
+        if reader.dynamic:
+            return KnownRows(reader, manifest).read(keys, span)
         for number in np.unique(keys // span):
             first = int(number) * span
             values = reader.read_keys(first, min(first + span, reader.keys))

@@ -28,9 +28,13 @@ def describe(artifact: Artifact) -> Iterator[str]:
         )
     width = row_bytes(artifact.tables, model.embedding_dim)
     yield (
-        f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}, {artifact.keys:,} rows, "
-        f"stored as {artifact.tables}, {width} bytes a row, {size_text(artifact.keys * width)}"
+        f"tables: {len(model.vocab_sizes)} of width {model.embedding_dim}, {artifact.rows:,} rows, "
+        f"stored as {artifact.tables}, {width} bytes a row, {size_text(artifact.rows * width)}"
     )
+    if artifact.known_ids is not None:
+        known, kept = artifact.known_ids, artifact.known_ids.seed is None
+        others = "the row that its table shares" if kept else "its initial values"
+        yield f"known ids: {sum(known.counts):,}; any other has {others}"
     order = "use, most used first" if artifact.row_order else "key"
     yield f"rows: in order of {order}"
     if not model.pooling:

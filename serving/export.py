@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 from dlrm import cli
+from dlrm.checkpoint.known_rows import KnownRows
 from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.safetensors_file import FileDigest, digest_file, write_tensors
-from dlrm.checkpoint.table_reader import require_every_row
+from dlrm.checkpoint.table_reader import TableReader
 from dlrm.formats import atomic_files
 from dlrm.formats.folder_lock import lock_folder
 from dlrm.formats.packed_ids import plan
@@ -28,6 +29,7 @@ from serving import scorer_library
 from serving.artifact import (
     DENSE_FILE,
     DICTIONARY_FILE,
+    KNOWN_IDS_FILE,
     POSITIONS,
     ROW_ORDER_FILE,
     SAVED_MODEL,
@@ -39,6 +41,7 @@ from serving.checkpoint_samples import ModelSamples
 from serving.dense_int8 import quantise
 from serving.dense_weights import read_dense
 from serving.dictionary import write_dictionary
+from serving.known_ids import ServedTables
 from serving.model_card import Costs, write_model_card
 from serving.row_encoding import FLOAT32, INT8
 from serving.row_frequencies import read_counts
@@ -111,7 +114,6 @@ def export(
     """
     manifest = read_manifest(checkpoint)
     model = manifest.model
-    require_every_row(checkpoint, manifest)
     if model.pooling and not model.max_ids:
         raise ValueError(
             f"{checkpoint}: expected the most ids of each table's bags, found a checkpoint of an "
@@ -123,7 +125,8 @@ def export(
         # Before hours of work: the data fits, and the scorer is built.
         ModelSamples(options.data, model)
         scorer_library.load()
-    with _whole_folder(out) as folder:
+    with _whole_folder(out) as folder, TableReader(checkpoint, manifest, by_key=True) as reader:
+        served = ServedTables(reader, KnownRows(reader, manifest) if model.dynamic else None, model)
         files = _Files(out, on_message)
         rules = None
         if options.dictionary is not None:
@@ -131,14 +134,15 @@ def export(
             files.add(DICTIONARY_FILE, digest)
         dense = quantise(weights, calibration, model) if calibration else weights
         files.add(DENSE_FILE, write_tensors(folder / DENSE_FILE, dense), options.dense)
+        if served.known_ids is not None:
+            files.add(KNOWN_IDS_FILE, served.write_ids(folder))
         order = None
         if options.row_frequencies is not None:
-            order = order_by_use(read_counts(options.row_frequencies, model.vocab_sizes))
+            counts = read_counts(options.row_frequencies, model.vocab_sizes)
+            order = order_by_use(served.row_counts(counts))
             digest = write_tensors(folder / ROW_ORDER_FILE, {POSITIONS: order.positions})
             files.add(ROW_ORDER_FILE, digest)
-        digest, errors = write_tables(
-            checkpoint, manifest, folder / TABLES_FILE, options.tables, order
-        )
+        digest, errors = write_tables(served.sources, folder / TABLES_FILE, options.tables, order)
         files.add(TABLES_FILE, digest, options.tables)
         artifact = Artifact(
             folder,
@@ -150,6 +154,7 @@ def export(
             plan(model.vocab_sizes),
             rules,
             files.digests,
+            served.known_ids,
         )
         if options.saved_model:
             for name, digest in _write_saved_model(checkpoint, artifact).items():

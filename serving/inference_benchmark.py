@@ -148,6 +148,7 @@ class Trained:
                 "--resume=PATH"
             )
         self.checkpoint, self.step = resumed.path, resumed.position.step
+        self._tables.begin_step(self.step + 1)  # as an evaluation does: who has a row by then
 
     def score(self, dense: FloatArray, ids: Ids) -> FloatArray:
         """Computes logits as an evaluation does, [B, D], [B, T] or bags -> [B]."""

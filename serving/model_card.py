@@ -81,7 +81,7 @@ def _content(
 ) -> dict[str, Any]:
     """The content of `model_card.json`."""
     model = artifact.model
-    rows, width = artifact.keys, model.embedding_dim
+    rows, width = artifact.rows, model.embedding_dim
     dense = map_tensors(artifact.folder / DENSE_FILE)
     content = {
         "format": _FORMAT,
@@ -89,6 +89,7 @@ def _content(
             **dataclasses.asdict(model),
             "tables": len(model.vocab_sizes),
             "rows": rows,
+            "rows_of_tables": artifact.rows_of_tables,
             "parameters": {"tables": rows * width, **_by_mlp(weights, "size")},
         },
         "stored": {
@@ -107,7 +108,7 @@ def _content(
             "evaluation": evaluation_of(manifest),
         },
         "cost": {
-            "tables": _table_costs(costs.tables, model.vocab_sizes),
+            "tables": _table_costs(costs.tables, artifact.rows_of_tables),
             "calibration": _calibration(costs.calibration),
             "quality": None if costs.quality is None else dataclasses.asdict(costs.quality),
         },
@@ -155,9 +156,9 @@ def evaluation_of(manifest: Manifest) -> dict[str, Any] | None:
     return found
 
 
-def _table_costs(errors: Sequence[RowErrors], vocab_sizes: Sequence[int]) -> dict[str, Any]:
+def _table_costs(errors: Sequence[RowErrors], rows_of_tables: Sequence[int]) -> dict[str, Any]:
     """The errors of all tables together and of each one."""
-    rows = np.array(vocab_sizes, np.float64)
+    rows = np.array(rows_of_tables, np.float64)
     means = np.array([table.mean for table in errors])
     return {
         "largest_error": max(table.largest for table in errors),
@@ -178,6 +179,12 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
 def _limits(artifact: Artifact) -> dict[str, Any]:
     """What the model accepts."""
     ids = "0 to the rows of the table less 1"
+    if artifact.known_ids is not None:
+        shared = artifact.known_ids.seed is None
+        ids = (
+            "0 to the table's vocab_sizes less 1; those that training did not keep have "
+            f"{'the row that its table shares' if shared else 'their initial values'}"
+        )
     if artifact.model.pooling:
         ids += f"; up to {', '.join(map(str, artifact.model.max_ids))} of each table, 0: one id"
     return {

@@ -134,7 +134,7 @@ def _vocabulary(card: Mapping[str, Any]) -> Iterator[str]:
             f"{errors['mean']:.2g}",
         )
         for table, (rows, errors) in enumerate(
-            zip(card["model"]["vocab_sizes"], card["cost"]["tables"]["by_table"])
+            zip(card["model"]["rows_of_tables"], card["cost"]["tables"]["by_table"])
         )
     ]
     heading = ("table", "rows", "stored", "largest magnitude", "largest error", "mean error")

@@ -111,7 +111,7 @@ class Scorer:
             raise ValueError(f"level: expected one of {', '.join(levels)}, found {level!r}")
         if verify:
             used = (
-                *(files.TABLES_FILE, files.ROW_ORDER_FILE),
+                *(files.TABLES_FILE, files.ROW_ORDER_FILE, files.KNOWN_IDS_FILE),
                 *(files.DENSE_FILE, files.DICTIONARY_FILE),
             )
             verify_artifact(artifact, [name for name in used if name in artifact.files])

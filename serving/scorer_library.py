@@ -56,6 +56,8 @@ class LibraryModel(ctypes.Structure):
         ("cross", ctypes.POINTER(LibraryLayer)),
         *(("dictionary_count", _LONG), ("dictionary_values", _ADDRESS)),
         *(("dictionary_ids", _ADDRESS), ("moduli", _ADDRESS), ("missing_is_value", _INT)),
+        *((name, _ADDRESS) for name in ("known_counts", "known_ids", "initial_bounds")),
+        ("initial_seed", ctypes.c_uint64),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.checkpoint.known_rows import initial_bounds
 from dlrm.distributed.host_memory import memory_limit
 from dlrm.formats.quantities import size_text
 from serving import artifact as files
@@ -32,6 +33,7 @@ from serving.scorer_library import (
 
 _REMEDY = "export it again with `python3 -m serving export`"
 _OTHER_MEMORY = 48 << 20  # bytes of interpreter, NumPy, MLPs and activations, at least
+_INDEX_BYTES = 14  # of a known id in the library's index, with what its tables' ends leave empty
 _MOST_LAYERS = 64  # of an MLP in the library
 _MOST_INPUTS = 60_000  # of an int8 layer, so that no sum exceeds 32 bits
 
@@ -70,6 +72,7 @@ class MappedWeights:
         self.model.tables, self.model.width = len(shape.vocab_sizes), shape.embedding_dim
         self.model.vocab_sizes = self._keep(np.array(shape.vocab_sizes, np.int64))
         self._describe_bags()
+        self._map_known_ids()
         self._map_rows(hot_share)
         self._map_layers(shape.num_dense, shape.bottom_mlp, shape.top_mlp)
         self._map_interaction()
@@ -93,22 +96,40 @@ class MappedWeights:
             self.model.pooling = self._keep(np.array(pooling, np.int32))
             self.model.max_ids = self._keep(columns.counts.astype(np.int32))
 
+    def _map_known_ids(self) -> None:
+        known, model = self._artifact.known_ids, self.model
+        if known is None:
+            return
+        if len(known.counts) != model.tables:
+            raise ValueError(
+                f"{self._artifact.folder}: expected known ids of {model.tables} tables, found "
+                f"those of {len(known.counts)}; {_REMEDY}"
+            )
+        ids = self._tensors(files.KNOWN_IDS_FILE)
+        model.known_counts = self._keep(np.array(known.counts, np.int64))
+        model.known_ids = self._keep(ids.take(files.IDS, np.dtype(np.int32), (sum(known.counts),)))
+        if known.seed is not None:
+            model.initial_bounds = self._keep(initial_bounds(self._artifact.model.vocab_sizes))
+            model.initial_seed = known.seed % 2**64
+
     def _map_rows(self, hot_share: float) -> None:
         artifact, model = self._artifact, self.model
         tensors = self._tensors(files.TABLES_FILE)
         dtype, values = stored_spec(artifact.tables, artifact.model.embedding_dim)
         model.row_type = ROW_TYPES[artifact.tables]
-        model.rows = self._keep(tensors.take(files.ROWS, dtype, (artifact.keys, values)))
+        model.rows = self._keep(tensors.take(files.ROWS, dtype, (artifact.rows, values)))
         model.rows_mapped = 1
-        model.hot_rows = round(artifact.keys * hot_share)
-        self._check_memory(model.hot_rows * dtype.itemsize * values, hot_share)
+        model.hot_rows = round(artifact.rows * hot_share)
+        known = artifact.known_ids
+        index = _INDEX_BYTES * sum(known.counts) if known else 0
+        self._check_memory(model.hot_rows * dtype.itemsize * values + index, hot_share)
         if artifact.tables == INT8:
             scales = tensors.take(files.TABLE_SCALES, np.float32, (int(model.tables),))
             model.table_scales = self._keep(scales)
         if artifact.row_order:
-            dtype = position_type(artifact.keys)
+            dtype = position_type(artifact.rows)
             order = self._tensors(files.ROW_ORDER_FILE)
-            positions = order.take(files.POSITIONS, dtype, (artifact.keys,))
+            positions = order.take(files.POSITIONS, dtype, (artifact.rows,))
             model.positions, model.position_bytes = self._keep(positions), dtype.itemsize
 
     def _check_memory(self, needed: int, hot_share: float) -> None:

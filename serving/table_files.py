@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrm.checkpoint.export import Table
-from dlrm.checkpoint.manifest import Manifest
 from dlrm.checkpoint.safetensors_file import (
     FileDigest,
     Spec,
@@ -28,7 +25,6 @@ from dlrm.checkpoint.safetensors_file import (
     allocate,
     digest_file,
 )
-from dlrm.checkpoint.table_reader import TableReader
 from dlrm.formats import atomic_files
 from serving.artifact import ROWS, TABLE_SCALES
 from serving.row_encoding import FLOAT16, INT8, decode, encode, stored_spec, table_scale
@@ -38,6 +34,24 @@ STRETCH_BYTES = 64 << 20
 _MOST_STRETCHES = 256
 
 Stored = NDArray[Any]
+
+
+class RowSource(Protocol):
+    """The rows of a table, in pieces.
+
+    Attributes:
+        rows: Number of rows, at least one.
+        width: Number of values in a row.
+    """
+
+    rows: int
+    width: int
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yields pieces in order: the first row of each and its values, float32 [n, width]."""
+
+    def name_of(self, row: int) -> str:
+        """What a row is called in a message, such as `id 7`."""
 
 
 class RowErrors(NamedTuple):
@@ -55,15 +69,14 @@ class RowErrors(NamedTuple):
 
 
 def write_tables(
-    checkpoint: Path, manifest: Manifest, path: Path, tables: str, order: RowOrder | None
+    sources: Sequence[RowSource], path: Path, tables: str, order: RowOrder | None
 ) -> tuple[FileDigest, list[RowErrors]]:
-    """Writes the rows of all tables; every block of the checkpoint is checked while it is read.
+    """Writes the rows of all tables.
 
     With one scale a table, the rows are read twice: for the largest magnitude, and to encode them.
 
     Args:
-        checkpoint: The checkpoint.
-        manifest: Its manifest.
+        sources: The tables.
         path: The file, which must not exist.
         tables: How rows are stored, one of `TABLE_TYPES`.
         order: The order of the rows; None for the order of keys.
@@ -72,36 +85,33 @@ def write_tables(
         The digest of the file, and what the encoding cost each table.
 
     Raises:
-        ValueError: The checkpoint is damaged, or a value is not finite or does not fit its type.
+        ValueError: A table is damaged, or a value is not finite or does not fit its type.
         OSError: A file cannot be read or written.
     """
-    sizes = manifest.model.vocab_sizes
-    dtype, values = stored_spec(tables, manifest.model.embedding_dim)
-    specs: dict[str, Spec] = {ROWS: (dtype, (sum(sizes), values))}
-    with TableReader(checkpoint, manifest) as reader:
-        first_keys = [0, *accumulate(sizes)]
-        sources = [Table(reader, first, size) for first, size in zip(first_keys, sizes)]
-        scales = None
-        if tables == INT8:
-            scales = np.array([table_scale(_largest(source)) for source in sources], "<f4")
-            specs[TABLE_SCALES] = (scales.dtype, scales.shape)
-        encoder = _Encoder(sources, tables, scales)
-        if order is None:
-            with TensorWriter(path, specs) as writer:
-                for _, stored in encoder:
-                    writer.write(stored)
-                if scales is not None:
-                    writer.write(scales)
-                return writer.finish(), encoder.errors
-        start, row_bytes = allocate(path, specs), dtype.itemsize * values
-        with open(path, "r+b", buffering=0) as file, atomic_files.naming(path):
-            _Stretches(file.fileno(), start, row_bytes, order).write(encoder)
+    rows = sum(source.rows for source in sources)
+    dtype, values = stored_spec(tables, sources[0].width)
+    specs: dict[str, Spec] = {ROWS: (dtype, (rows, values))}
+    scales = None
+    if tables == INT8:
+        scales = np.array([table_scale(_largest(source)) for source in sources], "<f4")
+        specs[TABLE_SCALES] = (scales.dtype, scales.shape)
+    encoder = _Encoder(sources, tables, scales)
+    if order is None:
+        with TensorWriter(path, specs) as writer:
+            for _, stored in encoder:
+                writer.write(stored)
             if scales is not None:
-                _write_at(file.fileno(), start + sum(sizes) * row_bytes, scales)
+                writer.write(scales)
+            return writer.finish(), encoder.errors
+    start, row_bytes = allocate(path, specs), dtype.itemsize * values
+    with open(path, "r+b", buffering=0) as file, atomic_files.naming(path):
+        _Stretches(file.fileno(), start, row_bytes, order).write(encoder)
+        if scales is not None:
+            _write_at(file.fileno(), start + rows * row_bytes, scales)
     return digest_file(path), encoder.errors
 
 
-def _largest(table: Table) -> float:
+def _largest(table: RowSource) -> float:
     """The largest magnitude of a table's values."""
     return max(float(np.abs(rows).max()) for _, rows in table)
 
@@ -119,7 +129,7 @@ class _Encoder:
     """
 
     def __init__(
-        self, sources: Sequence[Table], tables: str, scales: NDArray[np.float32] | None
+        self, sources: Sequence[RowSource], tables: str, scales: NDArray[np.float32] | None
     ) -> None:
         self._sources, self._tables, self._scales = sources, tables, scales
         self.errors: list[RowErrors] = []
@@ -136,10 +146,11 @@ class _Encoder:
             largest = magnitude = total = 0.0
             for first, rows in table:
                 scales = None if scale is None else np.full(len(rows), scale)
-                _check_finite(rows, rows, number, first, "a finite value")
+                where = _Place(number, table, first)
+                _check_finite(rows, rows, where, "a finite value")
                 stored = encode(self._tables, rows, scales)
                 if self._tables == FLOAT16:
-                    _check_finite(stored, rows, number, first, "a magnitude up to 65504")
+                    _check_finite(stored, rows, where, "a magnitude up to 65504")
                 yield first_key + first, stored
                 magnitude = max(magnitude, float(np.abs(rows).max()))
                 if stored is not rows:  # as with float32
@@ -150,16 +161,23 @@ class _Encoder:
             first_key += table.rows
 
 
-def _check_finite(
-    values: Stored, rows: NDArray[np.float32], table: int, first: int, expected: str
-) -> None:
+class _Place(NamedTuple):
+    """Where a piece of rows is from: the number of its table, the table, and its first row."""
+
+    number: int
+    table: RowSource
+    first: int
+
+
+def _check_finite(values: Stored, rows: NDArray[np.float32], where: _Place, expected: str) -> None:
     """Raises the error that names the first value that is not finite."""
     # A sum is finite only if all its terms are; so no array of flags is made.
     if np.isfinite(values.sum(dtype=np.float64)):
         return
     row, column = np.argwhere(~np.isfinite(values))[0]
+    name = where.table.name_of(where.first + int(row))
     raise ValueError(
-        f"table {table}, id {first + row}, value {column}: expected {expected}, found "
+        f"table {where.number}, {name}, value {column}: expected {expected}, found "
         f"{rows[row, column]}; export a checkpoint from before it diverged, or other --tables"
     )
 

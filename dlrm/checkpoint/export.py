@@ -57,6 +57,10 @@ class Table:
         for first, last in self._pieces():
             yield first, self._reader.read_keys(self._first_key + first, self._first_key + last)
 
+    def name_of(self, row: int) -> str:
+        """What a row is called in a message, where every id has one."""
+        return f"id {row}"
+
     def with_ids(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
         """Yields pieces in order: ids int64 [n], ascending, and their rows, float32 [n, width]."""
         if self._seen is None:

@@ -137,12 +137,14 @@ class TableReader:
         """
         found = []
         for rank in range(self.ranks):
-            begin, end = np.searchsorted(self._keys_with_row(rank), [first, last])
-            found.append(self._keys_with_row(rank)[begin:end])
+            begin, end = np.searchsorted(self.own_keys(rank), [first, last])
+            found.append(self.own_keys(rank)[begin:end])
         return np.sort(np.concatenate(found))
 
     def read_seen(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Reads the rows of neighbours among `seen_keys`, float32 [n, width].
+        """Reads the rows of ascending keys that have one, float32 [n, width].
+
+        What lies between the first and the last of them is read too.
 
         Raises:
             ValueError, OSError: A file is damaged or cannot be read, as for `read_rows`.
@@ -152,12 +154,17 @@ class TableReader:
         for rank in np.unique(owners).tolist():
             here = owners == rank
             of_rank = keys[here]
-            begin = int(np.searchsorted(self._keys_with_row(rank), of_rank[0]))
-            values[here] = self.read_rows(rank, begin, begin + len(of_rank))
+            rows = np.searchsorted(self.own_keys(rank), of_rank)
+            first = int(rows[0])
+            values[here] = self.read_rows(rank, first, int(rows[-1]) + 1)[rows - first]
         return values
 
-    def _keys_with_row(self, rank: int) -> NDArray[np.int64]:
-        """The keys of the rows in the file that a rank wrote, ascending."""
+    def own_keys(self, rank: int) -> NDArray[np.int64]:
+        """The keys of the rows in the file of dynamic tables that a rank wrote, ascending.
+
+        Raises:
+            ValueError, OSError: The file is damaged or cannot be read, as for `read_rows`.
+        """
         if rank not in self._own_keys:
             self._own_keys[rank] = self.read(rank, KEYS, 0, self.rows_of(rank))
         return self._own_keys[rank]

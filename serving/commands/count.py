@@ -37,5 +37,5 @@ def _run(flags: argparse.Namespace) -> int:
         )
     counted = count_dictionary(flags.dictionary) if flags.dictionary else count_samples(flags.data)
     write_counts(flags.out, *counted)
-    print(f"{flags.out}: {summary(counted[0])}")
+    print(f"{flags.out}: {summary(counted)}")
     return 0

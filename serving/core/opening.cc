@@ -50,7 +50,9 @@ bool Scorer::open(const ScorerModel& model) {
     listed[table] = table;
     of_ids[table] = has_bags ? model.max_ids[table] : 1;
     pooled[table] = has_bags ? model.pooling[table] : SCORER_ONE_ID;
-    keys[table + 1] = keys[table] + sizes[table];
+    // Of known ids, as of all, a key is the place of a row among all rows in order of id.
+    keys[table + 1] =
+        keys[table] + (model.known_counts ? model.known_counts[table] + 1 : sizes[table]);
     if (model.table_scales) scales[table] = model.table_scales[table];
   }
   for (int64_t table = 0, column = 0; table < tables; ++table) {
@@ -66,5 +68,5 @@ bool Scorer::open(const ScorerModel& model) {
   for (const auto& part : parts) {
     pack_mlp(kernels, part.layers, part.count, memory, part.packed);
   }
-  return rows.open(model, first_keys, &pool);
+  return known.open(model, &pool) && rows.open(model, first_keys, &pool);
 }

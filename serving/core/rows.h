@@ -8,11 +8,13 @@
 #include "scorer.h"
 #include "threads.h"
 
-// The rows of the bags of some samples: bag i has the rows starts[i] to starts[i + 1] - 1.
+// The rows of the bags of some samples: bag i has the rows starts[i] to starts[i + 1] - 1. Where
+// ids are looked up, `places` are those of their rows within their tables.
 struct BagRows {
   const char** rows;  // [ids]
   float* weights;     // [ids], or NULL
   int64_t* starts;    // [bags + 1]
+  int32_t* places;    // NULL, or [samples, columns]
 };
 
 class Rows {
@@ -26,6 +28,7 @@ class Rows {
   bool open(const ScorerModel& model, const int64_t* first_keys, ThreadPool* pool);
 
   // Finds the rows of `samples` samples: ids [samples, count] of the tables listed -> addresses.
+  // Here and below, the ids are places of rows within their tables where only known ids have one.
   void find(const int32_t* ids, int64_t samples, const int64_t* tables, int64_t count,
             const char** addresses);
 

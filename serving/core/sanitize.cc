@@ -25,6 +25,9 @@ class Values {
   std::vector<T> memory_;
 };
 
+// Whether every id has a row, or known ids alone; and what the others have.
+enum Known { kAllIds, kSharedRow, kInitialValues };
+
 struct Shape {
   std::vector<int64_t> vocab_sizes;
   int64_t width, num_dense;
@@ -57,7 +60,7 @@ struct Layers {
 };
 
 bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t interaction,
-         int32_t cross_count, bool bags) {
+         int32_t cross_count, bool bags, Known known) {
   const int64_t tables = static_cast<int64_t>(shape.vocab_sizes.size());
   const int64_t pairs = tables * (tables + 1) / 2, all = (tables + 1) * shape.width;
   const int64_t columns[] = {(shape.width + pairs + 7) / 8 * 8, all, shape.width};
@@ -80,7 +83,17 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t int
   const int64_t columns_of_ids = static_cast<int64_t>(table_of_column.size());
   const int64_t item_columns = columns_of_ids - 1;
   int64_t keys = 0;
-  for (int64_t size : shape.vocab_sizes) keys += size;
+  // Every other id, from the last one of a table down.
+  std::vector<int32_t> known_ids;
+  std::vector<int64_t> known_counts;
+  for (int64_t size : shape.vocab_sizes) {
+    known_counts.push_back((size + 1) / 2);
+    for (int64_t id = (size - 1) % 2; id < size; id += 2) {
+      known_ids.push_back(static_cast<int32_t>(id));
+    }
+    keys += known == kAllIds ? size : known_counts.back() + 1;
+  }
+  Values<float> bounds(tables);
   const int64_t row_bytes[] = {shape.width * 4, shape.width * 2, shape.width, shape.width + 8};
   Values<char> rows(keys * row_bytes[row_type] + 3);  // so that they begin at a multiple of 4
   Values<float> scales(tables);
@@ -120,6 +133,11 @@ bool run(const Shape& shape, int level, int32_t row_type, bool int8, int32_t int
   model.dictionary_values = dictionary.begin();
   model.dictionary_ids = dictionary_ids.begin();
   model.moduli = moduli.begin();
+  if (known != kAllIds) {
+    model.known_counts = known_counts.data();
+    model.known_ids = known_ids.data();
+  }
+  if (known == kInitialValues) model.initial_bounds = bounds.begin();
   Scorer* const scorer = scorer_open(&model, level, 2);
   if (!scorer) return false;
   bool good = true;
@@ -180,11 +198,16 @@ int main() {
           for (int32_t kind = SCORER_DOT; kind <= others; ++kind) {
             for (int32_t crossed = 0; crossed <= (kind == SCORER_CONCAT ? 2 : 0); crossed += 2) {
               for (bool bags : {false, true}) {
-                if (!run(shape, level, type, int8, kind, crossed, bags)) {
-                  printf("level %d, rows of type %d, interaction %d: failed\n", level, type, kind);
-                  return EXIT_FAILURE;
+                for (Known known : {kAllIds, kSharedRow, kInitialValues}) {
+                  // Layers do not know it either.
+                  if (known != kAllIds && (int8 || kind != SCORER_DOT)) continue;
+                  if (!run(shape, level, type, int8, kind, crossed, bags, known)) {
+                    printf("level %d, rows of type %d, interaction %d: failed\n", level, type,
+                           kind);
+                    return EXIT_FAILURE;
+                  }
+                  ++runs;
                 }
-                ++runs;
               }
             }
           }

@@ -60,7 +60,7 @@ typedef struct {
 
 typedef struct {
   int64_t num_dense, tables, width;
-  const int64_t* vocab_sizes;  // [tables]
+  const int64_t* vocab_sizes;  // [tables], the bounds of the ids
   // [tables], copied; NULLs where every table has one id. A table has max_ids columns of ids.
   const int32_t *pooling, *max_ids;
   int32_t row_type;
@@ -82,6 +82,16 @@ typedef struct {
   const int32_t* dictionary_ids;
   const int64_t* moduli;  // [tables]
   int32_t missing_is_value;
+  // Where only known ids have a row of their own, or NULLs: their number in each table, and they
+  // themselves, of one table after the other, ascending in each. Row 0 of a table is that of all
+  // other ids, row i + 1 that of its known id i.
+  const int64_t* known_counts;  // [tables]
+  const int32_t* known_ids;     // only for scorer_open
+  // What an id without a row has beside row 0, which is zero then: value j of id i is the output of
+  // SplitMix64 for the counter (i + vocab_sizes of the tables before) * width + j, in
+  // [-bound, bound). NULL where row 0 is all.
+  const float* initial_bounds;  // [tables], copied
+  uint64_t initial_seed;
 } ScorerModel;
 
 // Where the first bad input is, and the id or raw value that is bad.

@@ -6,6 +6,7 @@
 
 #include "ids.h"
 #include "kernels.h"
+#include "known_ids.h"
 #include "memory.h"
 #include "panels.h"
 #include "rows.h"
@@ -80,6 +81,7 @@ struct __attribute__((visibility("hidden"))) Scorer {
   const float* table_scales = nullptr;
   Dictionary dictionary;
   Mlp bottom, top, cross;  // two layers for each cross layer
+  KnownIds known;
   Rows rows;
   ScratchList scratches;
   int64_t interaction_width = 0;
@@ -105,6 +107,6 @@ struct __attribute__((visibility("hidden"))) Scorer {
   void combine(const float* block_bottom, const float* vectors, int64_t samples,
                float* output) const;
   void run_cross(int64_t count, Scratch* scratch, ThreadPool* helpers, bool split) const;
-  bool interact(const Request& request, int64_t first, int64_t count, const Scratch& block,
-                Scratch* own) const;
+  bool interact(const Request& request, const Ids& ids, int64_t first, int64_t count,
+                const Scratch& block, Scratch* own) const;
 };

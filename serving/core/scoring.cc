@@ -64,6 +64,7 @@ Scratch* Scorer::take_scratch() {
                         (has_bags ? Memory::needed<float>(kBlock * all_tables.columns) +
                                         Memory::needed<int64_t>(kBlock * tables + 1)
                                   : 0) +
+                        (known.any() ? Memory::needed<int32_t>(kBlock * all_tables.columns) : 0) +
                         Memory::needed<uint32_t>(kernels.parts * kBlock * split_stride);
   if (!scratch || !scratch->memory.allocate(bytes)) {
     delete scratch;
@@ -81,6 +82,9 @@ Scratch* Scorer::take_scratch() {
   if (has_bags) {
     scratch->found.weights = scratch->memory.take<float>(kBlock * all_tables.columns);
     scratch->found.starts = scratch->memory.take<int64_t>(kBlock * tables + 1);
+  }
+  if (known.any()) {
+    scratch->found.places = scratch->memory.take<int32_t>(kBlock * all_tables.columns);
   }
   scratch->split = scratch->memory.take<uint32_t>(kernels.parts * kBlock * split_stride);
   return scratch;
@@ -138,15 +142,20 @@ void Scorer::run_layers(const PanelLayer* layers, int layer_count, const float* 
 
 // Ids of samples [samples, columns of the tables listed] -> their rows.
 void Scorer::find(const Ids& ids, int64_t samples, const TableList& listed, const BagRows& found) {
+  const int32_t* places = ids.ids;
+  if (found.places) {
+    known.find(ids.ids, samples, listed.tables, listed.count, columns, found.places);
+    places = found.places;
+  }
   if (has_bags) {
-    rows.find_bags(ids.ids, ids.weights, samples, listed.tables, listed.count, columns, found);
+    rows.find_bags(places, ids.weights, samples, listed.tables, listed.count, columns, found);
   } else {
-    rows.find(ids.ids, samples, listed.tables, listed.count, found.rows);
+    rows.find(places, samples, listed.tables, listed.count, found.rows);
   }
 }
 
-// Rows of samples [first, first + samples) of what was found for `ids` -> vectors, each in the slot
-// of its table.
+// Rows of samples [first, first + samples) of what was found for `ids`, those of a block ->
+// vectors, each in the slot of its table.
 void Scorer::gather(const BagRows& found, const Ids& ids, int64_t first, int64_t samples,
                     const TableList& listed, float* vectors) const {
   GatherCall call = {};
@@ -167,6 +176,12 @@ void Scorer::gather(const BagRows& found, const Ids& ids, int64_t first, int64_t
     call.rows = found.rows + first * listed.count;
   }
   kernels.gather(call);
+  if (known.adds()) {
+    const int64_t before = first * listed.columns;
+    known.add_initial(ids.ids + before, found.places + before,
+                      ids.weights ? ids.weights + before : nullptr, samples, listed.tables,
+                      listed.count, columns, pooling, vectors);
+  }
 }
 
 // Vectors [samples, tables, width] and the bottom MLP's outputs -> rows of the interaction, where
@@ -202,9 +217,10 @@ void Scorer::run_cross(int64_t count, Scratch* scratch, ThreadPool* helpers, boo
   }
 }
 
-// Rows and interaction of samples [first, first + count) of a block, with vectors in `own` memory.
-bool Scorer::interact(const Request& request, int64_t first, int64_t count, const Scratch& block,
-                      Scratch* own) const {
+// Rows and interaction of samples [first, first + count) of a block with these ids, with vectors in
+// `own` memory.
+bool Scorer::interact(const Request& request, const Ids& ids, int64_t first, int64_t count,
+                      const Scratch& block, Scratch* own) const {
   const User* const user = request.user;
   if (user) {
     for (int64_t i = 0; i < user->listed.count; ++i) {
@@ -217,7 +233,7 @@ bool Scorer::interact(const Request& request, int64_t first, int64_t count, cons
   }
   for (const int64_t end = first + count; first < end; first += kGathered) {
     const int64_t samples = end - first < kGathered ? end - first : kGathered;
-    gather(block.found, request.ids, first, samples, request.listed, own->vectors);
+    gather(block.found, ids, first, samples, request.listed, own->vectors);
     if (interaction != SCORER_DOT) {
       combine(block.bottom + first * width, own->vectors, samples,
               block.interaction + first * interaction_width);
@@ -258,7 +274,7 @@ bool Scorer::score_block(const Request& request, int64_t first, int64_t count,
   const auto work = [&](int64_t part) {
     const int64_t begin = count * part / parts, end = count * (part + 1) / parts;
     Scratch* const own = parts > 1 ? take_scratch() : scratch;
-    if (!own || !interact(request, begin, end - begin, *scratch, own)) good = false;
+    if (!own || !interact(request, ids, begin, end - begin, *scratch, own)) good = false;
     if (own && own != scratch) scratches.put(own);
   };
   run_parts(helpers, parts, work);

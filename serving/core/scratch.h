@@ -16,7 +16,7 @@ struct Scratch {
   float* interaction;  // [block, interaction width]
   float* crossed;      // [block, interaction width]: outputs of cross layers, if there are any
   float* factor;       // likewise: what the first input is multiplied by
-  BagRows found;       // [block, columns] rows; without bags there are rows alone
+  BagRows found;       // [block, columns] rows; without bags there are rows alone, and any places
   uint32_t* split;     // inputs of a layer in parts, [parts, block, split stride]
   Scratch* next;
 };

@@ -13,18 +13,22 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import DENSE_FILE, Manifest, read_manifest
 from dlrm.checkpoint.safetensors_file import TensorReader
 from dlrm.config import SETTINGS, Config
+from dlrm.distributed.sharding import key_offsets
 from dlrm.train.dense_part import plain_name
 from model import DLRM, build_model
 from serving.artifact import (
     DICTIONARY_FILE,
     IDS,
+    KNOWN_IDS_FILE,
     POSITIONS,
     ROW_ORDER_FILE,
     ROWS,
@@ -40,11 +44,13 @@ from serving.saved_model.variables import PiecewiseVariable, fill_variables
 _SOURCES = {
     "rows": (TABLES_FILE, ROWS),
     "table_scales": (TABLES_FILE, TABLE_SCALES),
+    "known_keys": (KNOWN_IDS_FILE, IDS),
     "positions": (ROW_ORDER_FILE, POSITIONS),
     "dictionary_values": (DICTIONARY_FILE, VALUES),
     "dictionary_ids": (DICTIONARY_FILE, IDS),
 }
 # A graph that any TensorFlow can run: no operation of ours, and weights in 32 bits.
+_BEYOND = 2**63 - 1  # a key that no id has
 _PLAIN = {"amp": False, "xla": False, "custom_interact": False, "custom_mlp": False}
 
 
@@ -69,7 +75,13 @@ def write_saved_model(checkpoint: Path, artifact: Artifact, out: Path) -> None:
     model = _dense_model(checkpoint, manifest)
     rules = DictionaryRules.of(artifact.dictionary) if artifact.dictionary is not None else None
     scorer = SavedScorer(
-        model, artifact.model, artifact.tables, artifact.packing, rules, ordered=artifact.row_order
+        model,
+        artifact.model,
+        artifact.tables,
+        artifact.packing,
+        rules,
+        artifact.known_ids,
+        ordered=artifact.row_order,
     )
     with quiet():
         tf.saved_model.save(scorer, str(out), signatures=scorer.signatures())
@@ -151,5 +163,21 @@ def _opened(
                 reader = TensorReader(artifact.folder / file, artifact.files[file])
                 readers[file] = stack.enter_context(reader)
             shape = readers[file].tensors[tensor][1]
-            found[variable] = PiecewiseVariable(dtype, shape, partial(readers[file].read, tensor))
+            read = partial(readers[file].read, tensor)
+            if variable == "known_keys":
+                shape, read = (shape[0] + 1,), partial(_known_keys, artifact, read)
+            found[variable] = PiecewiseVariable(dtype, shape, read)
         yield found
+
+
+def _known_keys(
+    artifact: Artifact, read: Callable[[int, int], NDArray[Any]], first: int, last: int
+) -> NDArray[np.int64]:
+    """The keys [first, last) of known ids in training; behind them follows one beyond all."""
+    assert artifact.known_ids is not None
+    ends = np.cumsum(artifact.known_ids.counts, dtype=np.int64)
+    total = int(ends[-1])
+    ids = read(first, min(last, total)).astype(np.int64)
+    tables = np.searchsorted(ends, np.arange(first, first + len(ids)), side="right")
+    keys = ids + key_offsets(artifact.model.vocab_sizes)[tables]
+    return np.append(keys, _BEYOND) if last > total else keys

@@ -19,15 +19,20 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import ModelShape
+from dlrm.embedding import FusedTable
 from dlrm.formats.packed_ids import Packing
 from dlrm.train.dense_part import as_tf_variable
+from serving.artifact import KnownIds
 from serving.id_columns import NO_ID, IdColumns
 from serving.row_encoding import FLOAT16, INT8, INT8_ROWS, stored_spec
 from serving.row_order import position_type
 
 Outputs = dict[str, tf.Tensor]
 
-_PENDING = ("rows", "table_scales", "positions", "dictionary_values", "dictionary_ids")
+_PENDING = (
+    *("rows", "table_scales", "known_keys", "positions"),
+    *("dictionary_values", "dictionary_ids"),
+)
 _VALUE_BITS = 32  # of a raw value in a key of the dictionary; the table is above them
 
 
@@ -67,6 +72,7 @@ class SavedScorer(tf.Module):
         tables: How rows are stored, one of `TABLE_TYPES`.
         packing: How ids are packed.
         rules: The rules of the dictionary; None leaves the signature `raw` out.
+        known: The ids with a row of their own; None if all have one.
         ordered: Whether rows lie in an order of their own, rather than by key.
     """
 
@@ -77,6 +83,7 @@ class SavedScorer(tf.Module):
         tables: str,
         packing: Packing,
         rules: DictionaryRules | None,
+        known: KnownIds | None,
         *,
         ordered: bool,
     ) -> None:
@@ -95,8 +102,13 @@ class SavedScorer(tf.Module):
         self.rows = _empty("rows", stored, values)  # [K, W], or more for int8_rows
         if tables == INT8:
             self.table_scales = _empty("table_scales", tf.float32)  # [T]
+        self._known = known
+        rows = int(sizes.sum())
+        if known is not None:
+            rows = sum(known.counts) + len(sizes)
+            self.known_keys = _empty("known_keys", tf.int64)  # [n + 1], the last one beyond all
         if ordered:
-            dtype = position_type(int(sizes.sum()))
+            dtype = position_type(rows)
             self.positions = _empty("positions", tf.as_dtype(dtype))  # [K]
         self._ordered = ordered
         if rules is not None:
@@ -247,6 +259,27 @@ class SavedScorer(tf.Module):
 
     def _rows(self, keys: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
         """Looks up keys, int64 [..., n], of tables [n], and decodes their rows [..., n, W]."""
+        if self._known is None:
+            return self._decoded(keys, tables)
+        places = tf.searchsorted(self.known_keys, tf.reshape(keys, [-1]), out_type=tf.int64)
+        places = tf.reshape(places, tf.shape(keys))
+        known = tf.gather(self.known_keys, places) == keys
+        # Each table has a row before those of its known ids, which all others share.
+        counts = np.array(self._known.counts, np.int64)
+        shared = np.cumsum(counts + 1) - counts - 1
+        rows = self._decoded(
+            tf.where(known, places + tf.cast(tables, tf.int64) + 1, tf.gather(shared, tables)),
+            tables,
+        )
+        if self._known.seed is None:
+            return rows
+        table = FusedTable(self._shape.vocab_sizes, self._shape.embedding_dim, self._known.seed)
+        unknown = tf.where(~known)
+        initial = table.initial(tf.gather_nd(keys, unknown))
+        return tf.tensor_scatter_nd_update(rows, unknown, initial)
+
+    def _decoded(self, keys: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
+        """Decodes the rows at `keys`, counted in order of key; shapes as for `_rows`."""
         places = tf.gather(self.positions, keys) if self._ordered else keys
         rows = tf.gather(self.rows, places)
         if self._tables == FLOAT16:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dlrm.formats import packed_ids
 from tests.support.bag_data import TableBags
 from tests.support.reference_interactions import ReferenceDots, ReferenceInteraction
+from tests.support.reference_known_ids import KnownTableReference
 
 BLOCK = 1 << 20
 ALIGNMENT = 64
@@ -51,7 +52,7 @@ class Layer:
 class ArtifactReference:
     """The weights of an artifact, and its logits in float64."""
 
-    tables: list[NDArray[Any]]  # decoded rows of each table, float64 [rows, W]
+    tables: list[Any]  # decoded rows of each table by id, float64 [rows, W]
     bottom: list[Layer]
     top: list[Layer]
     dictionaries: list[dict[int, int]] = field(default_factory=list)  # value -> id of each table
@@ -126,10 +127,16 @@ def write_artifact(
     pooling: tuple[str, ...] = (),
     max_ids: tuple[int, ...] = (),
     weighted: bool = False,
+    known: tuple[tuple[int, ...], ...] | None = None,
+    initial_seed: int | None = None,
     seed: int = 0,
     step: int = 3,
 ) -> ArtifactReference:
-    """Writes a random artifact to `folder`, which must not exist."""
+    """Writes a random artifact to `folder`, which must not exist.
+
+    Only `known` ids of each table have rows, if there are any; all others have row 0, or with
+    `initial_seed` their initial values.
+    """
     assert bottom[-1] == width
     print("artifact of seed", seed)
     generator = np.random.default_rng(seed)
@@ -138,10 +145,13 @@ def write_artifact(
 
     rows = [
         (generator.uniform(-1, 1, (size, width)) * largest_row_value).astype("<f4")
-        for size in vocab_sizes
+        for size in (vocab_sizes if known is None else [1 + len(ids) for ids in known])
     ]
+    if initial_seed is not None:
+        for table in rows:
+            table[0] = 0
     stored, decoded, scales = _encode(rows, tables)
-    count = sum(vocab_sizes)
+    count = len(stored)
     position_type = "<i8" if count >= 2**31 else "<i4"
     positions: NDArray[Any] = np.arange(count, dtype=position_type)
     if row_order:
@@ -157,9 +167,19 @@ def write_artifact(
         name = "row_order.safetensors"
         files[name] = write_safetensors(folder / name, {"positions": positions})
 
+    tables_by_id: list[Any] = decoded
+    if known is not None:
+        name = "known_ids.safetensors"
+        ids = np.array([number for ids in known for number in ids], "<i4")
+        files[name] = write_safetensors(folder / name, {"ids": ids})
+        tables_by_id = [
+            KnownTableReference(ids, rows, vocab_sizes, table, initial_seed)
+            for table, (ids, rows) in enumerate(zip(known, decoded))
+        ]
+
     columns = interaction_columns(interaction, width, len(vocab_sizes))
     reference = ArtifactReference(
-        decoded,
+        tables_by_id,
         _layers(generator, (num_dense, *bottom)),
         _layers(generator, (columns, *top)),
     )
@@ -212,6 +232,12 @@ def write_artifact(
             "row_order": row_order,
             "packed_ids": packed_ids.plan(vocab_sizes).to_json(),
             "dictionary": rules,
+            # Which older artifacts do not name either.
+            **(
+                {}
+                if known is None
+                else {"known_ids": {"counts": [len(ids) for ids in known], "seed": initial_seed}}
+            ),
             "files": files,
         },
     )

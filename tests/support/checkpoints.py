@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,67 @@ def write_checkpoint(
         name = tables_file(rank, ranks)
         files[name] = write_tensors(folder / name, own)
     Manifest(Position(step, 1, 64), model, settings or {}, data or {}, ranks, files).write(folder)
+    return folder
+
+
+class DynamicRow(NamedTuple):
+    """What a checkpoint of dynamic tables knows of an id.
+
+    Attributes:
+        row: Its row, float32 [width]; None if it waits for one.
+        last: The last step whose batch held it.
+    """
+
+    row: NDArray[np.float32] | None
+    last: int
+
+
+def write_dynamic_checkpoint(
+    folder: Path,
+    model: ModelShape,
+    tables: Sequence[Mapping[int, DynamicRow]],
+    shared: NDArray[np.float32],
+    dense: Mapping[str, NDArray[Any]],
+    *,
+    ranks: int = 1,
+    step: int = 12,
+    seed: int = 1,
+    evict_after: int = 0,
+) -> Path:
+    """Writes a checkpoint as a run with `--embedding=dynamic` leaves it.
+
+    Args:
+        folder: The folder to make.
+        model: The shape of the model.
+        tables: What is known of the ids of each table.
+        shared: The rows that ids without one share, float32 [T, width], or [0, width] for none.
+        dense: The dense weights by name.
+        ranks: Number of ranks.
+        step: Number of steps done.
+        seed: The seed of the run.
+        evict_after: Number of steps after which an id is forgotten, 0 for none.
+    """
+    folder.mkdir(parents=True)
+    files = {DENSE_FILE: write_tensors(folder / DENSE_FILE, dense)}
+    known = {
+        sum(model.vocab_sizes[:table]) + number: entry
+        for table, ids in enumerate(tables)
+        for number, entry in ids.items()
+    }
+    for rank in range(ranks):
+        own = [key for key in known if key % ranks == rank]
+        own.sort(key=lambda key: (known[key].row is None, key))
+        rows = [row for key in own if (row := known[key].row) is not None]
+        tensors = {
+            "keys": np.array(own, np.int64),
+            "counts": np.array([(3, known[key].last) for key in own], "<i4").reshape(-1, 2),
+            "shared": shared,
+            ROWS: np.array(rows, "<f4").reshape(-1, model.embedding_dim),
+            "adagrad.sum": np.ones((len(rows), model.embedding_dim), "<f4"),
+        }
+        files[tables_file(rank, ranks)] = write_tensors(folder / tables_file(rank, ranks), tensors)
+    settings = {"embedding": "dynamic", "seed": seed, "evict_after": evict_after}
+    Manifest(Position(step, 1, 64), model, settings, {}, ranks, files).write(folder)
     return folder
 
 

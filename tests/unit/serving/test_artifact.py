@@ -49,7 +49,7 @@ def flip(path, offset):
 
 def test_what_is_written_is_read(artifact):
     assert read_artifact(artifact.folder) == artifact
-    assert artifact.keys == 307
+    assert artifact.rows == 307
     verify_artifact(artifact)
 
 

@@ -36,9 +36,10 @@ def split_folder(folder, *, packed, samples=5000):
 def test_every_id_is_counted(tmp_path, monkeypatch, packed):
     monkeypatch.setattr(row_frequencies, "BLOCK_SAMPLES", 1024)
     folder, ids = split_folder(tmp_path / "d", packed=packed)
-    counts, sizes = count_samples(folder)
+    counts, sizes, keys = count_samples(folder)
     expected = [np.bincount(column, minlength=size) for column, size in zip(ids.T, SIZES)]
     assert sizes == SIZES
+    assert keys is None
     assert counts.tolist() == np.concatenate(expected).tolist()
 
 
@@ -80,7 +81,7 @@ def test_a_file_of_counts_knows_its_model(tmp_path):
     path = tmp_path / "counts"
     counts = np.arange(741, dtype=np.int64)
     write_counts(path, counts, SIZES)
-    assert read_counts(path, SIZES).tolist() == counts.tolist()
+    assert read_counts(path, SIZES).of_all().tolist() == counts.tolist()
     for sizes, what in (
         ((700, 2, 40), "table 1: expected 2, found 1"),
         ((700, 1), "the number of tables: expected 2, found 3"),
