@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from dlrm_v3.data.stream import open_stream
 from dlrm_v3.quality import ranking_quality
 from dlrm_v3.scorer import HstuScorer
 from tests.support.hstu_checkpoints import MODEL, write_hstu, write_stream
-from tests.support.processes import ROOT, Ended, run
+from tests.support.processes import Ended, interrupted, run
 
 pytest.importorskip("mlperf_loadgen")
 
@@ -162,24 +159,11 @@ def test_an_error_of_a_reader_ends_the_run_without_a_summary(folder: Path, tmp_p
 
 
 def test_an_interrupted_run_ends_at_once(folder: Path) -> None:
-    process = subprocess.Popen(
-        command(folder, "--target-qps=10", "--warmup-ratio=0"),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A shell that runs the tests in the background has them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("Server, "):
-            break
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130, output
-    assert "interrupted; LoadGen wrote no summary" in output or output.strip() == "interrupted"
+    words = command(folder, "--target-qps=10", "--warmup-ratio=0")
+    ended = interrupted(words, after="Server, ", time_limit=20)
+    assert ended.code == 130, ended.output
+    said = "interrupted; LoadGen wrote no summary"
+    assert said in ended.output or ended.output.strip() == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from serving.__main__ import main
 from tests.support.artifacts import write_artifact
-from tests.support.processes import ROOT, Ended, run
+from tests.support.processes import Ended, interrupted, run
 from tests.support.tiny_data import write_split
 
 pytestmark = pytest.mark.one_profile
@@ -136,24 +133,11 @@ def test_an_error_while_LoadGen_runs_is_one_line_without_a_summary(folder: Path)
 
 
 def test_an_interrupted_test_ends_at_once(folder: Path) -> None:
-    process = subprocess.Popen(
-        [*command(folder), "--scenario=Server", "--target_qps=10"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A shell that runs the tests in the background has them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("warm-up"):
-            break
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130, output
-    assert "interrupted; LoadGen wrote no summary" in output or output.strip() == "interrupted"
+    words = [*command(folder), "--scenario=Server", "--target_qps=10"]
+    ended = interrupted(words, after="warm-up", time_limit=20)
+    assert ended.code == 130, ended.output
+    said = "interrupted; LoadGen wrote no summary"
+    assert said in ended.output or ended.output.strip() == "interrupted"
 
 
 @pytest.mark.parametrize(

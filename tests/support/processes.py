@@ -116,6 +116,43 @@ def horovodrun(
     )
 
 
+def interrupted(command: Sequence[str | Path], *, after: str, time_limit: float) -> Ended:
+    """Runs a command and interrupts it, as Ctrl-C does, once it has printed a certain line.
+
+    Args:
+        command: The program and its arguments.
+        after: The line's beginning.
+        time_limit: The longest that the command may take to end from then on, in seconds.
+
+    Returns:
+        How it ended, with its time and its output from then on.
+
+    Raises:
+        AssertionError: It ended without such a line.
+        subprocess.TimeoutExpired: It did not end in time; it is killed then.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout)
+        assert any(line.startswith(after) for line in lines), f"no line {after!r}: {command}"
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        try:
+            output, _ = process.communicate(timeout=time_limit)
+        finally:
+            process.kill()
+    return Ended(process.returncode, output, time.monotonic() - start)
+
+
 def remaining(mark: str, session: int) -> dict[int, str]:
     """Live processes of a session or with a mark in their environment: pid -> command line."""
     found = {}
