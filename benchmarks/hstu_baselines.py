@@ -178,9 +178,10 @@ class _ScaledRate:
         self._rows, self._factor = RowWiseAdagrad(), factor
         self.state_columns = self._rows.state_columns
 
-    def apply(self, rows: Any, state: Any, gradients: Any, learning_rate: Any, scale: Any) -> Any:
+    def apply(self, rows: Any, state: Any, step: Any) -> Any:
         """See `RowOptimizer.apply`."""
-        return self._rows.apply(rows, state, gradients, learning_rate * self._factor, scale)
+        step = step._replace(learning_rate=step.learning_rate * self._factor)
+        return self._rows.apply(rows, state, step)
 
 
 class DlrmBaseline:

@@ -30,7 +30,7 @@ from dlrm.embedding.partition import (
 )
 from dlrm.embedding.row_storage import RowStorage
 from dlrm.embedding.row_sums import sum_by_row
-from dlrm.optim.row_optimizers import RowOptimizer
+from dlrm.optim.row_optimizers import RowOptimizer, RowStep
 
 
 class Addressed(NamedTuple):
@@ -226,9 +226,7 @@ class TableGroup:
         rows, state = self._optimizer.apply(
             self._layout.rows_of(stored),  # [U, W]
             self._layout.state_of(stored),  # [U, columns] each
-            sums,
-            learning_rate,
-            gradient_scale,
+            RowStep(sums, learning_rate, gradient_scale),
         )
         updated = self._layout.join(rows, state)  # [U, S]
         if self._bad_ids == "zero" or self._shared:

@@ -1,6 +1,6 @@
 """Row optimizers that give each row, or each value of it, a learning rate of its own.
 
-g is the gradient of a row, `gradient_scale * gradients`: the vectors of a row are summed before
+g is the gradient of a row, `RowStep.gradient`: the vectors of a row are summed before
 anything is squared. Epsilon is outside the root.
 
 Works on tensors alone; `row_optimizers` has the interface.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from dlrm.optim.row_optimizers import StateColumns
+from dlrm.optim.row_optimizers import RowStep, StateColumns
 
 
 class RowAdagrad:
@@ -37,17 +37,12 @@ class RowAdagrad:
         return (StateColumns("adagrad.sum", width, self._initial),)
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        g = gradient_scale * gradients
+        g = step.gradient
         total = state[0] + tf.square(g)
-        return rows - learning_rate * g / (tf.sqrt(total) + self._epsilon), (total,)
+        return rows - step.learning_rate * g / (tf.sqrt(total) + self._epsilon), (total,)
 
 
 class RowWiseAdagrad:
@@ -72,20 +67,15 @@ class RowWiseAdagrad:
         return (StateColumns("rowwise_adagrad.sum", 1, self._initial),)
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        scale = tf.convert_to_tensor(gradient_scale, gradients.dtype)
-        squares = tf.reduce_mean(tf.square(gradients), axis=1, keepdims=True)  # [U, 1]
+        scale = tf.convert_to_tensor(step.gradient_scale, step.gradients.dtype)
+        squares = tf.reduce_mean(tf.square(step.gradients), axis=1, keepdims=True)  # [U, 1]
         total = state[0] + squares * tf.square(scale)
         # The factor of a row first: one pass over the gradients instead of three.
-        factor = learning_rate * scale / (tf.sqrt(total) + self._epsilon)  # [U, 1]
-        return rows - factor * gradients, (total,)
+        factor = step.learning_rate * scale / (tf.sqrt(total) + self._epsilon)  # [U, 1]
+        return rows - factor * step.gradients, (total,)
 
 
 class RowAdam:
@@ -117,22 +107,17 @@ class RowAdam:
         )
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        g = gradient_scale * gradients
+        g = step.gradient
         mean, square, steps = state
         mean += (1 - self._betas[0]) * (g - mean)
         square += (1 - self._betas[1]) * (tf.square(g) - square)
         steps += 1.0
         mean_share, square_share = (_not_decayed(beta, steps) for beta in self._betas)  # [U, 1]
         denominator = tf.sqrt(square / square_share) + self._epsilon
-        return rows - learning_rate / mean_share * mean / denominator, (mean, square, steps)
+        return rows - step.learning_rate / mean_share * mean / denominator, (mean, square, steps)
 
 
 class RowFtrl:
@@ -166,16 +151,12 @@ class RowFtrl:
         )
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        g = gradient_scale * gradients
-        return ftrl_step(rows, state[0], state[1], g, learning_rate, self._l1, self._l2)
+        total, held = state
+        rate = step.learning_rate
+        return ftrl_step(rows, total, held, step.gradient, rate, self._l1, self._l2)
 
 
 def ftrl_step(

@@ -33,6 +33,26 @@ class StateColumns(NamedTuple):
     initial: float
 
 
+class RowStep(NamedTuple):
+    """What the rows of a batch are stepped by.
+
+    Attributes:
+        gradients: float32 [U, W], sums over the row's vectors on all ranks.
+        learning_rate: float32 [].
+        gradient_scale: Undoes the loss scale and turns the sum over ranks into a mean. A number, or
+            float32 [].
+    """
+
+    gradients: tf.Tensor
+    learning_rate: tf.Tensor
+    gradient_scale: float | tf.Tensor
+
+    @property
+    def gradient(self) -> tf.Tensor:
+        """The gradient of the loss, float32 [U, W]."""
+        return self.gradient_scale * self.gradients
+
+
 class RowOptimizer(Protocol):
     """Updates rows of width W. U is the number of distinct rows in a batch."""
 
@@ -40,25 +60,17 @@ class RowOptimizer(Protocol):
         """The state of a row of `width` values, in storage order; empty if there is none."""
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """One step for the rows of a batch.
 
-        The new rows must be computed from `learning_rate`: the checks that a step may be taken at
+        The new rows must be computed from the learning rate: the checks that a step may be taken at
         all are control dependencies of it.
 
         Args:
             rows: float32 [U, W], the rows before the step.
             state: float32 [U, columns] for each entry of `state_columns`, before the step.
-            gradients: float32 [U, W], sums over the row's vectors on all ranks.
-            learning_rate: float32 [].
-            gradient_scale: The gradient of the loss is `gradient_scale * gradients`. It undoes the
-                loss scale and turns the sum over ranks into a mean. A number, or float32 [].
+            step: The gradients and the learning rate.
 
         Returns:
             The rows and the state after the step, of the shapes that were given.
@@ -73,16 +85,11 @@ class RowSGD:
         return ()
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
         # Both factors are applied to the scalar, which saves a pass over the gradients.
-        return rows - learning_rate * gradient_scale * gradients, ()
+        return rows - step.learning_rate * step.gradient_scale * step.gradients, ()
 
 
 class RowMomentum:
@@ -103,16 +110,11 @@ class RowMomentum:
         return (StateColumns("momentum.velocity", width, initial=0.0),)
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        velocity = self._momentum * state[0] + gradient_scale * gradients
-        return rows - learning_rate * velocity, (velocity,)
+        velocity = self._momentum * state[0] + step.gradient
+        return rows - step.learning_rate * velocity, (velocity,)
 
 
 class RowWeightDecay:
@@ -136,13 +138,8 @@ class RowWeightDecay:
         return self._optimizer.state_columns(width)
 
     def apply(
-        self,
-        rows: tf.Tensor,
-        state: Sequence[tf.Tensor],
-        gradients: tf.Tensor,
-        learning_rate: tf.Tensor,
-        gradient_scale: float | tf.Tensor,
+        self, rows: tf.Tensor, state: Sequence[tf.Tensor], step: RowStep
     ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
         """See `RowOptimizer.apply`."""
-        decayed = rows - learning_rate * self._decay * rows
-        return self._optimizer.apply(decayed, state, gradients, learning_rate, gradient_scale)
+        decayed = rows - step.learning_rate * self._decay * rows
+        return self._optimizer.apply(decayed, state, step)
