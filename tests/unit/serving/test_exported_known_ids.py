@@ -1,38 +1,29 @@
 """Checkpoints of dynamic tables as artifacts: own, shared and initial rows, of any number of ranks.
 
-What an id must have is decided here, one id after the other, from what the checkpoint was made of.
+What an id must have, `tests.support.dynamic_model` decides one id after the other.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from dlrm.checkpoint.known_rows import KnownRows
-from dlrm.checkpoint.manifest import ModelShape, read_manifest
+from dlrm.checkpoint.manifest import read_manifest
 from dlrm.checkpoint.table_reader import TableReader
 from serving import row_frequencies
 from serving.__main__ import main
 from serving.artifact import read_artifact
 from serving.scorer import Scorer
-from tests.support.artifacts import ArtifactReference, Layer
 from tests.support.checkpoints import DynamicRow, random_weights, write_dynamic_checkpoint
+from tests.support.dynamic_model import LARGEST, MODEL, SEED, SIZES, DynamicModel
 from tests.support.processes import run
-from tests.support.reference_known_ids import KnownTableReference
 from tests.support.tiny_data import write_split
-
-SEED, STEP, KEPT = 20261128, 50, 10
-LARGEST = 2**31 - 1
-SIZES = (LARGEST, 50, 3000, LARGEST)
-MODEL = ModelShape(3, SIZES, 6, (5, 6), (8, 1), dynamic=True)
-SAMPLES = 300
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,84 +32,14 @@ def _built() -> None:
     assert ended.code == 0, ended.output[-3000:]
 
 
-class Case:
-    """A checkpoint, written by some ranks, and what its model computes."""
-
-    def __init__(self, folder: Path, *, shares: bool, ranks: int = 2) -> None:
-        print("seed", SEED)
-        dice = np.random.default_rng(SEED)
-        tables, references = [], []
-        shared = dice.normal(size=(len(SIZES), 6)).astype("<f4")
-        self.ids: list[NDArray[Any]] = []  # of each table: known, waiting, forgotten, never seen
-        for table, size in enumerate(SIZES):
-            ids = dice.choice(min(size, 3000), 40, replace=False) * (max(size // 3000, 1))
-            ids[:2] = size - 1, size - 2
-            ids = np.unique(ids)
-            lasts = dice.integers(STEP - 2 * KEPT, STEP + 2, len(ids))
-            lasts[:2] = STEP + 1 - KEPT, STEP - KEPT  # kept just so, and forgotten just so
-            waits = shares & (np.arange(len(ids)) % 5 == 4)
-            rows = dice.normal(size=(len(ids), 6)).astype("<f4")
-            tables.append(
-                {
-                    int(number): DynamicRow(None if wait else row, int(last))
-                    for number, row, last, wait in zip(ids, rows, lasts, waits)
-                }
-            )
-            known = (lasts >= STEP + 1 - KEPT) & ~waits
-            assert 5 < known.sum() < 35
-            seed = None if shares else SEED
-            of_table = np.concatenate([shared[table : table + 1], rows[known]]).astype(np.float64)
-            references.append(
-                KnownTableReference(ids[known].tolist(), of_table, SIZES, table, seed)
-            )
-            around = np.clip(np.concatenate([ids, ids - 1, ids + 1, [0]]), 0, size - 1)
-            self.ids.append(np.append(around, dice.integers(0, size, 40)))
-        weights = random_weights(MODEL, seed=7)
-        self.checkpoint = write_dynamic_checkpoint(
-            folder / "checkpoint",
-            MODEL,
-            tables,
-            shared if shares else shared[:0],
-            weights,
-            ranks=ranks,
-            step=STEP,
-            seed=SEED,
-            evict_after=KEPT,
-        )
-        layers = {
-            mlp: [Layer(weights[f"{mlp}_kernel_{i}"], weights[f"{mlp}_bias_{i}"]) for i in range(2)]
-            for mlp in ("bottom", "top")
-        }
-        self.reference = ArtifactReference(references, layers["bottom"], layers["top"])
-        self.dense = dice.normal(size=(SAMPLES, 3)).astype(np.float32)
-        columns = [dice.choice(ids, SAMPLES) for ids in self.ids]
-        self.samples = np.stack(columns, axis=1).astype("<i4")
-        self.expected = self.reference.logits(self.dense, self.samples)
-        assert np.std(self.expected) > 0.1
-        self.data = write_split(
-            folder / "data",
-            (dice.logistic(size=SAMPLES) < self.expected).astype("<i4"),
-            self.dense,
-            self.samples,
-            SIZES,
-            dense_log=False,
-        )
-
-    def export(self, out: Path, *words: str) -> Path:
-        assert main(["export", str(self.checkpoint), str(out), *words]) == 0
-        return out
-
-    def score(self, folder: Path) -> NDArray[np.float32]:
-        with Scorer.open(folder) as scorer:
-            return scorer.score(self.dense, self.samples)
-
-
 @pytest.fixture(params=[True, False], ids=["shared", "initial"])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    return Case(tmp_path / "of", shares=request.param)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> DynamicModel:
+    return DynamicModel(tmp_path / "of", shares=request.param)
 
 
-def test_logits_are_those_of_the_rows_that_an_evaluation_finds(case: Case, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_rows_that_an_evaluation_finds(
+    case: DynamicModel, tmp_path: Path
+) -> None:
     artifact = case.export(tmp_path / "a")
     np.testing.assert_allclose(case.score(artifact), case.expected, rtol=1e-5, atol=1e-5)
     loaded = tf.saved_model.load(str(artifact / "saved_model")).signatures["serving_default"]
@@ -126,7 +47,7 @@ def test_logits_are_those_of_the_rows_that_an_evaluation_finds(case: Case, tmp_p
     np.testing.assert_allclose(found, case.expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_checkpoint_is_read_in_stretches(case: Case) -> None:
+def test_the_checkpoint_is_read_in_stretches(case: DynamicModel) -> None:
     """Known and other keys, in pieces that are longer and shorter than what is asked for."""
     manifest = read_manifest(case.checkpoint)
     offsets = [0, *np.cumsum(SIZES)[:-1].tolist()]
@@ -144,7 +65,7 @@ def test_the_checkpoint_is_read_in_stretches(case: Case) -> None:
 
 
 @pytest.mark.parametrize("tables", ["float16", "int8", "int8_rows"])
-def test_small_rows_in_order_of_use(case: Case, tmp_path: Path, tables: str) -> None:
+def test_small_rows_in_order_of_use(case: DynamicModel, tmp_path: Path, tables: str) -> None:
     counts = str(tmp_path / "counts")
     assert main(["count", str(case.data), counts]) == 0
     words = [f"--tables={tables}", f"--row_frequencies={counts}"]
@@ -171,14 +92,14 @@ def test_small_rows_in_order_of_use(case: Case, tmp_path: Path, tables: str) -> 
 def test_the_number_of_ranks_leaves_no_trace(tmp_path: Path) -> None:
     for shares in (True, False):
         for ranks in (1, 2, 3):
-            of_ranks = Case(tmp_path / f"{shares}{ranks}", shares=shares, ranks=ranks)
+            of_ranks = DynamicModel(tmp_path / f"{shares}{ranks}", shares=shares, ranks=ranks)
             out = of_ranks.export(tmp_path / f"{shares}" / str(ranks), "--no_saved_model")
             for path in out.iterdir():
                 assert path.read_bytes() == (out.parent / "1" / path.name).read_bytes(), path.name
 
 
 def test_every_command_takes_the_model(
-    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture
+    case: DynamicModel, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data, ranges = str(case.data), str(tmp_path / "ranges.json")
     assert main(["calibrate", str(case.checkpoint), data, ranges]) == 0

@@ -186,6 +186,17 @@ def test_candidates_of_one_user(tmp_path: Path) -> None:
     assert_close(found, reference.logits(np.repeat(dense, 90, 0), whole))
 
 
+def test_raw_values_of_known_and_other_ids(tmp_path: Path) -> None:
+    known = ((1, 5), (0,), ())
+    reference = write_artifact(tmp_path / "a", known=known, initial_seed=3, dictionary=True)
+    dice = np.random.default_rng(SEED)
+    values = [dice.choice([*ids, -1, 77], 60) for ids in reference.dictionaries]
+    dense, raw = dice.integers(0, 50, (60, 3), np.int32), np.stack(values, axis=1).astype(np.int64)
+    with Scorer.open(tmp_path / "a") as scorer:
+        expected = reference.logits(np.log1p(dense), reference.ids_of(raw))
+        assert_close(scorer.score_raw(dense, raw), expected)
+
+
 @pytest.mark.parametrize(
     ("place", "number", "found"),
     [((2, 0), LARGEST, LARGEST), ((2, 1), 40, 40), ((2, 4), -1, -1), ((2, 0), -(2**31), -(2**31))],
