@@ -193,7 +193,7 @@ def _read_rows(checkpoint: Path, manifest: Manifest, keys: NDArray[np.int64]) ->
     rows = np.empty((len(keys), manifest.model.embedding_dim), np.float32)
     # Whole blocks are read and checked anyway. A range of keys is in consecutive rows of each file.
     span = max(1, _READ_BLOCKS * BLOCK_BYTES // (rows.itemsize * rows.shape[1])) * manifest.ranks
-    with TableReader(checkpoint, manifest, by_key=True) as reader:
+    with TableReader(checkpoint, manifest) as reader:
         if reader.dynamic:
             return KnownRows(reader, manifest).read(keys, span)
         for number in np.unique(keys // span):

@@ -125,7 +125,7 @@ def export(
         # Before hours of work: the data fits, and the scorer is built.
         ModelSamples(options.data, model)
         scorer_library.load()
-    with _whole_folder(out) as folder, TableReader(checkpoint, manifest, by_key=True) as reader:
+    with _whole_folder(out) as folder, TableReader(checkpoint, manifest) as reader:
         served = ServedTables(reader, KnownRows(reader, manifest) if model.dynamic else None, model)
         files = _Files(out, on_message)
         rules = None

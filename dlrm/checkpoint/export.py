@@ -12,6 +12,7 @@ from typing import Any, Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrm.checkpoint.known_rows import KnownRows
 from dlrm.checkpoint.manifest import DENSE_FILE, ROWS, Manifest, is_weight, read_manifest
 from dlrm.checkpoint.safetensors_file import BLOCK_BYTES, TensorReader, TensorWriter, write_tensors
 from dlrm.checkpoint.table_reader import TableReader
@@ -31,17 +32,25 @@ class Table:
         reader: Reads the rows of the checkpoint.
         first_key: The key of id 0.
         ids: Number of ids.
+        known: The keys of a dynamic table that have a row, int64 [n], ascending; None where every
+            id has one.
 
     Attributes:
-        rows: Number of rows; of a dynamic table those of the ids that occurred.
+        rows: Number of rows.
         width: Number of values in a row.
     """
 
-    def __init__(self, reader: TableReader, first_key: int, ids: int) -> None:
+    def __init__(
+        self,
+        reader: TableReader,
+        first_key: int,
+        ids: int,
+        known: NDArray[np.int64] | None = None,
+    ) -> None:
         self._reader = reader
         self._first_key = first_key
-        self._seen = reader.seen_keys(first_key, first_key + ids) if reader.dynamic else None
-        self.rows = ids if self._seen is None else len(self._seen)
+        self._known = known
+        self.rows = ids if known is None else len(known)
         self.width = reader.width
         # The reader fetches whole blocks from each rank's file: pieces that take less than a block
         # of each read the same blocks again and again.
@@ -53,7 +62,7 @@ class Table:
 
         Every id must have a row.
         """
-        assert self._seen is None, "ids without a row lie between those with one"
+        assert self._known is None, "ids without a row lie between those with one"
         for first, last in self._pieces():
             yield first, self._reader.read_keys(self._first_key + first, self._first_key + last)
 
@@ -63,12 +72,12 @@ class Table:
 
     def with_ids(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
         """Yields pieces in order: ids int64 [n], ascending, and their rows, float32 [n, width]."""
-        if self._seen is None:
+        if self._known is None:
             for first, rows in self:
                 yield np.arange(first, first + len(rows), dtype=np.int64), rows
             return
         for first, last in self._pieces():
-            keys = self._seen[first:last]
+            keys = self._known[first:last]
             yield keys - self._first_key, self._reader.read_seen(keys)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
@@ -119,9 +128,11 @@ def export(
         if path.exists():
             raise ValueError(f"{path}: already exists; remove it, or choose another OUTDIR")
     outdir.mkdir(parents=True, exist_ok=True)
-    with TableReader(checkpoint, manifest, by_key=True) as reader:
+    with TableReader(checkpoint, manifest) as reader:
+        known = KnownRows(reader, manifest) if reader.dynamic else None
         for table, path in paths.items():
-            source = Table(reader, sum(sizes[:table]), sizes[table])
+            keys = None if known is None else known.keys_of(table)
+            source = Table(reader, sum(sizes[:table]), sizes[table], keys)
             with atomic_files.whole_file(path) as unfinished:
                 FORMATS[format_name](unfinished, source)
             on_message(f"{path}: {source.rows:,} rows, {size_text(path.stat().st_size)}")

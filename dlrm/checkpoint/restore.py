@@ -74,7 +74,7 @@ def restore(
             assert not dense or not is_weight(name), f"{path}: a model of this shape has {name}"
     before = manifest.model.vocab_sizes
     after = before if vocab_sizes is None else tuple(vocab_sizes)
-    with TableReader(path, manifest, widths, by_key=True) as reader:
+    with TableReader(path, manifest, widths) as reader:
         if state.tables.dynamic is not None:
             restore_dynamic(
                 reader,
@@ -100,7 +100,7 @@ def restore(
 
 
 def _state_of_rows(path: Path, manifest: Manifest) -> dict[str, int]:
-    with TableReader(path, manifest, by_key=True) as reader:
+    with TableReader(path, manifest) as reader:
         return reader.state_in_files()
 
 

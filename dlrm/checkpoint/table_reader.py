@@ -23,19 +23,6 @@ from dlrm.distributed import sharding
 KEYS, COUNTS, SHARED = "keys", "counts", "shared"
 
 
-def require_every_row(folder: Path, manifest: Manifest) -> None:
-    """Refuses a checkpoint in which ids have a row only once they occurred.
-
-    Raises:
-        ValueError: It is one.
-    """
-    if manifest.model.dynamic:
-        raise ValueError(
-            f"{folder}: expected a checkpoint with a row for every id, found those of the ids "
-            "that occurred alone (--embedding=dynamic); score with main.py --mode=test"
-        )
-
-
 class TableReader:
     """Reads rows, and optimizer state if asked to; a context that closes the files at its end.
 
@@ -46,7 +33,6 @@ class TableReader:
         folder: The folder of the checkpoint.
         manifest: The checkpoint's manifest.
         state: The optimizer's state to read with each row: name and number of columns.
-        by_key: Whether the caller looks for keys in the files, where these name them.
 
     Attributes:
         ranks: Number of ranks that wrote the checkpoint, one file each.
@@ -54,9 +40,6 @@ class TableReader:
         width: Number of values read for a key: the row, then its state.
         state: As given.
         dynamic: Whether ids have a row only once they occurred.
-
-    Raises:
-        ValueError: Not every id has a row, and the caller takes that for granted.
     """
 
     def __init__(
@@ -64,11 +47,7 @@ class TableReader:
         folder: Path,
         manifest: Manifest,
         state: Mapping[str, int] | None = None,
-        *,
-        by_key: bool = False,
     ) -> None:
-        if not by_key:
-            require_every_row(folder, manifest)
         self.dynamic = manifest.model.dynamic
         self.state = state or {}
         self.ranks = manifest.ranks
@@ -129,18 +108,6 @@ class TableReader:
         others = (ROWS, KEYS, COUNTS, SHARED)
         return {name: shape[1] for name, (_, shape) in tensors.items() if name not in others}
 
-    def seen_keys(self, first: int, last: int) -> NDArray[np.int64]:
-        """The keys in [first, last) that have a row in a dynamic table, int64 [n], ascending.
-
-        Raises:
-            ValueError, OSError: A file is damaged or cannot be read, as for `read_rows`.
-        """
-        found = []
-        for rank in range(self.ranks):
-            begin, end = np.searchsorted(self.own_keys(rank), [first, last])
-            found.append(self.own_keys(rank)[begin:end])
-        return np.sort(np.concatenate(found))
-
     def read_seen(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
         """Reads the rows of ascending keys that have one, float32 [n, width].
 
@@ -178,11 +145,12 @@ class TableReader:
         return self._open[rank]
 
     def read_keys(self, first: int, last: int) -> NDArray[np.float32]:
-        """Reads the rows of keys [first, last), float32 [last - first, width].
+        """Reads the rows of keys [first, last), where every id has one, float32 [n, width].
 
         Raises:
             ValueError, OSError: A file is damaged or cannot be read, as for `read_rows`.
         """
+        assert not self.dynamic, "a file of dynamic tables names its keys"
         values = np.empty((last - first, self.width), np.float32)
         for rank in range(self.ranks):
             # This rank holds every ranks-th of the keys, in consecutive rows of its file.

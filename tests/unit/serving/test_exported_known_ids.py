@@ -13,9 +13,6 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from dlrm.checkpoint.known_rows import KnownRows
-from dlrm.checkpoint.manifest import read_manifest
-from dlrm.checkpoint.table_reader import TableReader
 from serving import row_frequencies
 from serving.__main__ import main
 from serving.artifact import read_artifact
@@ -45,23 +42,6 @@ def test_logits_are_those_of_the_rows_that_an_evaluation_finds(
     loaded = tf.saved_model.load(str(artifact / "saved_model")).signatures["serving_default"]
     found = loaded(dense=tf.constant(case.dense), ids=tf.constant(case.samples))["logits"]
     np.testing.assert_allclose(found, case.expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_checkpoint_is_read_in_stretches(case: DynamicModel) -> None:
-    """Known and other keys, in pieces that are longer and shorter than what is asked for."""
-    manifest = read_manifest(case.checkpoint)
-    offsets = [0, *np.cumsum(SIZES)[:-1].tolist()]
-    parts = [np.unique(ids).astype(np.int64) + first for ids, first in zip(case.ids, offsets)]
-    keys = np.concatenate(parts)
-    expected = np.concatenate(
-        [case.reference.tables[t][part - offsets[t]] for t, part in enumerate(parts)]
-    )
-    with TableReader(case.checkpoint, manifest, by_key=True) as reader:
-        known = KnownRows(reader, manifest)
-        for rows in (1, 3, 1000):
-            np.testing.assert_allclose(known.read(keys, rows), expected, rtol=1e-6)
-        assert known.read(keys[:0], 3).shape == (0, 6)
-        np.testing.assert_allclose(known.read(keys[-1:], 3), expected[-1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("tables", ["float16", "int8", "int8_rows"])

@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlrm.checkpoint.known_rows import initial_rows
-from dlrm.embedding import FusedTable
 from serving import scorer_library
 from serving.scorer import Lookups, Scorer
 from tests.support.artifacts import TABLES, ArtifactReference, write_artifact
 from tests.support.bag_data import random_bags
 from tests.support.processes import run
-from tests.support.reference_known_ids import initial_row
 
 SEED = 20261128
 LARGEST = 2**31 - 1
@@ -211,15 +208,3 @@ def test_ids_beyond_their_tables_are_named(
         message = f"sample 2, table {place[1]}: .* found {found}"
         with pytest.raises(ValueError, match=message):
             scorer.score(dense_of(reference, 3), ids)
-
-
-@pytest.mark.parametrize("seed", [0, 1, -5, 2**63 + 11])
-def test_initial_rows_are_those_of_training(seed: int) -> None:
-    """In NumPy and in TensorFlow bit for bit, and as their formula says."""
-    sizes, width = (LARGEST, 7, LARGEST), 5
-    keys = np.array([0, 1, LARGEST - 1, LARGEST, LARGEST + 6, LARGEST + 7, 2 * LARGEST + 6])
-    found = initial_rows(keys, sizes, width, seed)
-    np.testing.assert_array_equal(found, FusedTable(sizes, width, seed).initial(keys).numpy())
-    places = [(0, 0), (1, 0), (LARGEST - 1, 0), (0, 1), (6, 1), (0, 2), (LARGEST - 1, 2)]
-    expected = [initial_row(number, table, sizes, width, seed) for number, table in places]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
