@@ -23,8 +23,9 @@ from dlrm.distributed.collective import Collective
 from dlrm.embedding import sok_storage
 from dlrm.embedding.dynamic_storage import DynamicStorage
 from dlrm.embedding.fused_table import FusedTable
-from dlrm.embedding.interface import Embedding, Lookup, Route
+from dlrm.embedding.interface import Embedding
 from dlrm.embedding.partition import PartitionKeys, by_owner
+from dlrm.embedding.route import Lookup, Route
 from dlrm.embedding.row_storage import RowLayout, RowStorage
 from dlrm.embedding.sharded import ShardedEmbedding
 from dlrm.embedding.sok_dynamic import SokDynamicStorage, SokOccurringRows, dynamic_capacity

@@ -17,8 +17,9 @@ from dlrm.distributed import sharding
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.bag_group import BagGroup
 from dlrm.embedding.fused_table import FusedTable
-from dlrm.embedding.interface import Ids, Lookup, Route
+from dlrm.embedding.interface import Ids
 from dlrm.embedding.partition import PartitionKeys, by_owner
+from dlrm.embedding.route import Lookup, Route
 from dlrm.embedding.row_storage import OccurringRows, RowStorage
 from dlrm.embedding.table_group import TableGroup
 from dlrm.embedding.traffic import Traffic, sent_bytes

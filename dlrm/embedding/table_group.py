@@ -20,7 +20,6 @@ import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
 from dlrm.embedding.in_place import in_place_rows
-from dlrm.embedding.interface import Located, Route
 from dlrm.embedding.partition import (
     PartitionKeys,
     distinct,
@@ -28,6 +27,7 @@ from dlrm.embedding.partition import (
     position_dtype,
     positions,
 )
+from dlrm.embedding.route import Located, Route
 from dlrm.embedding.row_storage import RowStorage
 from dlrm.embedding.row_sums import sum_by_row
 from dlrm.optim.row_optimizers import RowOptimizer, RowStep

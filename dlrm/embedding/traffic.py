@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:  # it loads TensorFlow
-    from dlrm.embedding.interface import Route
+    from dlrm.embedding.route import Route
 
 
 class Traffic(NamedTuple):
