@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dlrm.formats import atomic_files
 from dlrm.formats.quantities import plural
-
-FILE_NAMES = ("step_breakdown.md", "step_breakdown.json", "step_breakdown.png")
 
 
 @dataclass
@@ -178,22 +174,6 @@ class StepBreakdown:
 def mean(values: Sequence[float]) -> float:
     """The mean; 0 of none."""
     return sum(values) / len(values) if values else 0.0
-
-
-def write(folder: str, breakdown: StepBreakdown) -> None:
-    """Writes table, plot and all times into a folder.
-
-    Raises:
-        OSError: A file could not be written.
-    """
-    from dlrm.reporting.step_breakdown_plot import plot_breakdown
-
-    os.makedirs(folder, exist_ok=True)
-    table, times, plot = (os.path.join(folder, name) for name in FILE_NAMES)
-    atomic_files.write_text(table, breakdown.table() + "\n")
-    ranks = [dataclasses.asdict(rank) for rank in breakdown.ranks]
-    atomic_files.write_text(times, json.dumps({"ranks": ranks}) + "\n")
-    plot_breakdown(plot, breakdown)
 
 
 def _cells(row: PartRow) -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dlrm.formats import atomic_files
-
-if TYPE_CHECKING:  # it uses this module
-    from dlrm.reporting.step_breakdown import StepBreakdown
+from dlrm.reporting.step_breakdown import StepBreakdown
 
 WIDTH_INCHES, DPI = 10.0, 120
 MOST_BARS = 16  # ranks that are drawn; of more, the first ones

@@ -16,7 +16,8 @@ from typing import Callable
 import tensorflow as tf
 
 from dlrm.distributed.collective import Collective
-from dlrm.reporting.step_breakdown import FILE_NAMES, RankTimes, StepBreakdown, write
+from dlrm.reporting.step_breakdown import RankTimes, StepBreakdown
+from dlrm.reporting.step_breakdown_files import FILE_NAMES, write
 from dlrm.train.health import Health
 from dlrm.train.instruments import DATA, STEP, Instruments, StepInputs, Train, nvtx_range
 from dlrm.train.staged_step import ALL_REDUCE, GRADIENTS, KEYS, VECTORS, StagedStep

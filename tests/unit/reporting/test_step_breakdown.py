@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from dlrm.reporting.step_breakdown import FILE_NAMES, RankTimes, StepBreakdown, write
+from dlrm.reporting.step_breakdown import RankTimes, StepBreakdown
+from dlrm.reporting.step_breakdown_files import FILE_NAMES, write
 
 
 @pytest.fixture
