@@ -19,20 +19,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from dlrm.checkpoint.manifest import ModelShape
-from dlrm.embedding import FusedTable
 from dlrm.formats.packed_ids import Packing
 from dlrm.train.dense_part import as_tf_variable
 from serving.artifact import KnownIds
 from serving.id_columns import NO_ID, IdColumns
-from serving.row_encoding import FLOAT16, INT8, INT8_ROWS, stored_spec
-from serving.row_order import position_type
+from serving.saved_model.rows import SavedRows, empty_variable
 
 Outputs = dict[str, tf.Tensor]
 
-_PENDING = (
-    *("rows", "table_scales", "known_keys", "positions"),
-    *("dictionary_values", "dictionary_ids"),
-)
 _VALUE_BITS = 32  # of a raw value in a key of the dictionary; the table is above them
 
 
@@ -89,35 +83,25 @@ class SavedScorer(tf.Module):
     ) -> None:
         super().__init__(name="dlrm")
         self._call = model.call  # a bound method: the model itself stays out of the SavedModel
-        self._shape, self._tables, self._packing, self._rules = shape, tables, packing, rules
+        self._shape, self._packing, self._rules = shape, packing, rules
         self._weights = [as_tf_variable(weight) for weight in model.variables]
         sizes = np.array(shape.vocab_sizes, np.int64)
         self._columns = IdColumns.of_model(shape)
         of_column = self._columns.tables
         self._sizes = sizes[of_column]  # [C]
         self._offsets = (np.cumsum(sizes) - sizes)[of_column]  # [C]
-        dtype, values = stored_spec(tables, shape.embedding_dim)
-        # TensorFlow restores float16 in one piece only, so these are the bits.
-        stored = tf.int16 if tables == FLOAT16 else tf.as_dtype(dtype)
-        self.rows = _empty("rows", stored, values)  # [K, W], or more for int8_rows
-        if tables == INT8:
-            self.table_scales = _empty("table_scales", tf.float32)  # [T]
-        self._known = known
-        rows = int(sizes.sum())
-        if known is not None:
-            rows = sum(known.counts) + len(sizes)
-            self.known_keys = _empty("known_keys", tf.int64)  # [n + 1], the last one beyond all
-        if ordered:
-            dtype = position_type(rows)
-            self.positions = _empty("positions", tf.as_dtype(dtype))  # [K]
-        self._ordered = ordered
+        self._rows = SavedRows(shape, tables, known, ordered=ordered)
+        pending = dict(self._rows.variables)
         if rules is not None:
-            self.dictionary_values = _empty("dictionary_values", tf.int64)  # [n]
-            self.dictionary_ids = _empty("dictionary_ids", tf.int32)  # [n]
+            pending["dictionary_values"] = empty_variable("dictionary_values", tf.int64)  # [n]
+            pending["dictionary_ids"] = empty_variable("dictionary_ids", tf.int32)  # [n]
+        for name, variable in pending.items():
+            setattr(self, name, variable)  # which is their name in the SavedModel
+        self._pending = tuple(pending)
 
     def pending(self) -> dict[str, tf.DType]:
         """The variables that are still empty, and their types."""
-        return {name: getattr(self, name).dtype for name in _PENDING if hasattr(self, name)}
+        return {name: getattr(self, name).dtype for name in self._pending}
 
     def signatures(self) -> dict[str, Any]:
         """Makes the signatures: `serving_default`; `packed` without bags; `raw` with a dictionary.
@@ -257,57 +241,9 @@ class SavedScorer(tf.Module):
         """Looks up keys, int64 [B, T], and decodes their rows, float32 [B, T, W]."""
         return self._rows(keys, tf.range(keys.shape[1]))
 
-    def _rows(self, keys: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
-        """Looks up keys, int64 [..., n], of tables [n], and decodes their rows [..., n, W]."""
-        if self._known is None:
-            return self._decoded(keys, tables)
-        places = tf.searchsorted(self.known_keys, tf.reshape(keys, [-1]), out_type=tf.int64)
-        places = tf.reshape(places, tf.shape(keys))
-        known = tf.gather(self.known_keys, places) == keys
-        # Each table has a row before those of its known ids, which all others share.
-        counts = np.array(self._known.counts, np.int64)
-        shared = np.cumsum(counts + 1) - counts - 1
-        rows = self._decoded(
-            tf.where(known, places + tf.cast(tables, tf.int64) + 1, tf.gather(shared, tables)),
-            tables,
-        )
-        if self._known.seed is None:
-            return rows
-        table = FusedTable(self._shape.vocab_sizes, self._shape.embedding_dim, self._known.seed)
-        unknown = tf.where(~known)
-        initial = table.initial(tf.gather_nd(keys, unknown))
-        return tf.tensor_scatter_nd_update(rows, unknown, initial)
-
-    def _decoded(self, keys: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
-        """Decodes the rows at `keys`, counted in order of key; shapes as for `_rows`."""
-        places = tf.gather(self.positions, keys) if self._ordered else keys
-        rows = tf.gather(self.rows, places)
-        if self._tables == FLOAT16:
-            return tf.cast(tf.bitcast(rows, tf.float16), tf.float32)
-        if self._tables == INT8:
-            return tf.cast(rows, tf.float32) * tf.gather(self.table_scales, tables)[:, None]
-        if self._tables == INT8_ROWS:
-            width = self._shape.embedding_dim
-            tail = rows[..., width:]
-            tail = tf.reshape(tail, [*_shape_of(keys), 2, tf.float32.size])
-            numbers = tf.bitcast(tail, tf.float32)  # [..., n, 2]: scale and bias
-            return tf.cast(rows[..., :width], tf.float32) * numbers[..., :1] + numbers[..., 1:]
-        return rows
-
 
 def _ids_spec(columns: int, dtype: tf.DType, name: str) -> tf.TensorSpec:
     return tf.TensorSpec([None, columns], dtype, name)
-
-
-def _shape_of(tensor: tf.Tensor) -> list[Any]:
-    """The sizes of a tensor of which the first may be unknown."""
-    return [-1, *tensor.shape[1:]]
-
-
-def _empty(name: str, dtype: tf.DType, *width: int) -> tf.Variable:
-    """A variable of an unknown number of rows, without any."""
-    rows = tf.zeros([0, *width], dtype)
-    return tf.Variable(rows, trainable=False, name=name, shape=[None, *width])
 
 
 def _check(
