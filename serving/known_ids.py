@@ -22,39 +22,30 @@ from serving.artifact import IDS, KNOWN_IDS_FILE, KnownIds
 from serving.row_frequencies import KeyCounts
 from serving.table_files import RowSource
 
-_PIECE_BYTES = 4 << 20
-
 
 class KnownTable:
     """A table whose row 0 is that of unknown ids, and row i + 1 that of its i-th known id.
 
     Args:
-        known: The rows of the checkpoint.
-        table: The number of the table.
-        first_key: The key of its id 0.
+        table: The rows of the known ids.
+        ids: The known ids, int32 [n], ascending.
+        others: Row 0, float32 [width].
 
     Attributes:
         rows: Number of rows.
         width: Number of values in a row.
-        ids: The known ids, int32 [n], ascending.
+        ids: As given.
     """
 
-    def __init__(self, known: KnownRows, table: int, first_key: int) -> None:
-        self._known = known
-        self._keys = known.keys_of(table)
-        self.width = known.width
-        self.rows = 1 + len(self._keys)
-        self.ids: NDArray[np.int32] = (self._keys - first_key).astype(np.int32)
-        # The initial values of the others are each their own: the scorer computes them.
-        self._others = np.zeros(self.width, np.float32)
-        if known.shared is not None:
-            self._others = known.shared[table]
+    def __init__(self, table: Table, ids: NDArray[np.int32], others: NDArray[np.float32]) -> None:
+        self._table, self.ids, self._others = table, ids, others
+        self.rows, self.width = 1 + table.rows, table.width
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yields pieces in order: the first row of each and its values, float32 [n, width]."""
         yield 0, self._others[None]
         first = 1
-        for rows in self._known.pieces(self._keys, max(1, _PIECE_BYTES // (4 * self.width))):
+        for _, rows in self._table.with_ids():
             yield first, rows
             first += len(rows)
 
@@ -67,7 +58,7 @@ class ServedTables:
     """The tables of a checkpoint in the form of an artifact.
 
     Args:
-        reader: Reads the checkpoint, by key.
+        reader: Reads the checkpoint.
         known: What a dynamic checkpoint knows; None of another one.
         model: The shape of the model.
 
@@ -77,15 +68,22 @@ class ServedTables:
     """
 
     def __init__(self, reader: TableReader, known: KnownRows | None, model: ModelShape) -> None:
-        first_keys = [0, *accumulate(model.vocab_sizes)][:-1]
+        first_keys = [0, *accumulate(model.vocab_sizes)]
         self.sources: list[RowSource] = []
         self.known_ids: KnownIds | None = None
         self._known: list[KnownTable] = []
+        # The initial values of ids without a row are each their own: the scorer computes them.
+        zeros = np.zeros(model.embedding_dim, np.float32)
+        for table, (first_key, size) in enumerate(zip(first_keys, model.vocab_sizes)):
+            if known is None:
+                self.sources.append(Table(reader, first_key, size))
+                continue
+            keys = known.keys_of(table)
+            others = zeros if known.shared is None else known.shared[table]
+            rows = Table(reader, first_key, size, keys)
+            self._known.append(KnownTable(rows, (keys - first_key).astype(np.int32), others))
         if known is None:
-            sizes = zip(first_keys, model.vocab_sizes)
-            self.sources += [Table(reader, first, size) for first, size in sizes]
             return
-        self._known = [KnownTable(known, table, key) for table, key in enumerate(first_keys)]
         self.sources += self._known
         seed = known.seed if known.shared is None else None
         self.known_ids = KnownIds(tuple(len(table.ids) for table in self._known), seed)

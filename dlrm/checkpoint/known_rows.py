@@ -6,8 +6,6 @@ table have the row that they share, or the initial values of their keys. NumPy a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +21,7 @@ class KnownRows:
     """The rows of those ids that have one, and what the others have.
 
     Args:
-        reader: Reads the checkpoint, by key.
+        reader: Reads the checkpoint.
         manifest: Its manifest.
 
     Attributes:
@@ -55,15 +53,6 @@ class KnownRows:
         first = int(self._offsets[table])
         begin, end = np.searchsorted(self.keys, [first, first + self._sizes[table]])
         return self.keys[begin:end]
-
-    def pieces(self, keys: NDArray[np.int64], rows: int) -> Iterator[Rows]:
-        """Yields the rows of ascending known keys, at most `rows` of them at a time.
-
-        Raises:
-            ValueError, OSError: A file is damaged or cannot be read.
-        """
-        for first in range(0, len(keys), rows):
-            yield self._reader.read_seen(keys[first : first + rows])
 
     def read(self, keys: NDArray[np.int64], rows: int) -> Rows:
         """Reads the rows of ascending keys as an evaluation does, float32 [n, W].
