@@ -28,7 +28,7 @@ def built() -> None:
 
 
 def storage_of(tables: Embedding) -> DynamicStorage:
-    assert tables.dynamic is not None
+    assert isinstance(tables.dynamic, DynamicStorage)
     return tables.dynamic
 
 
