@@ -33,8 +33,7 @@ from dlrm import cli
 
 with cli.project_environment():
     from benchmarks.days_plot import plot_days
-    from benchmarks.drifting_days import DriftOptions, drifting_days
-    from benchmarks.hashed_split import write_hashed
+    from benchmarks.drifting_days import DriftOptions, drifting_days, hashed_schema
     from dlrm.checkpoint.directory import finished
     from dlrm.checkpoint.manifest import ROWS, read_manifest, tables_file
     from dlrm.checkpoint.safetensors_file import TensorReader
@@ -151,8 +150,12 @@ class Days:
     def dynamic(self, day: int, place: Path) -> DayResult:
         """The day behind the day before, its values without a dictionary."""
         start = time.perf_counter()
+        schema = place / "schema.json"  # which is YAML, too
+        write_json_object(schema, hashed_schema(self._options), indent=1)
         for part, number in (("train", day), ("test", day + 1)):
-            write_hashed(self._log(number), place / "split" / part, self._options.num_dense)
+            flags = ["--rules=generic", f"--schema={schema}", "--columns"]
+            _must(preprocess([str(self._log(number)), f"--output={place / part}", *flags]))
+            _link(place / "split" / part, place / part / "train")
         days_kept = 2 * (self._rows // BATCH)
         flags = ["--embedding=dynamic", "--admit_after=1", f"--evict_after={days_kept}"]
         if day > 1:
@@ -186,12 +189,8 @@ class Days:
         following = place / "next"
         log = str(self._log(day + 1))
         _must(preprocess([log, f"--output={following}", *self._ingest, f"--dictionary={data}"]))
-        split = place / "split"
-        split.mkdir(exist_ok=True)
         for name, target in (("train", data / "train"), ("test", following / "train")):
-            link = split / name
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.resolve())
+            _link(place / "split" / name, target)
         return self._measure(place, flags, checkpoints, start)
 
     def _measure(self, place: Path, flags: list[str], checkpoints: Path, start: float) -> DayResult:
@@ -219,6 +218,12 @@ WAYS: dict[str, Callable[[Days, int, Path], DayResult]] = {
     "old": Days.old,
     "dynamic": Days.dynamic,
 }
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.resolve())
 
 
 def _rows(checkpoint: Path) -> int:

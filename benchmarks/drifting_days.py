@@ -124,3 +124,17 @@ def drifting_days(options: DriftOptions, rows: int, seed: int) -> Iterator[DayLo
         yield DayLog("\n".join(lines) + "\n", scores.auc() or 0.5, float(np.mean(fresh)))
         for table in tables:
             table.next_morning(generator)
+
+
+def hashed_schema(options: DriftOptions) -> dict[str, Any]:
+    """Returns the schema of a day's log in which the id of a value is its number."""
+    dense = [f"dense_{i}" for i in range(options.num_dense)]
+    tables = [f"table_{i}" for i in range(len(options.live_ids))]
+    hashed = {"type": "hex", "ids": "hash", "modulo": 2**31 - 1}
+    return {
+        "columns": ["label", *dense, *tables],
+        "label": "label",
+        "dense": dense,
+        "categorical": [{"name": name, **hashed} for name in tables],
+        "split": {"by": "fraction", "test": 0},
+    }

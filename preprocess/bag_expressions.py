@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from preprocess.columns import NUMBER, VALUE, BagRule, CategoryColumn, LogColumns
+from preprocess.columns import NUMBER, BagRule, CategoryColumn, LogColumns
 from preprocess.dialect import Check, Dialect, Expression
 from preprocess.kind_checks import kind_check
-from preprocess.schema import TEXT
 
 _JSON_ITEM = r'(?:"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|null)'
 JSON_LIST = rf"\A\[\s*(?:{_JSON_ITEM}\s*(?:,\s*{_JSON_ITEM}\s*)*)?\]\z"
@@ -57,7 +56,7 @@ def bag_checks(
     text, where = fields[column.column], f"column {column.column}"
     found = _form_checks(dialect, log, bag, column.column, text)
     items = _items(dialect, log, bag, text)
-    if column.kind not in (VALUE, TEXT):
+    if not column.any_text:
 
         def known(item: Expression) -> Expression:
             return kind_check(dialect, column.kind, item)[1] | (item == dialect.literal(""))

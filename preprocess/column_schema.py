@@ -11,6 +11,7 @@ from typing import Any
 
 from preprocess.bag_columns import BAG_KEYS, bag_rule, bags_last
 from preprocess.columns import (
+    HASH,
     HOUR,
     LOG,
     MEAN,
@@ -27,6 +28,7 @@ from preprocess.columns import (
     LabelColumn,
     LogColumns,
 )
+from preprocess.hashed_ids import says_hash
 from preprocess.schema import HEX, INTEGER, TEXT
 from preprocess.schema_keys import choice, entries, refuse_unknown
 from preprocess.splits import BY_COLUMN, BY_TIME
@@ -43,7 +45,7 @@ _KEYS = OWN_KEYS | {
 }  # fmt: skip
 _LABEL = {"name", "above", "positive", "negative"}
 _DENSE = {"name", "column", "type", "transform", "offset", "clip", "buckets", "missing"}
-CATEGORICAL_KEYS = {"name", "column", "type", "threshold", "modulo"} | BAG_KEYS
+CATEGORICAL_KEYS = {"name", "column", "type", "ids", "threshold", "modulo"} | BAG_KEYS
 _HASHED = (TEXT, INTEGER, HEX)
 
 
@@ -241,13 +243,22 @@ def _clip(where: str, given: Any) -> tuple[float, float] | None:
 def _category(entry: Mapping[str, Any], log_format: str, unquoted_delimiter: str) -> CategoryColumn:
     where = f"categorical column {entry['name']}: "
     kind = choice(entry, "type", (VALUE, *_HASHED, HOUR, WEEKDAY), VALUE, where)
-    if "modulo" in entry and kind not in _HASHED:
+    hashed = says_hash(entry)
+    if hashed and kind in (HOUR, WEEKDAY):
+        raise ValueError(
+            f"{where}ids: expected dictionary with type {kind}, found hash; remove ids and modulo"
+        )
+    if "modulo" in entry and kind not in _HASHED and not hashed:
         raise ValueError(
             f"{where}modulo: expected with type {', '.join(_HASHED)}, found {kind}; type: text is"
-            " the CRC-32 of the text, of which a modulus can be taken"
+            " the CRC-32 of the text, of which a modulus can be taken, and ids: hash takes one of"
+            " any text"
         )
     bag = bag_rule(entry, where, kind, log_format, unquoted_delimiter)
-    return CategoryColumn(entry["name"], str(entry.get("column", entry["name"])), kind, bag)
+    column = str(entry.get("column", entry["name"]))
+    if hashed and kind == VALUE:
+        return CategoryColumn(entry["name"], column, HASH, bag, entry["modulo"])
+    return CategoryColumn(entry["name"], column, kind, bag)
 
 
 def _texts(content: Mapping[str, Any], key: str, what: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from preprocess.schema import (
 )
 
 NUMBER, HOUR, WEEKDAY = "number", "hour", "weekday"
-VALUE = "value"
+VALUE, HASH = "value", "hash"
 PLAIN, LOG, STANDARDISE, QUANTILE = "none", "log", "standardise", "quantile"
 MEAN, MEDIAN, REFUSE = "mean", "median", "refuse"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -105,14 +105,21 @@ class CategoryColumn:
         column: The column that it is computed from.
         kind: "value": each text is a value of its own; "text": the CRC-32 of its UTF-8 bytes;
             "integer" (32 bits) or "hex" (at most 8 digits): the number itself; "hour" or "weekday"
-            of a time.
+            of a time; "hash": XXH64 of the text's UTF-8 bytes modulo `modulo`.
         bag: How the field becomes a bag of ids; None if it is one.
+        modulo: With "hash", the number of ids.
     """
 
     name: str
     column: str
     kind: str = VALUE
     bag: BagRule | None = None
+    modulo: int = 0
+
+    @property
+    def any_text(self) -> bool:
+        """Whether every text is good."""
+        return self.kind in (VALUE, TEXT, HASH)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def check_reuse(description: Mapping[str, Any], options: Options) -> list[int]:
             "moduli": [rules.modulus(table) for table in range(tables)],
         }
         expected.update((key, value) for key, value in own.items() if key in description)
+        expected["hashed"] = list(rules.hashed) or None
     if options.append_day:
         expected["frequency_threshold"] = rules.frequency_threshold
     sizes = description["vocab_sizes"]

@@ -229,6 +229,7 @@ def schema_text(path: Path, sample: LogSample) -> str:
     lines += [
         "threshold: 0                # rarer values share id 0 with the missing ones",
         "ids: appearance             # order of the ids: appearance or count",
+        "# without a dictionary (--embedding=dynamic): {name: ..., ids: hash, modulo: 2147483647}",
         "split: {by: fraction, test: 0.1}   # the last rows; or by file, column or time",
     ]
     return "\n".join(lines) + "\n"

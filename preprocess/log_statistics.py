@@ -83,6 +83,8 @@ def describe(
     }
     if options.schema.columns is not None:  # float32, whose rules the schema has for each column
         own["lowest_by_column"] = []
+    if rules.hashed:
+        own["hashed"] = list(rules.hashed)
     if options.bags:
         own["bags"] = [bag.to_json() for bag in options.bags]
         own["shortened_bags"] = statistics.shortened_bags

@@ -63,6 +63,12 @@ class Options:
                 "--max_table_rows: expected without a schema of dense_type float32, found"
                 f" {self.rules.max_table_rows}; give hashed columns their modulo in the schema"
             )
+        if self.rules.frequency_threshold and not self.dictionary_tables:
+            raise ValueError(
+                "--frequency_threshold: expected 0 where every column has ids: hash, which counts"
+                f" nothing, found {self.rules.frequency_threshold}; leave it and threshold out, and"
+                " let training count with --embedding=dynamic --admit_after=N"
+            )
         assert self.dictionary or not self.append_day, "an earlier day to append to"
         if self.pack_ids and not self.columns:
             raise ValueError("--pack_ids: expected with --columns, found alone; add --columns")
@@ -85,6 +91,25 @@ class Options:
         return self.schema.columns.bag_tables if self.schema.columns is not None else ()
 
     @property
+    def dictionary_tables(self) -> tuple[int, ...]:
+        """The tables whose ids a dictionary numbers; those of the others are hashes."""
+        return tuple(t for t in range(self.num_categorical) if t not in self.rules.hashed)
+
+    @property
+    def first_sizes(self) -> list[int]:
+        """The rows of each table before a value has got an id."""
+        rules = self.rules
+        return [
+            (rules.modulus(t) or 0) if t in rules.hashed else rules.first_id(t)
+            for t in range(self.num_categorical)
+        ]
+
+    @property
+    def has_dictionary(self) -> bool:
+        """Whether a result has a folder `dictionary`: of ids, or of statistics of columns."""
+        return bool(self.dictionary_tables) or self.schema.columns is not None
+
+    @property
     def num_single(self) -> int:
         """Number of tables that hold one id of each row, the first ones."""
         return self.num_categorical - len(self.bags)
@@ -102,7 +127,8 @@ class Options:
     def identity(self, engine: str) -> dict[str, str]:
         """Returns, by flag, what must be the same when an unfinished run is continued."""
         rules = self.rules
-        details = repr((self.schema, rules.lowest_by_column, rules.thresholds, rules.moduli))
+        by_column = (rules.lowest_by_column, rules.thresholds, rules.moduli, rules.hashed)
+        details = repr((self.schema, *by_column))
         choices: dict[str, object] = {
             "--engine": engine,
             "--rules": rules.name,

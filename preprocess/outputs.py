@@ -220,7 +220,9 @@ def publish(
     described = (RECORDS, *(_within(f, n) for f in folders for n in (METADATA, CHECKSUMS)))
     for name in described:
         store.remove(name)
-    for name in (DICTIONARY, *sums):
+    if not options.has_dictionary:
+        store.remove(DICTIONARY)
+    for name in (*((DICTIONARY,) if options.has_dictionary else ()), *sums):
         if store.exists(f"{WORK}/{name}"):
             store.replace(f"{WORK}/{name}", name)
         assert store.exists(name), name

@@ -16,7 +16,6 @@ from preprocess.columns import (
     QUANTILE,
     REFUSE,
     STANDARDISE,
-    VALUE,
     WEEKDAY,
     CategoryColumn,
     DenseColumn,
@@ -25,7 +24,6 @@ from preprocess.columns import (
 )
 from preprocess.dialect import Check, Dialect, Expression
 from preprocess.kind_checks import DATE_PATTERN, LARGEST, NUMBER_PATTERN, kind_check
-from preprocess.schema import TEXT
 from preprocess.splits import BY_TIME, NAMES, TEST, VALIDATION, SplitRule
 from preprocess.transforms import DenseStatistics
 
@@ -52,7 +50,7 @@ def checks(dialect: Dialect, log: LogColumns, fields: dict[str, Expression]) -> 
         if category.bag:
             found += bag_checks(dialect, log, category, fields)
             continue
-        if category.kind in (VALUE, TEXT):
+        if category.any_text:
             continue
         text = fields[category.column]
         expected, good = kind_check(dialect, category.kind, text)

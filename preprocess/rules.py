@@ -19,7 +19,7 @@ number of a row that has it.
     drops nulls before it counts and fills unmatched rows with 0 after its join. It leaves the order
     of equal counts to Spark's sort; here it is defined.
 `generic`: The user's schema makes each of these choices, with a threshold and a modulus for each
-    table and a lowest value for each dense column.
+    table and a lowest value for each dense column. Tables with `ids: hash` have no dictionary.
 
 With the dictionary of an earlier run its ids are used as they are, and a value that it lacks gets
 id 0. Where no threshold reserves id 0, that is also the id of the first value.
@@ -55,6 +55,8 @@ class Rules:
         lowest_by_column: Values that replace `lowest_dense`, by index of the dense column.
         thresholds: Values that replace `frequency_threshold`, by index of the table.
         moduli: Values that replace `max_table_rows`, by index of the table.
+        hashed: The tables without a dictionary: an id is the number of a field modulo the table's
+            modulus, and a missing value has id 0.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Rules:
     lowest_by_column: Mapping[int, int] | None = None
     thresholds: Mapping[int, int] | None = None
     moduli: Mapping[int, int] | None = None
+    hashed: tuple[int, ...] = ()
 
     def lowest(self, column: int) -> int:
         """Returns the lowest value of a dense column."""
@@ -75,6 +78,8 @@ class Rules:
 
     def threshold(self, table: int) -> int:
         """Returns the count below which values of a table share id 0."""
+        if table in self.hashed:
+            return 0
         return (self.thresholds or {}).get(table, self.frequency_threshold)
 
     def modulus(self, table: int) -> int | None:
@@ -83,6 +88,8 @@ class Rules:
 
     def first_id(self, table: int) -> int:
         """Returns the first id that belongs to a single value: 1 where id 0 is reserved."""
+        if table in self.hashed:
+            return 0
         return int(self.special_id or self.threshold(table) > 0)
 
 

@@ -20,6 +20,7 @@ from preprocess.column_schema import (
     describes_columns,
     log_columns,
 )
+from preprocess.hashed_ids import hashed_tables
 from preprocess.rules import GENERIC, Rules
 from preprocess.schema import (
     CATEGORICAL,
@@ -96,7 +97,7 @@ def parse_user_schema(content: Any) -> UserSchema:
     _refuse_column_keys(content)
     refuse_unknown("keys: ", content, _KEYS)
     dense = entries(content, "dense", {"name", "lowest"})
-    categorical = entries(content, "categorical", {"name", "type", "threshold", "modulo"})
+    categorical = entries(content, "categorical", {"name", "type", "ids", "threshold", "modulo"})
     if not categorical:
         raise ValueError("categorical: expected at least one column, found none; add one")
     schema = _schema(content, dense, categorical, split)
@@ -134,6 +135,7 @@ def _column_rules(content: Mapping[str, Any], categorical: list[Mapping[str, Any
         frequency_threshold=_number(content, "threshold", 0),
         thresholds=_numbers(categorical, "threshold"),
         moduli=_numbers(categorical, "modulo"),
+        hashed=hashed_tables(categorical),
     )
 
 
@@ -200,6 +202,7 @@ def _rules(
         lowest_by_column=_numbers(dense, "lowest"),
         thresholds=_numbers(categorical, "threshold"),
         moduli=_numbers(categorical, "modulo"),
+        hashed=hashed_tables(categorical),
     )
 
 

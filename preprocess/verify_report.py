@@ -52,7 +52,8 @@ def _labels(part: DataPart) -> str:
 def _features(report: DataReport) -> list[str]:
     """Returns a line for each feature; missing and unknown values are those of all rows.
 
-    Unknown values are a share of the rows, or of the ids where a table has bags.
+    Unknown values are a share of the rows, or of the ids where a table has bags. What is not
+    counted in very large tables is a dash.
     """
     counts, description = report.counts, report.description or {}
     assert counts is not None
@@ -66,6 +67,10 @@ def _features(report: DataReport) -> list[str]:
     ]
     bags = {bag["table"] for bag in description.get("bags", [])}
     for table, size in enumerate(counts.vocab_sizes):
+        if not counts.counts(table):
+            seen = ("-", "-", _share(missing, table, rows), "-")
+            lines.append(_line(f"{table}", f"{size:,}", *seen))
+            continue
         ids = int(counts.of_table(table).sum()) if table in bags else rows
         lines.append(
             _line(
@@ -81,7 +86,7 @@ def _features(report: DataReport) -> list[str]:
 
 
 def _line(*cells: str) -> str:
-    return "".join(cell.rjust(width) for cell, width in zip(cells, (7, 13, 13, 13, 9, 9)))
+    return "".join(cell.rjust(width) for cell, width in zip(cells, (7, 14, 13, 13, 9, 9)))
 
 
 def _share(counts: Any, table: int, total: int) -> str:

@@ -17,9 +17,10 @@ from dlrm.formats.bags import BagTable
 from preprocess import row_expressions
 from preprocess.bad_rows import NAMED
 from preprocess.bag_expressions import bag_items
-from preprocess.columns import VALUE, LogColumns
+from preprocess.columns import HASH, VALUE, LogColumns
 from preprocess.engine_polars.blocks import TextBlock
 from preprocess.engine_polars.parser import ParsedRows, hashed
+from preprocess.engine_polars.text_hashes import hashed_ids
 from preprocess.field_frame import FieldFrames
 from preprocess.learned import Learned
 from preprocess.polars_dialect import DIALECT
@@ -133,6 +134,8 @@ class ColumnParser:
         kind = self._log.categories[table].kind
         if kind == TEXT:
             return hashed(texts)
+        if kind == HASH:
+            return hashed_ids(texts, self._log.categories[table].modulo)
         if kind == HEX:
             return texts.replace("", None).str.to_integer(base=16, dtype=pl.UInt32, strict=False)
         if kind != VALUE:

@@ -112,13 +112,13 @@ def _recount(work: Path, part: int, options: Options, dictionaries: Sequence[Dic
     """Counts the values of a finished part again, from its provisional records and words."""
     layout = BagWords(options)
     for rows in stored_rows(work, part, options, _RECOUNT_ROWS):
-        for column, dictionary in enumerate(
-            dictionaries[: options.num_single], 1 + options.num_dense
-        ):
-            ids = rows.records[:, column]
-            dictionary.count(ids[ids >= 0])
-        for bag, words in zip(options.bags, layout.cut(rows)):
-            dictionaries[bag.table].count(words[:, 0])
+        bags = layout.cut(rows)
+        for table in options.dictionary_tables:
+            if table < options.num_single:
+                ids = rows.records[:, 1 + options.num_dense + table]
+                dictionaries[table].count(ids[ids >= 0])
+            else:
+                dictionaries[table].count(bags[table - options.num_single][:, 0])
 
 
 def stored_rows(work: Path, part: int, options: Options, most: int) -> Iterator[StoredRows]:

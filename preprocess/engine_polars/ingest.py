@@ -29,7 +29,7 @@ from preprocess.dictionary_files import (
 )
 from preprocess.engine_polars.final_ids import assigned_ids
 from preprocess.engine_polars.first_pass import FirstPass
-from preprocess.engine_polars.learn import learn_columns, load_learned
+from preprocess.engine_polars.learn import learn_columns, learn_nothing, load_learned
 from preprocess.engine_polars.output_writers import WritePlan, WriteProgress
 from preprocess.engine_polars.vocabulary import build_vocabulary
 from preprocess.engine_polars.write import write
@@ -123,6 +123,9 @@ class PolarsIngest:
             self._work.mkdir(exist_ok=True)
             total = sum(path.stat().st_size for path in self._sources)
             try:
+                if not self._options.schema.columns.learns:
+                    learn_nothing(self._work, self._options)
+                    return {}
                 with self._progress("pass 0, columns", total) as display:
                     learn_columns(self._sources, self._work, self._options, display)
             except (ValueError, OSError):
@@ -166,6 +169,10 @@ class PolarsIngest:
         statistics.distinct = [len(dictionary) for dictionary in first_pass.dictionaries]
         old, texts = self._old_tables(statistics), self._texts()
         for table, dictionary in enumerate(first_pass.dictionaries):
+            if table in options.rules.hashed:
+                statistics.unknown.append(0)
+                statistics.vocab_sizes.append(options.rules.modulus(table) or 0)
+                continue
             ids, final = assigned_ids(options, table, old[table] if old else None, dictionary)
             write_table(self._work, table, ids, texts.get(table))
             known = final[:-1] >= 0
@@ -182,7 +189,7 @@ class PolarsIngest:
             "written": {},
         }
 
-    def _old_tables(self, statistics: LogStatistics) -> list[TableIds] | None:
+    def _old_tables(self, statistics: LogStatistics) -> dict[int, TableIds] | None:
         """Reads the dictionary of an earlier result, if its ids are used; notes its days."""
         options = self._options
         if not options.dictionary:
@@ -191,11 +198,11 @@ class PolarsIngest:
             folder = Path(options.dictionary)
             description = read_description(folder, options.dictionary_flag)
             sizes = check_reuse(description, options)
-            tables = [read_table(folder, table, size) for table, size in enumerate(sizes)]
+            tables = {t: read_table(folder, t, sizes[t]) for t in options.dictionary_tables}
             if options.append_day:
                 statistics.earlier_days = counted_days(description)
                 check_new_day(statistics, options)
-                for table, ids in enumerate(tables):
+                for table, ids in tables.items():
                     check_first_id(ids.first_id if len(ids.values) else None, table, options)
         except (ValueError, OSError):
             # The user needs another command, which could not continue this run.
@@ -216,6 +223,9 @@ class PolarsIngest:
         statistics, options = LogStatistics(**state["statistics"]), self._options
         ids: list[NDArray[np.int32] | None] = []
         for table in range(options.num_categorical):
+            if table in options.rules.hashed:
+                ids.append(None)
+                continue
             final = np.fromfile(self._ids_file(table), "<i4")
             unchanged = options.rules.missing_is_value and np.array_equal(
                 final[:-1], np.arange(len(final) - 1, dtype=np.int32)

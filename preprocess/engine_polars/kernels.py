@@ -44,7 +44,7 @@ _EVEN_BYTES, _EVEN_PAIRS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF00
 _BAD_WORD = np.int64(-1)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compiles a function at its first call, and keeps the code for the next process."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -53,7 +53,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 
 @intrinsic
-def _word(typing_context, text, at):  # type: ignore[no-untyped-def]
+def word_at(typing_context, text, at):  # type: ignore[no-untyped-def]
     """Returns the eight bytes of `text`, uint8 [bytes], from `at` on as one word."""
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -64,7 +64,7 @@ def _word(typing_context, text, at):  # type: ignore[no-untyped-def]
     return types.uint64(text, at), code
 
 
-@_compiled
+@compiled
 def _eight_digits(word):  # type: ignore[no-untyped-def]
     """Returns the number that eight hexadecimal digits in a word make, or -1.
 
@@ -83,7 +83,7 @@ def _eight_digits(word):  # type: ignore[no-untyped-def]
     return np.int64(((joined << _16) | (joined >> _32)) & _ID_BITS)
 
 
-@_compiled
+@compiled
 def parse(text, delimiter, kinds, targets, columns, missing, missing_counts):  # type: ignore[no-untyped-def]
     """Parses lines of numbers into columns.
 
@@ -112,7 +112,7 @@ def parse(text, delimiter, kinds, targets, columns, missing, missing_counts):  #
                 if at + _HEX_DIGITS < size and (
                     text[at + _HEX_DIGITS] == delimiter or text[at + _HEX_DIGITS] == _LF
                 ):
-                    value = _eight_digits(_word(text, at))  # type: ignore[call-arg]
+                    value = _eight_digits(word_at(text, at))  # type: ignore[call-arg]
                     if value >= 0:
                         at += _HEX_DIGITS
                     else:
@@ -157,7 +157,7 @@ def parse(text, delimiter, kinds, targets, columns, missing, missing_counts):  #
     return at == size
 
 
-@_compiled
+@compiled
 def encode(values, absent, modulus, bits, slots, known, counts, size, start):  # type: ignore[no-untyped-def]
     """Replaces values by their ids in a hash table with open addressing, and counts them.
 

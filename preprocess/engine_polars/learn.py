@@ -124,6 +124,22 @@ def learn_columns(
         frame.write_parquet(path)
         atomic_files.sync_file(path)
     dense = _statistics(options, log, sample, rows_by_file, [path.name for path in sources])
+    _write_statistics(work, log, dense)
+
+
+def learn_nothing(work: Path, options: Options) -> None:
+    """Does the work of `learn_columns` for a log that needs no pass; see `LogColumns.learns`.
+
+    Raises:
+        ValueError: The dictionary that is used has other dense columns.
+    """
+    log = options.schema.columns
+    assert log
+    dense = _old_statistics(options, log) or [learn(column, np.zeros(0)) for column in log.dense]
+    _write_statistics(work, log, dense)
+
+
+def _write_statistics(work: Path, log: LogColumns, dense: Sequence[DenseStatistics]) -> None:
     target = work / STATISTICS
     target.parent.mkdir(exist_ok=True)
     atomic_files.write_text(target, statistics_text(log, dense))
@@ -169,15 +185,23 @@ def _statistics(
     names: Sequence[str],
 ) -> list[DenseStatistics]:
     """Returns the statistics of all dense columns: those of the dictionary, or new ones."""
-    if options.dictionary:
-        path = Path(options.dictionary) / STATISTICS
-        text = path.read_text(encoding="utf-8") if path.exists() else None
-        return parse_statistics(log, text, options.dictionary_flag)
+    old = _old_statistics(options, log)
+    if old is not None:
+        return old
     if not sum(rows_by_file):
         raise ValueError(f"{', '.join(names)}: expected rows, found none; give a raw click log")
     splits = None if options.split.by_row else options.split.parts(rows_by_file, names)
     rows = sample.training(splits)
     return [learn(column, rows[f"dense_{i}"].to_numpy()) for i, column in enumerate(log.dense)]
+
+
+def _old_statistics(options: Options, log: LogColumns) -> list[DenseStatistics] | None:
+    """Returns the statistics of the dictionary; None without one."""
+    if not options.dictionary:
+        return None
+    path = Path(options.dictionary) / STATISTICS
+    text = path.read_text(encoding="utf-8") if path.exists() else None
+    return parse_statistics(log, text, options.dictionary_flag)
 
 
 def _old(options: Options, table: int) -> pl.DataFrame:

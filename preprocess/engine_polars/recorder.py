@@ -153,6 +153,13 @@ def _encode(
     values = columns.view(np.uint32)[1 + options.num_dense :]
 
     def encode(table: int) -> None:
+        if table in rules.hashed:
+            # A missing value is 0 here.
+            ids = values[table]
+            if table >= options.num_single:
+                ids = batch.bags[table - options.num_single][:, 0].view(np.uint32)
+            ids %= np.uint32(rules.modulus(table) or 0)
+            return
         if table >= options.num_single:
             words = batch.bags[table - options.num_single]
             ids = np.ascontiguousarray(words[:, 0]).view(np.uint32)

@@ -14,7 +14,7 @@ from pyspark.sql import functions as sf
 
 from preprocess import row_expressions
 from preprocess.bag_expressions import bag_items
-from preprocess.columns import VALUE, CategoryColumn, LogColumns
+from preprocess.columns import HASH, VALUE, CategoryColumn, LogColumns
 from preprocess.engine_spark.spark_dialect import DIALECT, OUTER_BLANKS
 from preprocess.schema import HEX, TEXT
 from preprocess.splits import SplitRule
@@ -111,8 +111,8 @@ def _bag_fields(
     def number(text: Column) -> Column:
         if category.kind == VALUE:
             return sf.hex(text)
-        if category.kind == TEXT:
-            return sf.crc32(text).cast("string")
+        if category.kind in (TEXT, HASH):
+            return _hash(category, text)
         return sf.conv(text, 16, 10) if category.kind == HEX else text
 
     found = [_slots(sf.transform(items.ids, number), most)]
@@ -122,6 +122,17 @@ def _bag_fields(
         )
         found.append(_slots(floats, most))
     return [*found, sf.when(items.found > most, "1").otherwise("0")]
+
+
+def _hash(category: CategoryColumn, text: Column) -> Column:
+    """Returns the CRC-32 of a text as text, or XXH64 modulo a number."""
+    if category.kind == TEXT:
+        return sf.crc32(text).cast("string")
+    number = sf.xxhash64(text)
+    # Java's numbers have a sign, so the last bit of an unsigned one goes separately.
+    high = sf.shiftrightunsigned(number, 1) % category.modulo
+    last = number.bitwiseAND(sf.lit(1))
+    return ((high * 2 + last) % category.modulo).cast("string")
 
 
 def _slots(texts: Column, most: int) -> Column:
@@ -164,8 +175,8 @@ def column_lines(
             on = text == sf.col(f"text_{table}")
             frame = frame.join(sf.broadcast(known_texts), on, "left")
             numbers.append(sf.coalesce(sf.col(f"value_{table}").cast("string"), sf.lit("")))
-        elif category.kind == TEXT:
-            numbers.append(sf.when(text == "", "").otherwise(sf.crc32(text).cast("string")))
+        elif category.kind in (TEXT, HASH):
+            numbers.append(sf.when(text == "", "").otherwise(_hash(category, text)))
         elif category.kind == HEX:
             numbers.append(sf.when(text == "", "").otherwise(sf.conv(text, 16, 10)))
         else:

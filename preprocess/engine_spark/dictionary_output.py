@@ -13,10 +13,14 @@ from pyspark.sql import functions as sf
 
 from preprocess.dictionary_files import TableIds, table_name, write_table
 from preprocess.learned import TEXTS_SCHEMA
+from preprocess.options import Options
 
 
 def write_remotely(
-    dictionary: DataFrame, stage: Callable[[str], str], texts: Mapping[int, DataFrame], tables: int
+    dictionary: DataFrame,
+    stage: Callable[[str], str],
+    texts: Mapping[int, DataFrame],
+    tables: Sequence[int],
 ) -> None:
     """Writes a folder of Parquet files for each table, in order of the ids.
 
@@ -24,9 +28,9 @@ def write_remotely(
         dictionary: The dictionary (feature, value, id, count) of all tables.
         stage: Returns the path of a name within the work folder.
         texts: The texts of the tables that have them, (value, text) each.
-        tables: The number of tables.
+        tables: The tables that have a dictionary.
     """
-    for table in range(tables):
+    for table in tables:
         one = dictionary.filter(sf.col("feature") == table)
         if table in texts:
             one = one.join(texts[table], "value", "left").select(
@@ -39,7 +43,7 @@ def write_locally(
     work: Path,
     texts: Collection[int],
     vocab_sizes: Sequence[int],
-    first_ids: Sequence[int],
+    options: Options,
 ) -> None:
     """Writes one Parquet file for each table, the same bytes as the engine for one machine.
 
@@ -48,17 +52,17 @@ def write_locally(
             and the texts of all tables, `texts`.
         texts: The tables that have texts.
         vocab_sizes: The number of rows of each table.
-        first_ids: The first id of each table, should its dictionary be empty.
+        options: The options of the run.
     """
     numbered = pl.scan_parquet(work / "numbered" / "*.parquet")
-    for table, (size, first) in enumerate(zip(vocab_sizes, first_ids)):
+    for table in options.dictionary_tables:
         # Only one table at a time is in memory.
         frame = numbered.filter(pl.col("feature") == table).sort("id").collect()
         ids = TableIds(
             frame["value"].cast(pl.UInt32).to_numpy(),
             frame["count"].to_numpy().astype(np.int64),
-            int(frame["id"][0]) if frame.height else first,
-            size,
+            int(frame["id"][0]) if frame.height else options.rules.first_id(table),
+            vocab_sizes[table],
         )
         own = _texts(work / "texts", table) if table in texts else None
         write_table(work, table, ids, own)

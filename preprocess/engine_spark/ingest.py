@@ -159,10 +159,10 @@ class SparkIngest:
         state = {"staged": [asdict(file) for file in staged]}
         with self._progress("pass 1, dictionaries", 0):
             chunks = staged_rows(self._session, self._targets())
-            value_counts, tables = self._stage("value_counts"), self._options.num_categorical
+            value_counts = self._stage("value_counts")
             stage_value_counts(chunks, row_offsets(staged), value_counts, self._options)
-            offsets, folder = list[int](), options.dictionary
-            old = old_ids(self._session, folder, tables) if folder else None
+            offsets = list[int]()
+            old = old_ids(self._session, options) if options.dictionary else None
             if options.append_day or not options.dictionary:
                 offsets = stage_new_ids(
                     self._session, value_counts, self._stage("ranked"), old, options
@@ -170,7 +170,7 @@ class SparkIngest:
             known = table_statistics(self._session, value_counts, old, options)
         statistics.distinct = [table.distinct for table in known]
         statistics.unknown = [table.unknown for table in known]
-        sizes = sizes or [options.rules.first_id(table) for table in range(tables)]
+        sizes = sizes or options.first_sizes
         statistics.vocab_sizes = [size + table.kept for size, table in zip_strict(sizes, known)]
         if old is not None and options.append_day:
             with self._only_this_command():
@@ -298,11 +298,11 @@ class SparkIngest:
     def _dictionary(
         self, offsets: list[int], known: list[TableStatistics], vocab_sizes: list[int]
     ) -> DataFrame:
-        folder, ranked = self._options.dictionary, self._stage("ranked")
-        if not folder:
+        options, ranked = self._options, self._stage("ranked")
+        if not options.dictionary:
             return new_ids(self._session, ranked, offsets, known, vocab_sizes)
-        old = old_ids(self._session, folder, len(known))
-        if not self._options.append_day:
+        old = old_ids(self._session, options)
+        if not options.append_day:
             return old
         fresh = new_ids(self._session, ranked, offsets, known, vocab_sizes)
         return grown_ids(old, self._stage("value_counts"), fresh)
@@ -311,8 +311,7 @@ class SparkIngest:
         texts = self._columns.texts() if self._columns else {}
         store = self._files.store(self._output)
         if isinstance(store, LocalStore):
-            first_ids = [self._options.rules.first_id(table) for table in range(len(vocab_sizes))]
             dictionary.write.mode("overwrite").parquet(self._stage("numbered"))
-            write_locally(store.folder / WORK, texts, vocab_sizes, first_ids)
+            write_locally(store.folder / WORK, texts, vocab_sizes, self._options)
         else:
-            write_remotely(dictionary, self._stage, texts, len(vocab_sizes))
+            write_remotely(dictionary, self._stage, texts, self._options.dictionary_tables)

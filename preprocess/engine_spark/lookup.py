@@ -94,7 +94,7 @@ def _hot(session: SparkSession, dictionary: DataFrame, options: Options) -> _Hot
         if held > _HOT_VALUES:
             shortest = digits + 1
             break
-    sizes = [0] * options.num_categorical
+    sizes = [-1 if t in options.rules.hashed else 0 for t in range(options.num_categorical)]
     for (table, digits), count in found.items():
         sizes[table] += count if digits >= shortest else 0
     least = 1 << (shortest - 1) if shortest else 0

@@ -44,7 +44,8 @@ def stage_value_counts(chunks: DataFrame, offsets: str, target: str, options: Op
     """
     java = java_classes(chunks.sparkSession)
     slots = Slots(options)
-    counter = java.new("ValueCounter", slots.floats, slots.text, offsets, _VALUES_AT_ONCE)
+    tables = " ".join(map(str, options.dictionary_tables))
+    counter = java.new("ValueCounter", slots.floats, slots.text, offsets, _VALUES_AT_ONCE, tables)
     (
         java.rows(chunks, counter, "feature int, value bigint, count bigint, first bigint")
         .groupBy("feature", "value")
@@ -125,9 +126,12 @@ def new_ids(
     return frame.select("feature", "value", number.alias("id"), "count")
 
 
-def old_ids(session: SparkSession, folder: str, tables: int) -> DataFrame:
-    """Returns the dictionary (feature, value, id, count) of an earlier result."""
-    paths = [f"{folder}/dictionary/table_{table}.parquet" for table in range(tables)]
+def old_ids(session: SparkSession, options: Options) -> DataFrame:
+    """Returns the dictionary (feature, value, id, count) of the earlier result in the options."""
+    tables = options.dictionary_tables
+    if not tables:
+        return session.createDataFrame([], "feature int, value bigint, id int, count bigint")
+    paths = [f"{options.dictionary}/dictionary/table_{table}.parquet" for table in tables]
     frame = session.read.parquet(*paths)
     return frame.select("feature", sf.col("value").cast("bigint"), "id", "count")
 

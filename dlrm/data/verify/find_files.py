@@ -61,7 +61,8 @@ class DataPart:
         name: The name in a report.
         folder: The folder of its files.
         role: "train", "validation", "test", or "" if the name does not say.
-        kind: "records", "split", "packed", "per category", or "absent" if it has no files.
+        kind: "records", "split", "packed", "per category", "empty" without samples, or "absent" if
+            it has no files.
         vocab_sizes: Number of rows of each table.
         num_dense: Number of dense columns.
         samples: Number of samples; 0 if unknown.
@@ -126,7 +127,8 @@ def find_parts(
         parts.append(_split(folder, folder.resolve().name, per_category))
     for name in wanted or PARTS:
         if wanted or (folder / name).is_dir():
-            part = _split(folder / name, name, per_category)
+            part = _empty(folder / name, name, description)
+            part = part or _split(folder / name, name, per_category)
             _check_count(part, description)
             parts.append(part)
     if not parts:
@@ -135,6 +137,15 @@ def find_parts(
             "test/, found none of them; give a folder that preprocess or split_bin.py wrote"
         )
     return parts + _absent(folder, parts, description or {}), description
+
+
+def _empty(folder: Path, name: str, description: dict[str, Any] | None) -> DataPart | None:
+    """Returns a part that has no samples by `records.json`, such as that of --test_fraction=0."""
+    labels = folder / file_names.LABEL
+    none = (description or {}).get(f"{PARTS[name]}_samples") == 0
+    if not none or not labels.exists() or labels.stat().st_size:
+        return None
+    return DataPart(name, folder, PARTS[name], "empty")
 
 
 def _absent(folder: Path, parts: Sequence[DataPart], description: dict[str, Any]) -> list[DataPart]:
@@ -174,7 +185,8 @@ def _records(folder: Path, name: str, description: dict[str, Any]) -> DataPart:
             f"{width * VALUE_BYTES} bytes, found {size} bytes; run preprocess again"
         )
         return part
-    part.add(part.name, "int32", width, RECORDS, None, tables=range(tables))
+    if samples != 0:
+        part.add(part.name, "int32", width, RECORDS, None, tables=range(tables))
     return part
 
 

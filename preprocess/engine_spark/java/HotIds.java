@@ -10,7 +10,8 @@ import org.apache.spark.sql.Row;
  *
  * <p>One array holds a hash table for each table. A slot is `value << 32 | id + 1`, so that one
  * access returns both; 0 marks an empty slot. At most half of the slots are used. The array
- * itself is not a field, because it is sent as a broadcast variable.
+ * itself is not a field, because it is sent as a broadcast variable. Of a table without a
+ * dictionary, each value is its own id.
  */
 public final class HotIds implements Serializable {
   private static final long serialVersionUID = 1L;
@@ -19,12 +20,16 @@ public final class HotIds implements Serializable {
   private final int[] starts;
   private final int[] bits;
 
-  /** @param sizes for each table, the number of its frequent values */
+  /** @param sizes for each table, the number of its frequent values; -1 without a dictionary */
   public HotIds(String sizes) {
     long[] counts = Numbers.parse(sizes);
     this.starts = new int[counts.length + 1];
     this.bits = new int[counts.length];
     for (int table = 0; table < counts.length; table++) {
+      if (counts[table] < 0) {
+        starts[table + 1] = starts[table];
+        continue;
+      }
       bits[table] = 1;
       while (1L << bits[table] < 2 * counts[table]) {
         bits[table]++;
@@ -49,6 +54,9 @@ public final class HotIds implements Serializable {
 
   /** Returns the id of a value, or -1 if the value is not frequent. */
   int find(long[] slots, int table, int value) {
+    if (bits[table] == 0) {
+      return value;
+    }
     return (int) slots[slot(slots, table, value)] - 1;
   }
 

@@ -22,17 +22,24 @@ public final class ValueCounter implements MapPartitionsFunction {
   private final Layout layout;
   private final RowNumbers numbers;
   private final int most;
+  private final boolean[] counted;
 
   /**
    * @param dense number of dense columns
    * @param tables the parameter of `Layout`
    * @param offsets the parameter of `RowNumbers`
    * @param most approximate number of values at which the hash table is full
+   * @param dictionaries the tables whose values are counted, as they have dictionaries
    */
-  public ValueCounter(int dense, String tables, String offsets, int most) {
+  public ValueCounter(int dense, String tables, String offsets, int most, String dictionaries) {
     this.layout = new Layout(dense, tables);
     this.numbers = new RowNumbers(offsets);
     this.most = most;
+    this.counted = new boolean[layout.bags.length];
+    long[] numbers = Numbers.parse(dictionaries);
+    for (int i = 0; i < numbers.length; i++) {
+      counted[(int) numbers[i]] = true;
+    }
   }
 
   /** Returns the counts of one partition. */
@@ -64,7 +71,7 @@ public final class ValueCounter implements MapPartitionsFunction {
       long number = numbers.first(chunk);
       for (int row = 0; row < rows.capacity(); row += layout.rowBytes, number++) {
         for (int slot = 0; slot < layout.slots; slot++) {
-          if (!layout.isMissing(rows, row, slot)) {
+          if (counted[layout.tables[slot]] && !layout.isMissing(rows, row, slot)) {
             long value = rows.getInt(row + layout.value(slot)) & 0xFFFFFFFFL;
             add(((long) layout.tables[slot] << 32 | value) + 1, 1, number * layout.slots + slot);
           }
