@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 from dlrm import cli
+from preprocess.ingest import ENGINES
 from serving import scorer_library
+from tools.examples.logs import EXAMPLES, ExampleLog
 
 _ROOT = Path(__file__).resolve().parents[2]
-_TEST_FRACTION = 0.1  # of all schemas in `logs`
+_TEST_FRACTION = 0.1  # of schemas that `preprocess.guess` writes
 _TRAINING = (
     *("--global_batch_size=512", "--embedding_dim=8", "--bottom_mlp=32,8", "--top_mlp=64,1"),
     *("--optimizer=adagrad", "--dense_optimizer=adagrad", "--lr=0.03", "--lr_schedule=cosine"),
@@ -34,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", type=int, default=200_000, help="rows of the log (default: 200000)"
     )
     parser.add_argument("--epochs", type=int, default=4, help="epochs of training (default: 4)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="polars", help="of preprocess (default: polars)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the log (default: 1)")
     return parser
 
@@ -51,7 +56,6 @@ def _work(flags: argparse.Namespace) -> int:
     if flags.rows < 10_000:
         raise ValueError(f"--rows: expected 10000 or more, found {flags.rows}")
     from dlrm.metrics import exact_auc
-    from tools.examples.logs import EXAMPLES
 
     scorer_library.load()  # whose absence is better known before the work than after it
 
@@ -59,12 +63,13 @@ def _work(flags: argparse.Namespace) -> int:
     folder = flags.folder.resolve()
     folder.mkdir(parents=True)
     (folder / "log.csv").write_text("\n".join(log.lines) + "\n", encoding="utf-8")
-    (folder / "schema.yaml").write_text(log.schema, encoding="utf-8")
+    _write_schema(folder, log)
     test = slice(len(log.labels) - round(_TEST_FRACTION * len(log.labels)), None)
     best = exact_auc(log.logits[test], log.labels[test])
     data, run = folder / "data", folder / "run"
     schema = f"--schema={folder / 'schema.yaml'}"
-    words = ["--rules=generic", schema, "--columns", f"--output={data}"]
+    engine = f"--engine={flags.engine}"
+    words = ["--rules=generic", schema, "--columns", f"--output={data}", engine]
     _run("-m", "preprocess", str(folder / "log.csv"), *words)
     steps = flags.epochs * (len(log.labels[: test.start]) // 512)
     _run(
@@ -79,7 +84,7 @@ def _work(flags: argparse.Namespace) -> int:
     )
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     auc = [event["auc"] for event in events if event["event"] == "evaluation"][-1]
-    served = _served_auc(folder, [log.lines[0], *log.lines[1:][test]], log.schema)
+    served = _served_auc(folder, [log.lines[0], *log.lines[1:][test]], engine)
     print(
         f"{flags.name}: AUC {auc:.4f}; best possible {best:.4f}, by the true logits of these rows\n"
         f"{flags.name}: AUC {served:.4f} of the scores that are served for their lines"
@@ -87,18 +92,31 @@ def _work(flags: argparse.Namespace) -> int:
     return 0
 
 
-def _served_auc(folder: Path, lines: list[str], schema: str) -> float:
+def _write_schema(folder: Path, log: ExampleLog) -> None:
+    """Has a schema guessed from the log, and removes what a person would remove."""
+    guessed, schema = folder / "guessed.yaml", folder / "schema.yaml"
+    _run("-m", "preprocess.guess", str(folder / "log.csv"), f"--output={guessed}")
+    text = guessed.read_text(encoding="utf-8")
+    schema.write_text(log.edited(text), encoding="utf-8")
+    for name in log.unwanted:
+        print(f"{schema.name}: as {guessed.name}, without the feature {name!r}")
+    if not log.unwanted:
+        print(f"{schema.name}: {guessed.name} as it is")
+
+
+def _served_auc(folder: Path, lines: list[str], engine: str) -> float:
     """Exports the model, and scores lines of the log as if they had come after its training."""
     from serving.evaluate import evaluate
 
     artifact, data = folder / "artifact", folder / "new"
     (folder / "new.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    schema = (folder / "schema.yaml").read_text(encoding="utf-8")
     undivided = schema.replace(f"test: {_TEST_FRACTION}", "test: 0")
     (folder / "new.yaml").write_text(undivided, encoding="utf-8")
     _run("-m", "serving", "export", str(folder / "checkpoints"), str(artifact), "--no_saved_model")
     words = ["--rules=generic", f"--schema={folder / 'new.yaml'}", "--columns", f"--output={data}"]
     known = f"--dictionary={folder / 'data'}"
-    _run("-m", "preprocess", str(folder / "new.csv"), *words, known)
+    _run("-m", "preprocess", str(folder / "new.csv"), *words, known, engine)
     _run("-m", "serving", "evaluate", str(artifact), str(data / "train"))
     return evaluate(artifact, data / "train").artifact.auc
 

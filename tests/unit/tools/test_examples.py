@@ -12,8 +12,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dlrm.data import open_split
+from preprocess import guess
 from preprocess.__main__ import main as preprocess
 from tests.support.processes import run
+from tests.support.spark_session import ENGINES
 from tools.examples.__main__ import main
 from tools.examples.logs import EXAMPLES
 
@@ -42,9 +44,14 @@ def test_a_log_is_drawn_from_its_logits(name: str) -> None:
 def test_a_log_is_read_as_it_is(name: str, tmp_path: Path) -> None:
     log = EXAMPLES[name](ROWS, 1)
     (tmp_path / "log.csv").write_text("\n".join(log.lines) + "\n")
-    (tmp_path / "schema.yaml").write_text(log.schema)
-    words = [f"--schema={tmp_path / 'schema.yaml'}", f"--output={tmp_path / 'data'}"]
-    assert preprocess([str(tmp_path / "log.csv"), "--rules=generic", "--columns", *words]) == 0
+    assert guess.main([str(tmp_path / "log.csv"), f"--output={tmp_path / 'guessed.yaml'}"]) == 0
+    guessed = (tmp_path / "guessed.yaml").read_text()
+    edited = log.edited(guessed)
+    assert guessed.count("name:") - edited.count("name:") == len(log.unwanted)
+    (tmp_path / "schema.yaml").write_text(edited)
+    for schema, output in (("guessed", "as_guessed"), ("schema", "data")):
+        words = [f"--schema={tmp_path / schema}.yaml", f"--output={tmp_path / output}"]
+        assert preprocess([str(tmp_path / "log.csv"), "--rules=generic", "--columns", *words]) == 0
     sources = [open_split(tmp_path / "data" / part, False) for part in ("train", "test")]
     labels = np.concatenate([source.read(0, source.num_samples)[2] for source in sources])
     np.testing.assert_array_equal(labels, log.labels)
@@ -69,9 +76,11 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_one_command(name: str, tmp_path: Path) -> None:
+def test_one_command(name: str, engine: str, tmp_path: Path) -> None:
     words = ["-m", "tools.examples", name, str(tmp_path / "out"), f"--rows={ROWS}"]
+    words.append(f"--engine={engine}")
     ended = run([sys.executable, *words], time_limit=300)
     assert ended.code == 0, ended.output
     found = re.search(r"AUC (0\.\d+); best possible (0\.\d+)", ended.output)
