@@ -33,8 +33,14 @@ def vocabulary(folder: Path, description: Mapping[str, Any]) -> tuple[int, ...]:
         description: The content of its `records.json`.
 
     Raises:
-        ValueError: The description does not say.
+        ValueError: The description does not say, or some tables have no dictionary.
     """
+    if description.get("hashed"):
+        raise ValueError(
+            f"{folder}: expected a dictionary of every table, found ids: hash in tables "
+            f"{description['hashed']}; leave --dictionary out, and prepare new lines with "
+            f"`python3 -m preprocess --dictionary={folder}`"
+        )
     try:
         sizes = description.get("vocab_sizes")
         check_vocab_sizes(sizes)
@@ -123,12 +129,6 @@ def _rules(source: Path, description: Mapping[str, Any], model: ModelShape) -> d
         moduli = [rules.modulus(table) for table in range(tables)]
         lowest = [rules.lowest(column) for column in range(model.num_dense or 0)]
     else:
-        if description.get("hashed"):
-            raise ValueError(
-                f"{source}: expected a dictionary of every table, found ids: hash in tables "
-                f"{description['hashed']}; leave --dictionary out, and prepare new lines with "
-                f"`python3 -m preprocess --dictionary={source}`"
-            )
         missing_is_value = description.get("missing_is_value")
         moduli, lowest = description.get("moduli"), description.get("lowest_by_column")
         if lowest == [] and model.num_dense:

@@ -56,7 +56,7 @@ def _hash(data, ends, modulus, ids):  # type: ignore[no-untyped-def]
             first, second = _SEED + _P1 + _P2, _SEED + _P2
             third, fourth = _SEED, _SEED - _P1
             while end - at >= 32:
-                first = _round(first, word_at(data, at))
+                first = _round(first, word_at(data, at))  # type: ignore[call-arg]
                 second = _round(second, word_at(data, at + 8))
                 third = _round(third, word_at(data, at + 16))
                 fourth = _round(fourth, word_at(data, at + 24))
@@ -69,7 +69,7 @@ def _hash(data, ends, modulus, ids):  # type: ignore[no-untyped-def]
             found = _SEED + _P5
         found += size
         while end - at >= 8:
-            found = _rotated(found ^ _round(uint64(0), word_at(data, at)), 27) * _P1 + _P4
+            found = _rotated(found ^ _round(uint64(0), word_at(data, at)), 27) * _P1 + _P4  # type: ignore[call-arg]
             at += 8
         if end - at >= 4:
             half = uint64(0)

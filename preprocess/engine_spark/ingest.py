@@ -19,7 +19,6 @@ from pyspark.sql import DataFrame, SparkSession
 from dlrm.formats.checksums import FileSum
 from dlrm.formats.file_names import RECORDS
 from dlrm.formats.zip_strict import zip_strict
-from preprocess.bad_rows import BadRows
 from preprocess.days import check_new_day, counted_days
 from preprocess.dictionary_files import check_first_id, check_reuse
 from preprocess.engine_spark.dictionary_output import write_locally, write_remotely
@@ -27,6 +26,7 @@ from preprocess.engine_spark.learnt_columns import LearntColumns
 from preprocess.engine_spark.lookup import records
 from preprocess.engine_spark.parse import (
     StagedFile,
+    log_statistics,
     row_offsets,
     stage_file,
     staged_rows,
@@ -150,7 +150,7 @@ class SparkIngest:
         if "offsets" in state or "sums" in state:
             return state
         options, staged = self._options, self._parse(state)
-        statistics = self._statistics(staged)
+        statistics = log_statistics(staged, options)
         with self._only_this_command():
             statistics.check_rows(self._sources)
             self._splits(statistics)
@@ -223,22 +223,6 @@ class SparkIngest:
                 for outcome in [pool.submit(stage, number) for number in left]:
                     outcome.result()
         return [StagedFile(**done[str(number)]) for number in range(len(self._sources))]
-
-    def _statistics(self, staged: list[StagedFile]) -> LogStatistics:
-        bad = BadRows(self._options.max_bad_rows)
-        for file in staged:
-            bad.add(file.bad_rows, file.first_bad_rows)
-        return LogStatistics(
-            [sum(file.rows) for file in staged],
-            positives=sum(file.positives for file in staged),
-            raised_dense=sum(file.raised for file in staged),
-            missing=[sum(counts) for counts in zip(*(file.missing for file in staged))],
-            shortened_bags=[
-                sum(file.shortened[bag.table] for file in staged) for bag in self._options.bags
-            ],
-            bad_rows=bad.count,
-            first_bad_rows=bad.first,
-        )
 
     def _splits(self, statistics: LogStatistics) -> list[RowRange] | None:
         if self._options.split.by_row:

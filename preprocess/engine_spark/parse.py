@@ -18,13 +18,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 
 from dlrm.formats.bags import BagTable
-from preprocess.bad_rows import NAMED
+from preprocess.bad_rows import NAMED, BadRows
 from preprocess.columns import VALUE
 from preprocess.engine_spark.column_lines import BAD_MARK
 from preprocess.engine_spark.java import java_classes
 from preprocess.engine_spark.log_lines import file_lines
 from preprocess.engine_spark.slots import Slots
 from preprocess.field_frame import FieldFrames
+from preprocess.log_statistics import LogStatistics
 from preprocess.options import Options
 from preprocess.schema import CATEGORICAL, DENSE, FLOAT, HEX, INTEGER, LABEL, SPLIT, TEXT, Schema
 from preprocess.splits import NAMES
@@ -158,6 +159,26 @@ def _lines(partitions: list[dict[str, Any]], options: Options) -> int:
 def _sums(counts: Sequence[Sequence[int]], options: Options) -> list[int]:
     """Returns the sum of the counts of all partitions, by table."""
     return [sum(found[table] for found in counts) for table in range(options.num_categorical)]
+
+
+def log_statistics(files: Sequence[StagedFile], options: Options) -> LogStatistics:
+    """Returns what the staged files of a run say of its logs.
+
+    Raises:
+        ValueError: There are too many bad rows; the message names file and line of the first.
+    """
+    bad = BadRows(options.max_bad_rows)
+    for file in files:
+        bad.add(file.bad_rows, file.first_bad_rows)
+    return LogStatistics(
+        [sum(file.rows) for file in files],
+        positives=sum(file.positives for file in files),
+        raised_dense=sum(file.raised for file in files),
+        missing=[sum(counts) for counts in zip(*(file.missing for file in files))],
+        shortened_bags=[sum(file.shortened[bag.table] for file in files) for bag in options.bags],
+        bad_rows=bad.count,
+        first_bad_rows=bad.first,
+    )
 
 
 def _parser_arguments(options: Options, texts: Any) -> list[Any]:

@@ -225,8 +225,7 @@ def test_ids_against_plain_python(
         found[form] = _bytes(folder)
     assert all(files == found["csv"] for files in found.values())
     if engine == "spark":
-        flags = ("--columns", "--engine=polars")
-        assert _run(tmp_path / "csv", tmp_path / "log.csv", SCHEMA, *flags, "--restart") == 0
+        assert _run(tmp_path / "csv", tmp_path / "log.csv", SCHEMA, "--columns", "--restart") == 0
         assert _bytes(tmp_path / "csv") == found["csv"]
     assert verify.main([str(tmp_path / "csv" / "out")]) == 0
 

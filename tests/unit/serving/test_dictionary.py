@@ -163,3 +163,14 @@ def test_a_value_that_occurs_twice_is_refused(tmp_path):
     frame.with_columns(again.alias("value")).write_parquet(path)
     with pytest.raises(ValueError, match="table 1: expected each value once, found one twice"):
         write_dictionary(out, model_of(out), tmp_path)
+
+
+def test_ids_that_are_hashes_are_refused(tmp_path):
+    (tmp_path / "log.tsv").write_text("1\t5\tff\n0\t6\t1\n1\t7\t2\n")
+    schema = {"columns": ["y", "n", "a"], "label": "y", "dense": ["n"]}
+    schema["categorical"] = [{"name": "a", "ids": "hash", "modulo": 9}]
+    (tmp_path / "schema.yaml").write_text(json.dumps(schema))
+    flags = ["--rules=generic", f"--schema={tmp_path / 'schema.yaml'}", f"--output={tmp_path}"]
+    assert preprocess([str(tmp_path / "log.tsv"), *flags, "--columns"]) == 0
+    with pytest.raises(ValueError, match=r"ids: hash in tables \[0\]; leave --dictionary"):
+        write_dictionary(tmp_path, model_of(tmp_path), tmp_path)
