@@ -78,8 +78,6 @@ class Rules:
 
     def threshold(self, table: int) -> int:
         """Returns the count below which values of a table share id 0."""
-        if table in self.hashed:
-            return 0
         return (self.thresholds or {}).get(table, self.frequency_threshold)
 
     def modulus(self, table: int) -> int | None:
@@ -88,8 +86,6 @@ class Rules:
 
     def first_id(self, table: int) -> int:
         """Returns the first id that belongs to a single value: 1 where id 0 is reserved."""
-        if table in self.hashed:
-            return 0
         return int(self.special_id or self.threshold(table) > 0)
 
 

@@ -176,8 +176,7 @@ def _check_unit(unit: _Unit, report: DataReport, sums: dict[Path, FileSum]) -> N
 def _check_labels(report: DataReport) -> None:
     """Checks that both labels occur, and that the number of ones is that of records.json."""
     for part in report.parts:
-        # A part may be empty, such as the test part of --test_fraction=0.
-        if part.samples and part.positives in (0, part.samples):
+        if part.positives is not None and part.positives in (0, part.samples):
             part.faults.append(
                 f"{part.folder} ({part.name}): expected labels 0 and 1, found "
                 f"{part.positives} ones among {part.samples} samples; check the source's labels"

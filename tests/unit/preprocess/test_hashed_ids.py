@@ -295,6 +295,9 @@ def test_without_any_dictionary_a_day_follows_the_other(
     assert _run(tmp_path / "one", log, schema, f"--engine={engine}") == 1
     assert "--frequency_threshold: expected 0 where every column" in capsys.readouterr().err
     schema.pop("threshold")
+    numbered = {**schema, "categorical": ["a"]}
+    assert _run(tmp_path / "one", log, numbered, f"--engine={engine}") == 0
+    assert (tmp_path / "one" / "out" / "dictionary").exists()
     assert _run(tmp_path / "one", log, schema, f"--engine={engine}") == 0
     assert not (tmp_path / "one" / "out" / "dictionary").exists()
     for flag in ("append_day", "dictionary"):
