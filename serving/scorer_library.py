@@ -72,11 +72,17 @@ def load() -> ctypes.CDLL:
     """Loads the library.
 
     Raises:
-        OSError: It is not built.
+        OSError: It is not built, or for another version of this project.
     """
     if not LIBRARY.exists():
         raise OSError(f"{LIBRARY}: the scorer is not built; {REMEDY}")
     library = ctypes.CDLL(str(LIBRARY))
+    expected, found = ctypes.sizeof(LibraryModel), _model_bytes(library)
+    if found != expected:
+        raise OSError(
+            f"{LIBRARY}: built from another version: expected a ScorerModel of {expected} bytes, "
+            f"found {found or 'an older one'}; {REMEDY}"
+        )
     fault = ctypes.POINTER(LibraryFault)
     for name, result, arguments in (
         ("cpu_level", ctypes.c_int, ()),
@@ -96,6 +102,16 @@ def load() -> ctypes.CDLL:
         function = getattr(library, f"scorer_{name}")
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def _model_bytes(library: ctypes.CDLL) -> int:
+    """The size of the library's `ScorerModel`; 0 if it is too old to say."""
+    try:
+        function = library.scorer_model_bytes
+    except AttributeError:
+        return 0
+    function.restype = _LONG
+    return int(function())
 
 
 def levels() -> list[str]:

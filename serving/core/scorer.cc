@@ -10,6 +10,8 @@
 
 extern "C" {
 
+int64_t scorer_model_bytes(void) { return sizeof(ScorerModel); }
+
 Scorer* scorer_open(const ScorerModel* model, int level, int threads) {
   Scorer* const scorer = new (std::nothrow) Scorer(*model, level, threads);
   if (scorer && !scorer->open(*model)) {

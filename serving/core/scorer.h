@@ -101,6 +101,9 @@ typedef struct {
 
 typedef struct Scorer Scorer;
 
+// The size of ScorerModel here: a caller with another one was written for another library.
+int64_t scorer_model_bytes(void);
+
 // The highest level that this CPU supports, and whether it supports one.
 int scorer_cpu_level(void);
 int scorer_supports(int level);
