@@ -18,7 +18,7 @@ def test_a_library_of_another_version(
     source: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = tmp_path / "libscorer.so"
-    compiler = ["gcc", "-shared", "-fPIC", "-xc", "-", "-o", library]
+    compiler = ["gcc", "-shared", "-fPIC", "-xc", "-", "-o", str(library)]
     subprocess.run(compiler, input=source, text=True, check=True)
     monkeypatch.setattr(scorer_library, "LIBRARY", library)
     with pytest.raises(OSError, match=f"found {found}; build it with `make serving_core`"):
