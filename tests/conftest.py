@@ -1,4 +1,4 @@
-"""Markers that follow from a test's folder; the others are at the tests. See README.md."""
+"""Markers that follow from a test's folder or other markers; the rest are at the tests. See README.md."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ MARKERS_OF = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test by the folder below tests/ that it is in."""
+    """Marks each test by the folder below tests/ that it is in, and what starts ranks or Spark."""
     for item in items:
+        if any(map(item.get_closest_marker, ("multi_rank", "spark"))):
+            item.add_marker("runs")
         folder = Path(item.path).relative_to(ROOT / "tests").parts[0]
         for marker in MARKERS_OF.get(folder, ()):
             item.add_marker(marker)

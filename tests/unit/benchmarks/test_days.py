@@ -42,6 +42,7 @@ def test_the_best_auc_is_that_of_the_true_logits() -> None:
     assert 0.55 < weak < strong < 0.95
 
 
+@pytest.mark.runs
 def test_two_days_are_appended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole cycle: logs, dictionaries, training, the next day's log, and nothing done twice."""
     days = Days(tmp_path, 3000, 5, SMALL)

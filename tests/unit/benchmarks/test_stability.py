@@ -72,6 +72,7 @@ def study(
     return cli.exit_code(command.main)
 
 
+@pytest.mark.runs
 def test_finished_runs_are_kept_and_more_seeds_add_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_mistakes_are_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.runs
 def test_another_failure_stops_the_study_with_what_the_run_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,7 @@ print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in [output, *gradients])
 """
 
 
+@pytest.mark.runs
 def test_the_same_bits_on_any_number_of_cores() -> None:
     found = []
     for threads in (1, 2, 5):

@@ -15,6 +15,8 @@ import pytest
 from setup import bundle
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.runs
+
 # What a host has that has nothing: no Python of this machine can be found.
 BARE = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
 

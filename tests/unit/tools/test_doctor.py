@@ -30,6 +30,7 @@ def found() -> Diagnosis:
     return diagnose()
 
 
+@pytest.mark.runs
 def test_this_environment(found: Diagnosis) -> None:
     """Whichever profile it is: what is there is described, what is not is named with the remedy."""
     assert found.versions["tensorflow"] == metadata.version("tensorflow")
@@ -43,12 +44,14 @@ def test_this_environment(found: Diagnosis) -> None:
         assert "\n" not in line
 
 
+@pytest.mark.runs
 def test_sok_brings_the_ops_of_its_lookups(found: Diagnosis) -> None:
     if not installed("merlin-sok"):
         pytest.skip("SparseOperationKit is in the profile sok: make test PROFILE=sok")
     assert {"DistSelect", "GroupLookup", "LookupForward", "Reorder"} <= found.sok_kernels.keys()
 
 
+@pytest.mark.runs
 def test_sok_on_a_gpu(found: Diagnosis) -> None:
     if not installed("merlin-sok"):
         pytest.skip("SparseOperationKit is in the profile sok: make test PROFILE=sok")

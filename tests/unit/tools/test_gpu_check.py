@@ -15,7 +15,7 @@ from tools.gpu_check.checks import CHECKS, run_check
 from tools.gpu_check.setup import CheckSetup, FailedError, SkippedError
 from tools.gpu_check.training_checks import compare_losses
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.runs]
 
 
 @pytest.mark.multi_rank
