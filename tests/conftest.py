@@ -1,4 +1,4 @@
-"""Markers that follow from a test's folder or other markers; the rest are at the tests. See README.md."""
+"""Markers that follow from a test's folder or its other markers; the rest are at the tests."""
 
 from __future__ import annotations
 
