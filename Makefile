@@ -5,7 +5,7 @@
 # make mlperf             MLPerf: trains the demo RUNS times; MLPerf's checkers judge the logs; the score
 # make dlrm-v3            DLRMv3: generates a small stream, trains on it, and runs MLPerf's inference benchmark
 # make test               runs the tests of single modules and of the source, on JOBS cores: some minutes
-# make test-runs          runs those of whole commands, several ranks and faults: about 15 minutes on two
+# make test-runs          runs those of whole commands, several ranks and faults: about 20 minutes on two
 # make test-all           runs all tests, the slow ones too
 # make lint               checks style, types, formatting and spelling
 # make bench              repeats the measurements of benchmarks/README.md

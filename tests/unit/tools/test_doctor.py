@@ -47,14 +47,14 @@ def test_this_environment(found: Diagnosis) -> None:
 @pytest.mark.runs
 def test_sok_brings_the_ops_of_its_lookups(found: Diagnosis) -> None:
     if not installed("merlin-sok"):
-        pytest.skip("SparseOperationKit is in the profile sok: make test PROFILE=sok")
+        pytest.skip("SparseOperationKit is in the profile sok: make test-runs PROFILE=sok")
     assert {"DistSelect", "GroupLookup", "LookupForward", "Reorder"} <= found.sok_kernels.keys()
 
 
 @pytest.mark.runs
 def test_sok_on_a_gpu(found: Diagnosis) -> None:
     if not installed("merlin-sok"):
-        pytest.skip("SparseOperationKit is in the profile sok: make test PROFILE=sok")
+        pytest.skip("SparseOperationKit is in the profile sok: make test-runs PROFILE=sok")
     if not found.gpus:
         pytest.skip("SparseOperationKit's ops have kernels for GPUs only, and TensorFlow sees none")
     assert not [problem for problem in found.problems if "SparseOperationKit" in problem]
