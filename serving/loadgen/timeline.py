@@ -83,13 +83,13 @@ class Timeline:
         """Returns the time that each batch spent in spans of these names.
 
         Returns:
-            Seconds, float64 [batches with such a span].
+            Seconds, float64 [batches with such a span], in the order of the batches.
         """
         totals: dict[int, float] = {}
         for span in self._spans:
             if span.name in names:
                 totals[span.batch] = totals.get(span.batch, 0.0) + span.end - span.start
-        return np.array(list(totals.values()), np.float64)
+        return np.array([totals[batch] for batch in sorted(totals)], np.float64)
 
     def write_trace(self, path: Path) -> None:
         """Writes the spans in the JSON format of Chrome's traces, which Perfetto shows too.

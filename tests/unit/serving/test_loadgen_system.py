@@ -164,8 +164,8 @@ def test_each_query_is_answered_once_with_its_own_pairs(
     total = timeline.seconds("total")
     parts = timeline.seconds("queue", "collate", "ready", "prediction", "answer")
     assert len(total) == work.batches
-    # On a busy machine a thread may wait between two parts.
-    assert 0 <= np.sum(total) - np.sum(parts) < 0.1 * np.sum(total)
+    assert (total >= parts).all()
+    assert np.median(total - parts) < 1e-3
 
 
 def test_an_error_of_the_scorer_is_handed_on(library: SampleLibrary) -> None:
