@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from serving.triton.client import main
 from serving.triton.model_config import ModelOptions, saved_model_config
 from tests.support.served_artifact import (
     MAX_BATCH,
+    NEEDS_TRITON,
     NUM_DENSE,
     VOCAB_SIZES,
     Setting,
@@ -33,10 +33,7 @@ from tests.support.served_artifact import (
 )
 from tests.support.tiny_data import write_split
 
-pytestmark = [
-    pytest.mark.one_profile,
-    pytest.mark.skipif(find_spec("pytriton") is None, reason="needs Triton's server"),
-]
+pytestmark = NEEDS_TRITON
 FIELDS = packed_ids.plan(VOCAB_SIZES).fields  # all in one word
 
 

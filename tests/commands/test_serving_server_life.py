@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from serving.scorer import Scorer
 from tests.support.artifacts import write_artifact
 from tests.support.processes import run
 from tests.support.served_artifact import (
+    NEEDS_TRITON,
     NUM_DENSE,
     QUICK,
     VOCAB_SIZES,
@@ -33,10 +33,7 @@ from tests.support.served_artifact import (
 )
 from tests.support.servers import ServeCommand
 
-pytestmark = [
-    pytest.mark.one_profile,
-    pytest.mark.skipif(find_spec("pytriton") is None, reason="needs Triton's server"),
-]
+pytestmark = NEEDS_TRITON
 SERVING = ("python3", "-m", "serving")
 
 

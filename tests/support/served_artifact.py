@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from serving.scorer import Scorer
 from serving.triton.client import ScoringClient
@@ -17,6 +19,10 @@ from tests.support.servers import ServeCommand
 MAX_BATCH = 512
 VOCAB_SIZES, NUM_DENSE = (7, 3, 11), 3
 QUICK = 20.0  # seconds for a command that starts no server
+NEEDS_TRITON = [
+    pytest.mark.one_profile,
+    pytest.mark.skipif(find_spec("pytriton") is None, reason="needs Triton's server"),
+]
 
 
 class Setting:
